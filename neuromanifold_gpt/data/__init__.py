@@ -1,0 +1,1 @@
+"""Text as tokens, and loaders whose position in it survives a resume."""
