@@ -1,0 +1,85 @@
+"""Find the checkpoints of a directory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from neuromanifold_gpt.checkpoint.commit import Checkpoint, open_complete
+from neuromanifold_gpt.checkpoint.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    DamagedCheckpointError,
+    DamagedCheckpointWarning,
+    IncompleteCheckpointError,
+)
+from neuromanifold_gpt.checkpoint.manifest import looks_like_manifest
+from neuromanifold_gpt.checkpoint.naming import MANIFEST_SUFFIX, CheckpointPaths, paths_of_any_file, paths_of_name
+from neuromanifold_gpt.checkpoint.reader import VerificationReport, verify
+
+
+def list_checkpoints(directory: str | Path) -> list[Checkpoint]:
+    """The complete checkpoints of a directory, oldest (lowest step) first; empty if there is none.
+
+    Their content is not read: :func:`verify_checkpoint` does that.
+    """
+    found = []
+    for paths in candidates(Path(directory)):
+        try:
+            found.append(open_complete(paths))
+        except (CheckpointNotFoundError, IncompleteCheckpointError, DamagedCheckpointError):
+            continue  # not complete, so not one of the list; latest_checkpoint and verify say why
+    return sorted(found, key=_age)
+
+
+def latest_checkpoint(directory: str | Path) -> Checkpoint | None:
+    """The newest intact checkpoint of a directory, every byte of it verified; ``None`` if there is none.
+
+    Warns:
+        DamagedCheckpointWarning: for each newer one that was passed over, with the reason.
+    """
+    for checkpoint in reversed(list_checkpoints(directory)):
+        try:
+            return verify(checkpoint).checkpoint
+        except CheckpointError as error:
+            warnings.warn(f"passing over {checkpoint.name}: {error}", DamagedCheckpointWarning, stacklevel=2)
+    return None
+
+
+def verify_checkpoint(path_or_checkpoint: str | Path | Checkpoint) -> VerificationReport:
+    """Compare every byte of a checkpoint (any file of it, or a :class:`Checkpoint`) with its digests.
+
+    Raises:
+        CheckpointNotFoundError, IncompleteCheckpointError: it is not complete.
+        DamagedCheckpointError: names the file and the tensors that differ.
+    """
+    if isinstance(path_or_checkpoint, Checkpoint):
+        return verify(open_complete(path_or_checkpoint.paths))
+    return verify(open_checkpoint(path_or_checkpoint))
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """The complete checkpoint that ``path``, any of its three files or a link to one, belongs to.
+
+    Raises:
+        CheckpointNotFoundError, IncompleteCheckpointError, DamagedCheckpointError: see :func:`commit.open_complete`.
+    """
+    path = Path(path)
+    paths = paths_of_any_file(path)
+    if path.is_symlink() and not paths.manifest.exists():  # Lightning's save_last="link"
+        paths = paths_of_any_file(path.resolve())
+    return open_complete(paths)
+
+
+def candidates(directory: Path) -> Iterator[CheckpointPaths]:
+    """The checkpoints whose manifest is there, complete or not."""
+    if not directory.is_dir():
+        return
+    for path in sorted(directory.glob("*" + MANIFEST_SUFFIX)):
+        if path.is_file() and looks_like_manifest(path):
+            yield paths_of_name(directory, path.name.removesuffix(MANIFEST_SUFFIX))
+
+
+def _age(checkpoint: Checkpoint) -> tuple[int, str, str]:
+    return checkpoint.step, str(checkpoint.manifest.details.get("saved_at", "")), checkpoint.name

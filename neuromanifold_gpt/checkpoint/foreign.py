@@ -1,0 +1,157 @@
+"""Read unified checkpoints, one file with everything, that other programs wrote.
+
+The form is found by content, never by the file's name:
+
+========== =================================================================================================
+Lightning  ``pytorch-lightning_version`` and ``state_dict``
+nanoGPT    ``model`` with ``model_args`` or ``iter_num``
+plain      ``model_state_dict``, ``state_dict`` or ``model``, with ``optimizer...`` and so on; or a bare state dict
+========== =================================================================================================
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuromanifold_gpt.checkpoint.errors import (
+    CheckpointNotFoundError,
+    DamagedCheckpointError,
+    UnknownFormatError,
+)
+from neuromanifold_gpt.checkpoint.reader import load_archive, load_errors
+
+LIGHTNING_VERSION_KEY = "pytorch-lightning_version"
+
+_MODEL_KEYS = ("model_state_dict", "state_dict", "model")
+_OPTIMIZER_KEYS = ("optimizer_states", "optimizer_state_dict", "optimizer_state_dicts", "optimizer", "optimizers")
+_SCHEDULER_KEYS = (
+    "lr_scheduler_states",
+    "lr_schedulers",
+    "scheduler_state_dict",
+    "lr_scheduler_state_dict",
+    "lr_scheduler",
+    "scheduler",
+)
+_STEP_KEYS = ("global_step", "step", "iter_num", "iteration", "iter")
+_CONFIG_KEYS = ("config", "hyper_parameters", "model_args", "args")
+# torch.compile and DistributedDataParallel prepend these to every parameter's name.
+_WRAPPER_PREFIX = re.compile(r"(^|\.)_orig_mod\.")
+
+
+@dataclass
+class UnifiedCheckpoint:
+    """What a foreign file holds, under this package's names; ``raw`` is the file's own content."""
+
+    form: str
+    model_state: dict[str, Any]
+    optimizer_states: list[dict[str, Any]] | None = None
+    lr_scheduler_states: list[dict[str, Any]] = field(default_factory=list)
+    global_step: int = 0
+    epoch: int | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    raw: dict[str, Any] = field(default_factory=dict)
+
+
+def read_any_archive(path: Path, *, verify: bool = True, trusted: bool = False) -> Any:
+    """Content of a file that ``torch.save`` wrote, zip or legacy, with no manifest beside it.
+
+    With ``verify``, the CRC-32 of every zip record is compared.
+
+    Raises:
+        CheckpointNotFoundError, DamagedCheckpointError, UntrustedPickleError
+    """
+    if not path.is_file():
+        raise CheckpointNotFoundError(f"{path}: there is no such file.")
+    if not zipfile.is_zipfile(path):
+        with load_errors(path):  # written before torch 1.6, or not a checkpoint; it has no checksums
+            return torch.load(path, map_location="cpu", weights_only=not trusted)
+    if verify:
+        _verify_crc32(path)
+    return load_archive(path, trusted=trusted)
+
+
+def classify(path: Path, content: Any) -> UnifiedCheckpoint:
+    """Find out which program's checkpoint ``content`` is, and bring it under this package's names.
+
+    Raises:
+        UnknownFormatError: it is none of the known forms; the message lists what is in it.
+    """
+    if not isinstance(content, Mapping):
+        raise _unknown(path, f"a {type(content).__name__}")
+    content = dict(content)
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        return UnifiedCheckpoint("plain", clean_names(content), raw=content)
+    model = next((content[key] for key in _MODEL_KEYS if isinstance(content.get(key), Mapping)), None)
+    if model is None:
+        raise _unknown(path, f"a dict with the keys {sorted(map(str, content))[:12]}")
+    form = "plain"
+    if LIGHTNING_VERSION_KEY in content:
+        form = "lightning"
+    elif "model" in content and ("model_args" in content or "iter_num" in content):
+        form = "nanogpt"
+    configs = [content[key] for key in _CONFIG_KEYS if isinstance(content.get(key), Mapping)]
+    return UnifiedCheckpoint(
+        form=form,
+        model_state=clean_names(model),
+        optimizer_states=_states(content, _OPTIMIZER_KEYS),
+        lr_scheduler_states=_states(content, _SCHEDULER_KEYS) or [],
+        global_step=next((content[key] for key in _STEP_KEYS if isinstance(content.get(key), int)), 0),
+        epoch=content.get("epoch") if isinstance(content.get("epoch"), int) else None,
+        config={key: value for config in configs for key, value in config.items()},
+        raw=content,
+    )
+
+
+def clean_name(name: str) -> str:
+    """A parameter's name without what ``torch.compile`` put into it."""
+    return _WRAPPER_PREFIX.sub(r"\1", name)
+
+
+def clean_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict, of its own type, without the prefixes of ``torch.compile`` and data-parallel wrappers."""
+    names = [clean_name(name) for name in state]
+    if names and all(name.startswith("module.") for name in names):
+        names = [name.removeprefix("module.") for name in names]
+    return dict(zip(names, state.values(), strict=True))
+
+
+def _states(content: Mapping[str, Any], keys: tuple[str, ...]) -> list[dict[str, Any]] | None:
+    for key in keys:
+        value = content.get(key)
+        if isinstance(value, Mapping):
+            return [dict(value)]
+        if isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
+            return [dict(item) for item in value]
+    return None
+
+
+def _verify_crc32(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            if not any(record.CRC for record in records):
+                return  # written with torch.utils.serialization.config.save.compute_crc32 = False
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise DamagedCheckpointError(f"{path}: the archive is damaged: {error}. Use another checkpoint.") from error
+    if damaged is not None:
+        raise DamagedCheckpointError(
+            f"{path}: the archive is damaged in record {damaged}: its CRC-32 does not match. Use another checkpoint."
+        )
+
+
+def _unknown(path: Path, found: str) -> UnknownFormatError:
+    return UnknownFormatError(
+        f"{path}: this is not a checkpoint of a known form: expected a Lightning, nanoGPT or plain state dict "
+        "checkpoint, "
+        f"found {found}. Load it with torch.load and pass its parts to your objects yourself."
+    )

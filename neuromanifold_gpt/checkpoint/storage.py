@@ -1,0 +1,95 @@
+"""The few file operations that a save is made of.
+
+Every change that the writer makes to a directory goes through one :class:`Storage`, so that a test can record the
+operations, refuse them, or ask what each power loss between two of them would leave behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+
+class Storage(Protocol):
+    """File operations with the meaning of their POSIX namesakes; all of them raise ``OSError``."""
+
+    def make_directory(self, path: Path) -> None:
+        """Create ``path`` and its parents, durably; an existing directory is fine."""
+        ...
+
+    def create(self, path: Path) -> BinaryIO:
+        """Open a file for writing, emptying the one that is there."""
+        ...
+
+    def sync_file(self, file: BinaryIO) -> None:
+        """Return when the bytes written so far would survive a power loss."""
+        ...
+
+    def sync_directory(self, path: Path) -> None:
+        """Return when the names in ``path`` would survive a power loss."""
+        ...
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give ``source`` the name ``target``, replacing what has it, in one step."""
+        ...
+
+    def keep_as(self, source: Path, target: Path) -> None:
+        """Make the content of ``source`` available under ``target`` as well."""
+        ...
+
+    def remove(self, path: Path) -> None:
+        """Remove a file; one that is not there is fine."""
+        ...
+
+
+class LocalStorage:
+    """:class:`Storage` on a local POSIX file system."""
+
+    def make_directory(self, path: Path) -> None:
+        """Create ``path`` and its parents; each new name is synced into its parent."""
+        missing = []
+        while not path.exists():
+            missing.append(path)
+            path = path.parent
+        for directory in reversed(missing):
+            directory.mkdir(exist_ok=True)
+            self.sync_directory(directory.parent)
+
+    def create(self, path: Path) -> BinaryIO:
+        """Open unbuffered: the writer hands over whole chunks."""
+        return path.open("wb", buffering=0)
+
+    def sync_file(self, file: BinaryIO) -> None:
+        """``fsync`` the file."""
+        os.fsync(file.fileno())
+
+    def sync_directory(self, path: Path) -> None:
+        """``fsync`` the directory, where the platform lets one open it."""
+        if os.name == "nt":  # directories cannot be opened there; NTFS journals the rename itself
+            return
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """``rename(2)``."""
+        source.replace(target)
+
+    def keep_as(self, source: Path, target: Path) -> None:
+        """A hard link, or a synced copy where the file system has none."""
+        self.remove(target)
+        try:
+            os.link(source, target)
+        except OSError:
+            # FAT and some network mounts know no links. A copy that fails raises: nothing is swallowed here.
+            shutil.copyfile(source, target)
+            with target.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def remove(self, path: Path) -> None:
+        """``unlink(2)``."""
+        path.unlink(missing_ok=True)

@@ -1,0 +1,117 @@
+"""Write one checkpoint: stage, write the files aside, commit.
+
+The order of steps and their durability is in ``commit.py``; the bytes of a data file in ``archive.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from neuromanifold_gpt.checkpoint.archive import ArchiveWriter, content_digest, storage_digests
+from neuromanifold_gpt.checkpoint.commit import Checkpoint, clear_leftovers, commit, write_errors, write_file
+from neuromanifold_gpt.checkpoint.environment import save_details
+from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError
+from neuromanifold_gpt.checkpoint.manifest import FORMAT_VERSION, MODEL, OPTIMIZER, FileRecord, Manifest
+from neuromanifold_gpt.checkpoint.naming import CheckpointPaths, temporary
+from neuromanifold_gpt.checkpoint.staging import StagedTree, stage
+from neuromanifold_gpt.checkpoint.storage import LocalStorage, Storage
+
+# Key that both data files carry, so that each knows what it is and which other file it belongs to.
+STAMP_KEY = "separated_checkpoint"
+
+
+@dataclass(frozen=True)
+class StagedCheckpoint:
+    """Everything a save needs, captured and checked: what is handed from the training loop to the writer.
+
+    ``optimizer`` is ``None`` for a model-only checkpoint. The trees refer to live tensors; see ``staging.py``.
+    """
+
+    step: int
+    model: StagedTree
+    optimizer: StagedTree | None
+    epoch: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def stage_checkpoint(
+    step: int, model: dict[str, Any], optimizer: dict[str, Any] | None, **descriptions: Any
+) -> StagedCheckpoint:
+    """Stage the content of both files. ``descriptions`` are the other fields of :class:`StagedCheckpoint`.
+
+    Raises:
+        UnsupportedObjectError: something in the state could not be read back safely.
+    """
+    return StagedCheckpoint(step, stage(model), None if optimizer is None else stage(optimizer), **descriptions)
+
+
+def write_checkpoint(paths: CheckpointPaths, staged: StagedCheckpoint, storage: Storage | None = None) -> Checkpoint:
+    """Write both files and the manifest, durably; on return the checkpoint survives a power loss.
+
+    Raises:
+        CheckpointWriteError: the file system refused, or a tensor changed while it was written. Older checkpoints, the
+            one of the same name included, are untouched and no temporary file stays.
+    """
+    storage = storage or LocalStorage()
+    with write_errors(paths, storage):
+        storage.make_directory(paths.directory)
+        clear_leftovers(paths.directory, storage)
+        manifest = _write_aside(paths, staged, storage)
+        write_file(temporary(paths.manifest), manifest.to_bytes(), storage)
+        return commit(paths, manifest, storage)
+
+
+def _write_aside(paths: CheckpointPaths, staged: StagedCheckpoint, storage: Storage) -> Manifest:
+    # The pair digest covers the model's content, so the model is digested once before the optimizer file is finished,
+    # and once more while it is written: a difference means that somebody trains on while we save.
+    model_digests = storage_digests(staged.model)
+    model_content = content_digest(staged.model, model_digests)
+    files, tensors = {}, {}
+    optimizer_content = "none"
+    pair = ""
+    for role, tree, path in ((OPTIMIZER, staged.optimizer, paths.optimizer), (MODEL, staged.model, paths.model)):
+        if tree is None:
+            continue
+        with storage.create(temporary(path)) as file:
+            archive = ArchiveWriter(file, tree)
+            digests = archive.write_tensors()
+            if role == OPTIMIZER:
+                optimizer_content = content_digest(tree, digests)
+            elif digests != model_digests:
+                raise CheckpointWriteError(
+                    f"{path}: the model changed while it was saved. Do not train, or move the model, during a save."
+                )
+            pair = _pair_digest(staged.step, model_content, optimizer_content)
+            stamp = {"format_version": FORMAT_VERSION, "file": role, "pair": pair, "global_step": staged.step}
+            written = archive.finish({STAMP_KEY: stamp})
+            storage.sync_file(file)
+        files[role] = FileRecord(path.name, written.size_bytes, written.digest)
+        tensors[role] = written.tensors
+    return Manifest(
+        name=paths.name,
+        step=staged.step,
+        epoch=staged.epoch,
+        pair=pair,
+        files={role: files[role] for role in (MODEL, OPTIMIZER) if role in files},
+        tensors={role: tensors[role] for role in (MODEL, OPTIMIZER) if role in tensors},
+        metrics=staged.metrics,
+        environment=staged.environment,
+        details={**save_details(), **staged.details},
+    )
+
+
+def _pair_digest(step: int, model_content: str, optimizer_content: str) -> str:
+    return xxhash.xxh3_128_hexdigest(f"{step} {model_content} {optimizer_content}".encode())
+
+
+def resolve_directory(directory: str | Path) -> Path:
+    """The directory as a path; a URL is refused, since the commit rule needs a POSIX file system."""
+    if "://" in str(directory):
+        raise CheckpointWriteError(f"{directory}: only local directories can be written. Give a mounted path.")
+    return Path(directory)
