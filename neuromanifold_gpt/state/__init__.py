@@ -1,0 +1,1 @@
+"""Training state: captured from live objects, saved, loaded, restored into live objects."""

@@ -1,0 +1,236 @@
+"""Load a checkpoint of any known form, and restore it into live objects."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuromanifold_gpt.checkpoint.commit import Checkpoint, open_complete
+from neuromanifold_gpt.checkpoint.discovery import latest_checkpoint, open_checkpoint
+from neuromanifold_gpt.checkpoint.environment import current_environment, warn_if_changed
+from neuromanifold_gpt.checkpoint.errors import (
+    CheckpointNotFoundError,
+    IncompleteCheckpointError,
+    MissingOptimizerError,
+    StateMismatchError,
+)
+from neuromanifold_gpt.checkpoint.foreign import classify, read_any_archive
+from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER
+from neuromanifold_gpt.checkpoint.naming import paths_of_any_file
+from neuromanifold_gpt.checkpoint.reader import read_file
+from neuromanifold_gpt.checkpoint.writer import STAMP_KEY
+from neuromanifold_gpt.state.modules import load_module_state, parameter_names
+from neuromanifold_gpt.state.optimizers import load_optimizer_state
+from neuromanifold_gpt.state.rng import restore_own_rng_state
+from neuromanifold_gpt.state.save import Stateful, as_list
+
+
+@dataclass
+class LoadedCheckpoint:
+    """The content of a checkpoint, in CPU memory.
+
+    Attributes:
+        form: ``"separated"``, ``"lightning"``, ``"nanogpt"`` or ``"plain"``.
+        global_step: number of optimizer steps taken.
+        epoch: epoch in which it was taken, if known.
+        model_state: state dict of the model.
+        optimizer_states: state dict of each optimizer; ``None`` if not loaded or not there.
+        lr_scheduler_states: state dict of each learning-rate scheduler.
+        config: configuration stored with the model.
+        rng_states: random number generators of each rank; empty where the file has none.
+        loader_states: position in the data of each loader.
+        stateful_states: further objects by name.
+        checkpoint: the files it came from; ``None`` for a unified checkpoint.
+    """
+
+    form: str
+    global_step: int
+    epoch: int | None
+    model_state: dict[str, Any]
+    optimizer_states: list[dict[str, Any]] | None = None
+    lr_scheduler_states: list[dict[str, Any]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    rng_states: list[dict[str, Any]] = field(default_factory=list)
+    loader_states: list[dict[str, Any]] = field(default_factory=list)
+    stateful_states: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+
+    def restore(
+        self,
+        *,
+        model: nn.Module | None = None,
+        optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] = (),
+        schedulers: Stateful | Sequence[Stateful] = (),
+        loaders: Stateful | Sequence[Stateful] = (),
+        stateful: Mapping[str, Stateful] | None = None,
+        strict: bool = True,
+    ) -> LoadedCheckpoint:
+        """Put everything back into objects built as at the save. Call it just before the first step.
+
+        The random number generators come last, so that nothing above disturbs them. Optimizer state is matched to
+        parameters by name. Its tensors may share memory with :attr:`optimizer_states` afterwards.
+
+        Returns:
+            itself.
+
+        Raises:
+            StateMismatchError: names, shapes or numbers of objects differ; the message lists them. With
+                ``strict=False``, what fits is loaded.
+            MissingOptimizerError: optimizers were given, but the checkpoint has none, or they were not loaded.
+
+        Warns:
+            EnvironmentChangedWarning: torch, threads, device or determinism settings differ from the save.
+        """
+        optimizers, schedulers, loaders = as_list(optimizers), as_list(schedulers), as_list(loaders)
+        optimizer_states = self._optimizer_states_for(optimizers)
+        _check_number("optimizers", optimizers, optimizer_states)
+        _check_number("schedulers", schedulers, self.lr_scheduler_states)
+        _check_number("loaders", loaders, self.loader_states)
+        missing = sorted(set(stateful or {}) - set(self.stateful_states))
+        if missing:
+            raise StateMismatchError(
+                f"the checkpoint has no state of {missing}, only of {sorted(self.stateful_states)}."
+            )
+        if model is not None:
+            load_module_state(model, self.model_state, strict=strict)
+        names = parameter_names(model) if model is not None else {}
+        for optimizer, optimizer_state in zip(optimizers, optimizer_states, strict=False):
+            load_optimizer_state(optimizer, optimizer_state, names, strict=strict)
+        targets = [*schedulers, *loaders, *(stateful or {}).values()]
+        states = [
+            *(self.lr_scheduler_states if schedulers else []),
+            *(self.loader_states if loaders else []),
+            *(self.stateful_states[name] for name in stateful or {}),
+        ]
+        for target, state in zip(targets, states, strict=True):
+            target.load_state_dict(copy.deepcopy(state))
+        self._warn_of_other_environment(model)
+        if self.rng_states:
+            restore_own_rng_state(self.rng_states)
+        return self
+
+    def _optimizer_states_for(self, optimizers: list[torch.optim.Optimizer]) -> list[dict[str, Any]]:
+        if optimizers and self.optimizer_states is None:
+            where = self.checkpoint.name if self.checkpoint else "the checkpoint"
+            raise MissingOptimizerError(
+                f"{where} has no optimizer state (it is model-only, or was loaded with load_optimizer=False). Restore "
+                "without optimizers to continue from the weights alone."
+            )
+        return self.optimizer_states or []
+
+    def _warn_of_other_environment(self, model: nn.Module | None) -> None:
+        if self.checkpoint is None or model is None or self.optimizer_states is None:
+            return
+        device = next((parameter.device.type for parameter in model.parameters()), "cpu")
+        world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        warn_if_changed(self.checkpoint.manifest.environment, current_environment(device, world_size))
+
+
+def load_checkpoint(
+    path_or_checkpoint: str | Path | Checkpoint,
+    *,
+    load_optimizer: bool = True,
+    verify: bool = True,
+    trusted: bool = False,
+) -> LoadedCheckpoint:
+    """Load a checkpoint into CPU memory; the form of a file is found by its content.
+
+    Args:
+        path_or_checkpoint: a :class:`Checkpoint`, any of the three files of a separated checkpoint, a directory (its
+            newest intact checkpoint), or a unified file: Lightning, nanoGPT, or a plain dict of state dicts.
+        load_optimizer: ``False`` reads the model file only; a model file without the other two is then enough.
+        verify: compare every byte with its digest (unified files: with the archive's CRC-32).
+        trusted: let the pickle in the file run code. Only for files whose author you trust.
+
+    Raises:
+        CheckpointNotFoundError, IncompleteCheckpointError, DamagedCheckpointError, MismatchedPairError,
+        UnknownFormatError, UntrustedPickleError: what the names say; see ``checkpoint/errors.py``.
+        MissingOptimizerError: there is no optimizer state and ``load_optimizer`` is true.
+    """
+    if isinstance(path_or_checkpoint, Checkpoint):
+        return _load_separated(open_complete(path_or_checkpoint.paths), load_optimizer, verify, trusted)
+    path = Path(path_or_checkpoint)
+    if path.is_dir():
+        newest = latest_checkpoint(path)
+        if newest is None:
+            raise CheckpointNotFoundError(f"{path}: there is no intact checkpoint in this directory.")
+        return _load_separated(newest, load_optimizer, verify=False, trusted=trusted)  # it has just been verified
+    if _has_manifest(path):
+        return _load_separated(open_checkpoint(path), load_optimizer, verify, trusted)
+    return _load_file(path, load_optimizer, verify, trusted)
+
+
+def _check_number(kind: str, given: list[Any], saved: list[Any]) -> None:
+    if given and len(given) != len(saved):
+        raise StateMismatchError(
+            f"the checkpoint has the state of {len(saved)} {kind}, {len(given)} were given. Give them all, in "
+            "the order of "
+            "the save."
+        )
+
+
+def _has_manifest(path: Path) -> bool:
+    return any(paths_of_any_file(candidate).manifest.exists() for candidate in (path, path.resolve()))
+
+
+def _load_separated(checkpoint: Checkpoint, load_optimizer: bool, verify: bool, trusted: bool) -> LoadedCheckpoint:
+    if load_optimizer and checkpoint.model_only:
+        raise MissingOptimizerError(
+            f"{checkpoint.paths.model}: this checkpoint is model-only. Load it with load_optimizer=False."
+        )
+    model = read_file(checkpoint, MODEL, verify=verify, trusted=trusted)
+    loaded = _from_model_content(model, checkpoint)
+    if load_optimizer:
+        content = read_file(checkpoint, OPTIMIZER, verify=verify, trusted=trusted)
+        loaded.optimizer_states = content.get("optimizer_states", [])
+        loaded.lr_scheduler_states = content.get("lr_schedulers", [])
+        loaded.rng_states = content.get("rng_states", [])
+        loaded.loader_states = content.get("data", [])
+        loaded.stateful_states = content.get("stateful", {})
+    return loaded
+
+
+def _from_model_content(model: dict[str, Any], checkpoint: Checkpoint | None) -> LoadedCheckpoint:
+    return LoadedCheckpoint(
+        form="separated",
+        global_step=model.get("global_step", 0),
+        epoch=model.get("epoch"),
+        model_state=model["state_dict"],
+        config={**model.get("hyper_parameters", {}), **model.get("config", {})},
+        checkpoint=checkpoint,
+    )
+
+
+def _load_file(path: Path, load_optimizer: bool, verify: bool, trusted: bool) -> LoadedCheckpoint:
+    paths = paths_of_any_file(path)
+    if path in (paths.optimizer, paths.manifest) or (load_optimizer and paths.optimizer.exists()):
+        open_complete(paths)  # raises: a part of a separated checkpoint, and the manifest is not there
+    content = read_any_archive(path, verify=verify, trusted=trusted)
+    stamp = content.pop(STAMP_KEY, None) if isinstance(content, dict) else None
+    if stamp is not None:
+        if load_optimizer or stamp.get("file") != MODEL:
+            raise IncompleteCheckpointError(
+                f"{path}: this is the {stamp.get('file')} file of a separated checkpoint, without its manifest "
+                f"{paths.manifest.name}. A model file alone loads with load_optimizer=False."
+            )
+        return _from_model_content(content, None)
+    unified = classify(path, content)
+    if load_optimizer and unified.optimizer_states is None:
+        raise MissingOptimizerError(
+            f"{path}: this {unified.form} checkpoint has no optimizer state. Load it with load_optimizer=False."
+        )
+    return LoadedCheckpoint(
+        form=unified.form,
+        global_step=unified.global_step,
+        epoch=unified.epoch,
+        model_state=unified.model_state,
+        optimizer_states=unified.optimizer_states if load_optimizer else None,
+        lr_scheduler_states=unified.lr_scheduler_states,
+        config=unified.config,
+    )

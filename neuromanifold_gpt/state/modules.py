@@ -1,0 +1,90 @@
+"""A module's state under the names that its author gave, whatever wraps it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from neuromanifold_gpt.checkpoint.errors import StateMismatchError
+from neuromanifold_gpt.checkpoint.foreign import clean_name
+
+_SHOWN_NAMES = 12
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside ``torch.compile`` and data-parallel wrappers."""
+    while True:
+        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            module = cast(nn.Module, module.module)
+        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
+            module = cast(nn.Module, module._orig_mod)
+        else:
+            return module
+
+
+def module_state(module: nn.Module) -> dict[str, Any]:
+    """``module.state_dict()``, the names free of ``_orig_mod.`` and ``module.``. The tensors are the live ones."""
+    return clean_state(unwrap(module).state_dict())
+
+
+def clean_state(state: dict[str, Any]) -> dict[str, Any]:
+    """A state dict under clean names; type and ``_metadata`` are kept."""
+    cleaned: Any = type(state)((clean_name(name), value) for name, value in state.items())
+    metadata = getattr(state, "_metadata", None)
+    if metadata is not None:
+        # "0._orig_mod" names the compiled child itself; its own metadata stands under the clean name "0".
+        cleaned._metadata = OrderedDict((clean_name(f"{name}.")[:-1], value) for name, value in metadata.items())
+    return cleaned
+
+
+def load_module_state(module: nn.Module, state: dict[str, Any], *, strict: bool = True) -> None:
+    """Load ``state`` by name.
+
+    Raises:
+        StateMismatchError: see :func:`under_own_names`; nothing has been changed then.
+    """
+    inner = unwrap(module)
+    inner.load_state_dict(under_own_names(inner, state, strict=strict), strict=strict)
+
+
+def under_own_names(module: nn.Module, state: dict[str, Any], *, strict: bool = True) -> dict[str, Any]:
+    """``state``, its names clean or not, under the names that ``module`` itself uses; of the same type, with
+    ``_metadata``.
+
+    Raises:
+        StateMismatchError: lists every name that is missing, unexpected or of another shape. With ``strict=False``
+            only a shape that differs is an error, and unexpected names are left out.
+    """
+    live = module.state_dict()
+    state = clean_state(state)
+    actual_names = {clean_name(name): name for name in live}
+    problems = []
+    if strict:
+        problems += [f"missing in the checkpoint: {name}" for name in actual_names if name not in state]
+        problems += [f"not in the model: {name}" for name in state if name not in actual_names]
+    for name, saved in state.items():
+        here = live.get(actual_names.get(name, ""))
+        if isinstance(saved, Tensor) and isinstance(here, Tensor) and saved.shape != here.shape:
+            problems.append(f"{name}: shape {tuple(saved.shape)} in the checkpoint, {tuple(here.shape)} in the model")
+    if problems:
+        raise StateMismatchError(
+            f"the checkpoint does not fit the model: {listed(problems)}. Build the model with the checkpoint's "
+            "configuration, or load what fits with strict=False."
+        )
+    renamed: Any = OrderedDict((actual_names[name], value) for name, value in state.items() if name in actual_names)
+    if hasattr(state, "_metadata"):
+        renamed._metadata = state._metadata
+    return renamed
+
+
+def parameter_names(module: nn.Module) -> dict[int, str]:
+    """Clean name of each parameter, by ``id``; a tied parameter has the first of its names."""
+    return {id(parameter): clean_name(name) for name, parameter in unwrap(module).named_parameters()}
+
+
+def listed(items: list[str]) -> str:
+    """Join for a message, not endlessly."""
+    more = f"; and {len(items) - _SHOWN_NAMES} more" if len(items) > _SHOWN_NAMES else ""
+    return "; ".join(items[:_SHOWN_NAMES]) + more

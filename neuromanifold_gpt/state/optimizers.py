@@ -1,0 +1,162 @@
+"""Optimizer state with the names of the parameters it belongs to.
+
+torch numbers parameters by position, so a model whose parameters are declared in another order, or an optimizer with
+other groups, gets moments of the wrong parameters without a word. Here each group carries ``param_names``, the list
+that torch itself writes for optimizers made from ``named_parameters()``, and loading matches by these names.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuromanifold_gpt.checkpoint.errors import StateMismatchError
+from neuromanifold_gpt.state.modules import listed
+
+NAMES_KEY = "param_names"
+# State of the parameter's own shape in every optimizer of torch.optim; used to check files without names.
+_ELEMENTWISE = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum"})
+
+
+def named_optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
+    """``optimizer.state_dict()`` with ``param_names`` in each group, in one canonical order of keys.
+
+    Args:
+        optimizer: any ``torch.optim.Optimizer``.
+        names: name of each parameter by ``id``, see :func:`modules.parameter_names`. A parameter that is not in it is
+            named by its place, ``unnamed.<group>.<index>``.
+    """
+    return add_names(optimizer.state_dict(), group_names(optimizer, names))
+
+
+def add_names(state: dict[str, Any], names: list[list[str]]) -> dict[str, Any]:
+    """A copy of an optimizer's state dict with names, canonically ordered; tensors are not copied."""
+    groups = [
+        dict(sorted({**group, NAMES_KEY: group_names}.items()))
+        for group, group_names in zip(state["param_groups"], names, strict=True)
+    ]
+    # The order in which parameters first got a gradient, or were loaded, is not part of the state.
+    ordered = sorted(state["state"].items(), key=lambda item: (not isinstance(item[0], int), str(item[0]).zfill(12)))
+    per_parameter = {key: dict(sorted(value.items())) if isinstance(value, dict) else value for key, value in ordered}
+    return {**state, "state": per_parameter, "param_groups": groups}
+
+
+def group_names(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> list[list[str]]:
+    """Names of the parameters of each group."""
+    return [
+        [names.get(id(parameter), f"unnamed.{g}.{i}") for i, parameter in enumerate(group["params"])]
+        for g, group in enumerate(optimizer.param_groups)
+    ]
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, state: Mapping[str, Any], names: Mapping[int, str], *, strict: bool = True
+) -> None:
+    """Load state by parameter name; by position where the file has no names.
+
+    Tensors keep the dtype they were saved with (torch alone would cast moments to the parameter's). They may share
+    memory with ``state`` afterwards.
+
+    Raises:
+        StateMismatchError: lists parameters that are only on one side or in another group. With ``strict=False`` they
+            start without state.
+    """
+    matched = match_by_name(state, group_names(optimizer, names), strict=strict)
+    if all(NAMES_KEY not in group for group in state["param_groups"]):
+        _check_shapes(matched, [parameter for group in optimizer.param_groups for parameter in group["params"]])
+    had_names = [NAMES_KEY in group for group in optimizer.param_groups]
+    optimizer.load_state_dict(matched)
+    for group, keeps_names in zip(optimizer.param_groups, had_names, strict=True):
+        if not keeps_names:
+            group.pop(NAMES_KEY, None)
+    keep_saved_dtypes(optimizer, matched)
+
+
+def keep_saved_dtypes(optimizer: torch.optim.Optimizer, loaded: Mapping[str, Any]) -> None:
+    """Undo torch's cast of state to the parameter's dtype, after ``load_state_dict(loaded)``."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, parameter in enumerate(parameters):
+        for key, saved in loaded["state"].get(index, {}).items():
+            cast = optimizer.state[parameter].get(key)
+            if isinstance(saved, Tensor) and isinstance(cast, Tensor) and saved.dtype != cast.dtype:
+                optimizer.state[parameter][key] = saved.to(cast.device)
+
+
+def match_by_name(state: Mapping[str, Any], current: list[list[str]], *, strict: bool = True) -> dict[str, Any]:
+    """Renumber saved state to the order of ``current``, the names of each group's parameters.
+
+    Raises:
+        StateMismatchError: see :func:`load_optimizer_state`.
+    """
+    saved_groups = state["param_groups"]
+    saved_names = [group.get(NAMES_KEY) for group in saved_groups]
+    if any(names is None for names in saved_names):
+        _check_counts(saved_groups, current)
+        return dict(state)
+    problems = _differences(saved_names, current)
+    if problems and (strict or len(saved_groups) != len(current)):
+        raise StateMismatchError(
+            f"the optimizer state does not fit the optimizer: {listed(problems)}. Build the optimizer as at the "
+            "save, or "
+            "keep the number of groups and load what fits with strict=False."
+        )
+    number_of = {
+        name: number for group in saved_groups for name, number in zip(group[NAMES_KEY], group["params"], strict=True)
+    }
+    matched_state: dict[Any, Any] = {key: value for key, value in state["state"].items() if not isinstance(key, int)}
+    matched_groups, next_number = [], 0
+    for saved, names in zip(_in_order_of(saved_groups, current), current, strict=True):
+        numbers = range(next_number, next_number := next_number + len(names))
+        for number, name in zip(numbers, names, strict=True):
+            if number_of.get(name) in state["state"]:
+                matched_state[number] = state["state"][number_of[name]]
+        matched_groups.append({**saved, "params": list(numbers), NAMES_KEY: names})
+    return {**state, "state": matched_state, "param_groups": matched_groups}
+
+
+def _in_order_of(saved_groups: list[dict[str, Any]], current: list[list[str]]) -> list[dict[str, Any]]:
+    """The saved groups in the order of the current ones with the same parameters, if that is clear."""
+    by_names: dict[frozenset[str], list[dict[str, Any]]] = defaultdict(list)
+    for group in saved_groups:
+        by_names[frozenset(group[NAMES_KEY])].append(group)
+    if all(len(by_names[frozenset(names)]) == 1 for names in current):
+        return [by_names[frozenset(names)][0] for names in current]
+    return saved_groups
+
+
+def _differences(saved: list[list[str]], current: list[list[str]]) -> list[str]:
+    in_saved, in_current = {n for names in saved for n in names}, {n for names in current for n in names}
+    problems = [f"missing in the checkpoint: {name}" for name in sorted(in_current - in_saved)]
+    problems += [f"not in the optimizer: {name}" for name in sorted(in_saved - in_current)]
+    if not problems and sorted(map(sorted, saved)) != sorted(map(sorted, current)):
+        problems.append(
+            f"the same parameters in other groups: sizes {list(map(len, saved))} and {list(map(len, current))}"
+        )
+    return problems
+
+
+def _check_counts(saved_groups: list[dict[str, Any]], current: list[list[str]]) -> None:
+    saved_sizes, sizes = [len(group["params"]) for group in saved_groups], [len(names) for names in current]
+    if saved_sizes != sizes:
+        raise StateMismatchError(
+            "the optimizer state, which has no parameter names, does not fit the optimizer: expected groups of "
+            f"{sizes} "
+            f"parameters, found {saved_sizes}. Build the optimizer with the groups that it had at the save."
+        )
+
+
+def _check_shapes(state: Mapping[str, Any], parameters: list[Tensor]) -> None:
+    for number, parameter in enumerate(parameters):
+        for key, value in state["state"].get(number, {}).items():
+            if key in _ELEMENTWISE and isinstance(value, Tensor) and value.shape != parameter.shape:
+                raise StateMismatchError(
+                    f"the optimizer state, which has no parameter names, does not fit the optimizer: {key} of "
+                    "parameter "
+                    f"{number} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}. Its "
+                    "parameters are "
+                    "probably in another order than at the save: build the optimizer as then."
+                )

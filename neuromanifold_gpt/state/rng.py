@@ -1,0 +1,100 @@
+"""The states of all random number generators: Python, NumPy, torch CPU and every accelerator.
+
+Capture after a step; restore after everything that runs before the next one. Creating an iterator of a stock
+``DataLoader`` draws from torch's global generator, and so may sanity checks, so restore behind them.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+
+from neuromanifold_gpt.checkpoint.errors import CheckpointWarning
+
+
+class RandomStateWarning(CheckpointWarning):
+    """A random number generator could not continue where it stopped."""
+
+
+def capture_rng_state() -> dict[str, Any]:
+    """The generators of this process, as plain values and uint8 or int64 CPU tensors."""
+    version, internal, gauss = random.getstate()
+    name, key, position, has_gauss, cached_gaussian = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": [version, torch.from_numpy(np.array(internal, dtype=np.int64)), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(key, dtype=np.int64)), position, has_gauss, cached_gaussian],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    if torch.xpu.is_available():
+        state["xpu"] = torch.xpu.get_rng_state_all()
+    return state
+
+
+def restore_rng_state(state: dict[str, Any]) -> None:
+    """Put the generators of this process into a captured state."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal.tolist()), gauss))
+    name, key, position, has_gauss, cached_gaussian = state["numpy"]
+    np.random.set_state((name, key.numpy().astype(np.uint32), position, has_gauss, cached_gaussian))
+    torch.set_rng_state(state["torch"])
+    for kind, backend in (("cuda", torch.cuda), ("xpu", torch.xpu)):
+        saved = state.get(kind, [])
+        if len(saved) > (backend.device_count() if backend.is_available() else 0):
+            warnings.warn(
+                f"{len(saved)} {kind} generators were saved, {backend.device_count()} devices are here: "
+                "random numbers drawn on the missing ones cannot continue.",
+                RandomStateWarning,
+                stacklevel=2,
+            )
+        elif saved:
+            backend.set_rng_state_all(saved)
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
+
+
+def gather_across_ranks(mine: dict[str, Any]) -> list[dict[str, Any]]:
+    """The captured states of every rank, by rank. Collective: with torch.distributed, every rank must call it."""
+    if not _distributed():
+        return [mine]
+    states: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(states, mine)
+    return states
+
+
+def restore_own_rng_state(states: list[dict[str, Any]]) -> None:
+    """Restore this rank's state of those that :func:`gather_across_ranks` returned.
+
+    On a number of ranks other than at the save, a rank that has no state of its own starts from that of rank 0,
+    advanced by a jump that depends on the rank only, and a warning says so.
+    """
+    rank = torch.distributed.get_rank() if _distributed() else 0
+    world_size = torch.distributed.get_world_size() if _distributed() else 1
+    if world_size != len(states):
+        warnings.warn(
+            f"random number generators of {len(states)} ranks were saved, {world_size} ranks are here: dropout "
+            "and other "
+            "random numbers of the model cannot continue exactly. The order of samples is not affected.",
+            RandomStateWarning,
+            stacklevel=2,
+        )
+    if rank < len(states):
+        restore_rng_state(states[rank])
+        return
+    restore_rng_state(states[0])
+    seed = int(torch.randint(2**31, (rank + 1,))[rank])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -1,0 +1,120 @@
+"""Save the state of a training loop: capture it, stage it, write it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from neuromanifold_gpt.checkpoint.commit import Checkpoint, open_complete
+from neuromanifold_gpt.checkpoint.environment import current_environment
+from neuromanifold_gpt.checkpoint.foreign import LIGHTNING_VERSION_KEY
+from neuromanifold_gpt.checkpoint.naming import paths_of_name, step_name
+from neuromanifold_gpt.checkpoint.writer import resolve_directory, stage_checkpoint, write_checkpoint
+from neuromanifold_gpt.state.modules import module_state, parameter_names
+from neuromanifold_gpt.state.optimizers import named_optimizer_state
+from neuromanifold_gpt.state.rng import capture_rng_state, gather_across_ranks
+
+T = TypeVar("T")
+# The layout of the model file is that of Lightning 2 weights; Lightning migrates nothing from this version on.
+_LIGHTNING_LAYOUT_VERSION = "2.0.0"
+
+
+class Stateful(Protocol):
+    """Anything with torch's two methods: a ``GradScaler``, an EMA of the weights, a ``ResumableDataLoader``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, of plain values and tensors."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Take the state."""
+        ...
+
+
+def save_checkpoint(
+    directory: str | Path,
+    *,
+    step: int,
+    model: nn.Module,
+    optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] = (),
+    schedulers: Stateful | Sequence[Stateful] = (),
+    loaders: Stateful | Sequence[Stateful] = (),
+    stateful: Mapping[str, Stateful] | None = None,
+    epoch: int | None = None,
+    config: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    save_model_only: bool = False,
+    name: str | None = None,
+) -> Checkpoint:
+    """Save everything that training needs to continue exactly. On return it survives a power loss.
+
+    Call it between two steps. With ``torch.distributed`` it is collective: every rank calls it, rank 0 writes.
+
+    Args:
+        directory: created where it does not exist.
+        step: global step, the number of optimizer steps taken; it names the files.
+        model: its ``state_dict()`` goes to the model file, free of ``torch.compile`` and data-parallel prefixes.
+        optimizers: one or several; their state is stored with the names of the parameters in ``model``.
+        schedulers: learning-rate schedulers, one or several.
+        loaders: objects that know their position in the data, such as :class:`ResumableDataLoader`.
+        stateful: further objects by name, such as ``{"scaler": scaler}``; they go to the optimizer file.
+        epoch: for your information, and Lightning's.
+        config: plain values that describe the model and its training; stored in the model file. Paths and times do not
+            belong here: they would make the bytes of equal runs differ.
+        metrics: numbers that describe the state, stored in the manifest.
+        save_model_only: write no optimizer file.
+        name: instead of ``checkpoint-step000050``.
+
+    Returns:
+        The complete checkpoint.
+
+    Raises:
+        CheckpointWriteError: the file system refused; older checkpoints are untouched.
+        UnsupportedObjectError: something could not be read back safely; the message names it.
+    """
+    rng_states = gather_across_ranks(capture_rng_state())
+    names = parameter_names(model)
+    model_content = {
+        "epoch": epoch or 0,
+        "global_step": step,
+        LIGHTNING_VERSION_KEY: _LIGHTNING_LAYOUT_VERSION,
+        "state_dict": module_state(model),
+        "config": dict(config or {}),
+    }
+    optimizer_content = {
+        "epoch": epoch or 0,
+        "global_step": step,
+        "optimizer_states": [named_optimizer_state(optimizer, names) for optimizer in as_list(optimizers)],
+        "lr_schedulers": [scheduler.state_dict() for scheduler in as_list(schedulers)],
+        "rng_states": rng_states,
+        "data": [loader.state_dict() for loader in as_list(loaders)],
+        "stateful": {key: value.state_dict() for key, value in sorted((stateful or {}).items())},
+    }
+    staged = stage_checkpoint(
+        step,
+        model_content,
+        None if save_model_only else optimizer_content,
+        epoch=epoch,
+        metrics={key: float(value) for key, value in (metrics or {}).items()},
+        environment=current_environment(_device_type(model), len(rng_states)),
+    )
+    paths = paths_of_name(resolve_directory(directory), name or step_name(step))
+    if not torch.distributed.is_initialized():
+        return write_checkpoint(paths, staged)
+    if torch.distributed.get_rank() == 0:
+        write_checkpoint(paths, staged)
+    torch.distributed.barrier()
+    return open_complete(paths)
+
+
+def as_list(one_or_several: T | Sequence[T]) -> list[T]:
+    """A list of what was given, be it one object or a sequence."""
+    return list(one_or_several) if isinstance(one_or_several, Sequence) else [one_or_several]
+
+
+def _device_type(model: nn.Module) -> str:
+    return next((parameter.device.type for parameter in model.parameters()), "cpu")
