@@ -1,0 +1,136 @@
+"""The points of Lightning's fit loop at which a training state is whole.
+
+Lightning's hooks lie inside a step or inside the end of an epoch: when ``on_train_batch_end`` runs, the validation that
+is due, the schedulers that monitor it and some counters are still to come, and a checkpoint taken there cannot tell. So
+two functions of the loop are followed here, and a state counts as whole
+
+- **between steps**: when ``_TrainingEpochLoop.on_advance_end`` has returned (step, validation and schedulers done, the
+  next batch not fetched), except after an epoch's last batch;
+- **between epochs**: when ``_FitLoop.on_advance_end`` has returned (all hooks of the epoch's end done).
+
+Resuming is the mirror image. Lightning's own restart leaves its counters approximately right and may step through a
+phantom batch or validation. Just before the first thing that the uninterrupted run would do next,
+``_FitLoop.on_advance_start`` between epochs or ``_TrainingEpochLoop.advance`` between steps, counters are set to
+what they were and the loop is told that nothing restarts.
+
+These are internals of Lightning 2.6 (``loops/fit_loop.py``, ``loops/training_epoch_loop.py``, ``loops/progress.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.loops.progress import _BaseProgress
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+BETWEEN_STEPS = "between_steps"
+BETWEEN_EPOCHS = "between_epochs"
+# A user's own hook saved at the end of a step: what is left of the step (validation, schedulers) is done on resuming.
+STEP_END = "step_end"
+
+
+class LoopBoundaries:
+    """Calls ``on_boundary`` at each point at which the state is whole, and ``on_resume`` before it goes on from one.
+
+    Args:
+        trainer: its fit loop is followed from now on.
+        on_boundary: called with :data:`BETWEEN_STEPS` or :data:`BETWEEN_EPOCHS`.
+        on_fit_left: called when the loop stops in the middle of an epoch, after the hooks of the epoch's end.
+        on_resume: called once, with nothing, at the point given to :meth:`resume_at`.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        on_boundary: Callable[[str], None],
+        on_fit_left: Callable[[], None],
+        on_resume: Callable[[], None],
+    ) -> None:
+        self._fit_loop = trainer.fit_loop
+        self._on_boundary = on_boundary
+        self._on_fit_left = on_fit_left
+        self._on_resume = on_resume
+        self._resume_point: str | None = None
+        self._loop_state: dict[str, Any] = {}
+        epoch_loop = self._fit_loop.epoch_loop
+        _wrap(epoch_loop, "on_advance_end", after=self._after_step)
+        _wrap(epoch_loop, "advance", instead=self._resume_between_steps)
+        _wrap(self._fit_loop, "on_advance_start", instead=self._resume_between_epochs)
+        _wrap(self._fit_loop, "on_advance_end", after=self._after_epoch)
+
+    def resume_at(self, point: str, loop_state: dict[str, Any]) -> None:
+        """Go on from ``point`` with the counters of ``loop_state``, a ``fit_loop.state_dict()``."""
+        self._resume_point, self._loop_state = point, loop_state
+
+    def _after_step(self) -> None:
+        if not self._fit_loop.epoch_loop._num_ready_batches_reached() and not self._window_is_open():
+            self._on_boundary(BETWEEN_STEPS)
+
+    def _after_epoch(self) -> None:
+        if self._fit_loop.epoch_loop._num_ready_batches_reached():
+            self._on_boundary(BETWEEN_EPOCHS)
+        else:
+            self._on_fit_left()
+
+    def _window_is_open(self) -> bool:
+        """Whether gradients of an accumulation window wait for its last batch: they are in no checkpoint."""
+        return self._fit_loop._should_accumulate()
+
+    def _resume_between_steps(self) -> bool:
+        if self._resume_point not in (BETWEEN_STEPS, STEP_END):
+            return False
+        at_step_end = self._resume_point == STEP_END
+        self._resume()
+        return at_step_end  # then Lightning goes on with on_advance_end: the rest of that step
+
+    def _resume_between_epochs(self) -> bool:
+        if self._resume_point == BETWEEN_EPOCHS:
+            self._fit_loop._resuming_from_checkpoint = False  # so that a new iterator is made, as without a stop
+            self._resume()
+        return False
+
+    def _resume(self) -> None:
+        self._resume_point = None
+        load_counters(self._fit_loop, self._loop_state)
+        # Through the base class: the fit loop's own setter keeps ``restarting`` true wherever max_steps is set.
+        _Loop.restarting.fset(self._fit_loop, False)  # type: ignore[attr-defined]
+        self._on_resume()
+
+
+def load_counters(fit_loop: _FitLoop, state: dict[str, Any]) -> None:
+    """Set all progress counters of the fit loop and the loops in it, and nothing else."""
+    _load_progress(fit_loop, state, "")
+    fit_loop.epoch_loop._batches_that_stepped = state["epoch_loop.state_dict"]["_batches_that_stepped"]
+
+
+def _load_progress(loop: _Loop, state: dict[str, Any], prefix: str) -> None:
+    for name, value in vars(loop).items():
+        if isinstance(value, _BaseProgress):
+            value.load_state_dict(state[prefix + name])
+        elif isinstance(value, _Loop):
+            _load_progress(value, state, f"{prefix}{name}.")
+
+
+def _wrap(
+    loop: _Loop, name: str, *, instead: Callable[[], bool] | None = None, after: Callable[[], None] | None = None
+) -> None:
+    """Follow a method: skip it if ``instead()`` is true, and call ``after`` when it has returned."""
+    original = getattr(loop, name)
+
+    def followed(*arguments: Any) -> None:
+        if instead is not None and instead():
+            return
+        try:
+            original(*arguments)
+        except SIGTERMException:  # raised when all else is done
+            if after is not None:
+                after()
+            raise
+        if after is not None:
+            after()
+
+    setattr(loop, name, followed)

@@ -1,0 +1,105 @@
+"""The Lightning plugin that writes and reads separated checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.fabric.utilities.types import _PATH
+
+from neuromanifold_gpt.checkpoint.commit import open_complete, remove
+from neuromanifold_gpt.checkpoint.discovery import open_checkpoint
+from neuromanifold_gpt.checkpoint.environment import current_environment
+from neuromanifold_gpt.checkpoint.foreign import read_any_archive
+from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER
+from neuromanifold_gpt.checkpoint.naming import paths_of_any_file, paths_of_model_file
+from neuromanifold_gpt.checkpoint.reader import read_file
+from neuromanifold_gpt.checkpoint.storage import LocalStorage
+from neuromanifold_gpt.checkpoint.writer import resolve_directory, stage_checkpoint, write_checkpoint
+from neuromanifold_gpt.lightning_io.content import RESUME_KEY, is_trainer_checkpoint, split
+
+
+class SeparatedCheckpointIO(CheckpointIO):
+    """Makes any ``Trainer`` and any ``ModelCheckpoint`` write and read separated checkpoints.
+
+    The path that Lightning asks for is where the model file lies; the optimizer file and the manifest lie beside it
+    (see ``checkpoint/naming.py``). Unified ``.ckpt`` files are read as well.
+
+    Alone it separates the files. What makes a resume exact, random number generators among it, is gathered by
+    :class:`SeparatedCheckpoint`, which installs this plugin by itself::
+
+        Trainer(plugins=[SeparatedCheckpointIO()], callbacks=[ModelCheckpoint(...)])
+        Trainer(callbacks=[SeparatedCheckpoint(...)])
+
+    Args:
+        trusted: let pickles in loaded files run code. Only for files whose author you trust.
+    """
+
+    def __init__(self, *, trusted: bool = False) -> None:
+        self._trusted = trusted
+        # Set where ExactResume translates names on load; without it, Lightning needs the names as they are.
+        self.clean_names = False
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+        """Write a checkpoint whose model file is ``path``.
+
+        Raises:
+            CheckpointWriteError, UnsupportedObjectError: see :func:`write_checkpoint` and :func:`stage_checkpoint`.
+            TypeError: ``storage_options`` were given; there are none.
+        """
+        if storage_options is not None:
+            raise TypeError("SeparatedCheckpointIO has no storage_options: give none to Trainer.save_checkpoint.")
+        model_path = resolve_directory(path)
+        if not is_trainer_checkpoint(checkpoint):
+            TorchCheckpointIO().save_checkpoint(checkpoint, model_path)
+            return
+        model, optimizer = split(checkpoint, clean_names=self.clean_names)
+        resume = checkpoint.get(RESUME_KEY, {})
+        metrics = {key: float(value) for key, value in resume.get("callback_metrics", {}).items()}
+        world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        staged = stage_checkpoint(
+            checkpoint["global_step"],
+            model,
+            optimizer,
+            epoch=checkpoint["epoch"],
+            metrics=metrics,
+            environment=current_environment(_device_type(model["state_dict"]), world_size),
+        )
+        write_checkpoint(paths_of_model_file(model_path), staged)
+
+    def load_checkpoint(
+        self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint as the dict that Lightning expects; every byte is verified.
+
+        Args:
+            path: a file of a separated checkpoint, or a unified one.
+            map_location: ignored for separated checkpoints: they come to the CPU, and Lightning moves what it needs.
+            weights_only: ``False`` lets pickles run code, as ``trusted`` does.
+
+        Raises:
+            CheckpointError: see :func:`load_checkpoint` of the front door.
+        """
+        trusted = self._trusted or weights_only is False
+        paths = paths_of_any_file(Path(path))
+        if not paths.manifest.exists() and not paths_of_any_file(Path(path).resolve()).manifest.exists():
+            if paths.optimizer.exists():
+                open_complete(paths)  # raises: the save was not finished
+            return read_any_archive(Path(path), trusted=trusted)
+        checkpoint = open_checkpoint(path)
+        content = read_file(checkpoint, MODEL, trusted=trusted)
+        if not checkpoint.model_only:
+            content.update(read_file(checkpoint, OPTIMIZER, trusted=trusted))
+        if RESUME_KEY in content:
+            content[RESUME_KEY]["environment"] = checkpoint.manifest.environment
+        return content
+
+    def remove_checkpoint(self, path: _PATH) -> None:
+        """Delete a checkpoint, the manifest first; a unified file is deleted as well. Nothing there is fine."""
+        remove(paths_of_model_file(resolve_directory(path)), LocalStorage())
+
+
+def _device_type(state: dict[str, Any]) -> str:
+    return next((value.device.type for value in state.values() if isinstance(value, torch.Tensor)), "cpu")
