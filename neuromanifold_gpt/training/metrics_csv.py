@@ -1,0 +1,113 @@
+"""``metrics.csv``: one row a step, whatever interrupts the run.
+
+The file holds nothing that depends on the clock, so that an interrupted run and an undisturbed one end with the same
+file.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from neuromanifold_gpt.training.module import GPTModule
+
+COLUMNS = ("step", "tokens", "learning_rate", "loss", "val_loss")
+
+
+class StepMetrics(Callback):
+    """Appends a row for each step; before a resume, removes the rows behind the checkpoint.
+
+    Rows are gathered in memory, their losses left on the device, and written every ``flush_interval_steps`` and with
+    each checkpoint: a checkpoint of step N is not complete before the rows up to N are on disk.
+
+    Args:
+        path: of the CSV file.
+        tokens_per_step: for the column ``tokens``, the number trained on so far.
+        flush_interval_steps: how many rows to gather.
+    """
+
+    def __init__(self, path: Path, *, tokens_per_step: int, flush_interval_steps: int) -> None:
+        self._path = path
+        self._tokens_per_step = tokens_per_step
+        self._flush_interval_steps = flush_interval_steps
+        self._rows: list[dict[str, Any]] = []
+        self._micro_batch_losses: list[Tensor] = []
+        self._learning_rate = 0.0
+
+    def start_at(self, step: int) -> None:
+        """Keep the rows up to ``step``, which is 0 for a new run."""
+        kept = [",".join(COLUMNS)]
+        if self._path.exists():
+            for line in self._path.read_text().splitlines()[1:]:
+                number = line.split(",", 1)[0]
+                if number.isdigit() and int(number) <= step and line.count(",") == len(COLUMNS) - 1:
+                    kept.append(line)
+        missing = step - (len(kept) - 1)
+        if missing:
+            print(f"{self._path}: {missing} rows up to step {step} are not there; rows begin behind it.")
+        temporary = self._path.with_name(self._path.name + ".nm-incomplete")
+        temporary.write_text("\n".join(kept) + "\n")
+        temporary.replace(self._path)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note the learning rate that the step will use."""
+        assert isinstance(pl_module, GPTModule)
+        self._learning_rate = pl_module.learning_rate
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Gather the loss; make a row when the micro-batches of a step are complete."""
+        self._micro_batch_losses.append(outputs["loss"].detach())
+        if trainer.fit_loop._should_accumulate():
+            return
+        if len(self._rows) >= self._flush_interval_steps:
+            self._flush()
+        # Lightning has divided each loss by the number of micro-batches of a whole window.
+        loss = torch.stack(self._micro_batch_losses).sum()
+        self._micro_batch_losses.clear()
+        step = trainer.global_step
+        self._rows.append(
+            {
+                "step": step,
+                "tokens": step * self._tokens_per_step,
+                "learning_rate": self._learning_rate,
+                "loss": loss,
+                "val_loss": "",
+            }
+        )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the validation loss to the step's row."""
+        if self._rows and not trainer.sanity_checking:
+            self._rows[-1]["val_loss"] = trainer.callback_metrics["val_loss"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """The rows must be on disk before the checkpoint that they lead to."""
+        self._flush(durable=True)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Lightning calls no teardown then."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write what is left."""
+        self._flush()
+
+    def _flush(self, *, durable: bool = False) -> None:
+        rows, self._rows = self._rows, []
+        with self._path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            for row in rows:
+                writer.writerow(
+                    {key: repr(value.item()) if isinstance(value, Tensor) else value for key, value in row.items()}
+                )
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())

@@ -1,0 +1,214 @@
+"""One training run: data, model, trainer, resume, the end."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import Subset
+
+from neuromanifold_gpt.checkpoint.naming import step_name
+from neuromanifold_gpt.data.blocks import TokenBlocks
+from neuromanifold_gpt.data.corpora import Corpus, open_corpus
+from neuromanifold_gpt.data.loader import ResumableDataLoader
+from neuromanifold_gpt.lightning_io.callback import SeparatedCheckpoint
+from neuromanifold_gpt.lightning_io.exact_resume import ExactResume
+from neuromanifold_gpt.training.config import TrainConfig
+from neuromanifold_gpt.training.errors import ConfigError
+from neuromanifold_gpt.training.metrics_csv import StepMetrics
+from neuromanifold_gpt.training.module import GPTModule
+from neuromanifold_gpt.training.progress import StepProgress
+from neuromanifold_gpt.training.resume import ResumePoint, changed_settings, find_resume_point
+from neuromanifold_gpt.training.stop_signals import StopOnSignal
+
+_PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+
+
+def train(config: TrainConfig) -> int:
+    """Train, from the newest checkpoint in ``config.out_dir`` if there is one.
+
+    Returns:
+        The exit code: 0 at the end, 130 or 143 after SIGINT or SIGTERM.
+
+    Raises:
+        ConfigError, DatasetError, CheckpointError: bad input; the message says what to do.
+    """
+    _quiet_lightning()
+    device = _device(config)
+    directory = _writable_directory(config.out_dir)
+    corpus = open_corpus(config.dataset, vocab_size=config.vocab_size)
+    model = config.shape(corpus.vocabulary.size)
+    training = {**config.trajectory(), "corpus_digest": corpus.digest}
+    point = find_resume_point(config)
+    start_step = 0 if point is None else point.step
+    if point is not None and not _announce(point, config, model, training):
+        return 0
+
+    seed_everything(config.seed, verbose=False)
+    module = GPTModule({**model, "dropout": config.dropout}, training)
+    train_loader, validation_loader = _loaders(config, corpus)
+    stop, saver, exact = StopOnSignal(), _saver(config, directory), ExactResume()
+    exact.at_each_boundary(lambda trainer: _stop_if_signalled(trainer, stop))
+    metrics = StepMetrics(
+        directory / "metrics.csv",
+        tokens_per_step=config.tokens_per_step,
+        flush_interval_steps=config.log_interval,
+    )
+    metrics.start_at(start_step)
+    trainer = _trainer(config, directory, device, start_step, [exact, stop, metrics, _progress(config), saver])
+    trainer.fit(module, train_loader, validation_loader, ckpt_path=None if point is None else str(point.path))
+    if saver._last_global_step_saved != trainer.global_step:
+        # Stopped by a signal, or at a last step that is not a multiple of save_interval.
+        name = step_name(trainer.global_step) + saver.FILE_EXTENSION
+        trainer.save_checkpoint(directory / name, weights_only=config.save_model_only)
+    if stop.received is not None:
+        print(
+            f"Stopped by {stop.received.name} after step {trainer.global_step}, which is saved. Start again "
+            "with the same "
+            "--out_dir to continue."
+        )
+        return stop.exit_code
+    print(
+        f"Finished at step {trainer.global_step}: {directory / (step_name(trainer.global_step) + saver.FILE_EXTENSION)}"
+    )
+    if config.sample_tokens:
+        _print_sample(config, corpus, module)
+    return 0
+
+
+def _announce(point: ResumePoint, config: TrainConfig, model: dict[str, Any], training: dict[str, Any]) -> bool:
+    """Say what is continued, and with which other settings; ``False`` if there is nothing left to do."""
+    changes = changed_settings(point, model, training)
+    if point.step >= config.max_iters:
+        print(
+            f"Finished already: {point.path} is at step {point.step}, and --max_iters is {config.max_iters}. "
+            "Give a larger --max_iters to train on."
+        )
+        return False
+    learning_rate = config.learning_rate * config.learning_rate_factor()(point.step)
+    print(f"Resuming from step {point.step} ({point.path}), learning rate {learning_rate:.2e}")
+    for change in changes:
+        print(f"  changed: {change}; the run goes on with the new value")
+    return True
+
+
+def _loaders(config: TrainConfig, corpus: Corpus) -> tuple[ResumableDataLoader, ResumableDataLoader | None]:
+    train_blocks = TokenBlocks(corpus.train, config.block_size)
+    if len(train_blocks) < config.batch_size:
+        raise ConfigError(
+            f"--batch_size: expected at most {len(train_blocks)}, the blocks of {config.block_size} tokens in "
+            f"{corpus.name}, found "
+            f"{config.batch_size}. Give a smaller --batch_size or --block_size, or more text."
+        )
+    options: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "num_workers": config.num_workers,
+        "persistent_workers": config.num_workers > 0,
+        "seed": config.seed,
+        "seed_samples": False,  # text is not augmented
+    }
+    train_loader = ResumableDataLoader(train_blocks, shuffle=True, drop_last=True, **options)
+    if not config.eval_interval:
+        return train_loader, None
+    blocks = TokenBlocks(corpus.validation, config.block_size)
+    wanted = min(config.eval_iters * config.batch_size, len(blocks))
+    spread = Subset(blocks, np.linspace(0, len(blocks) - 1, wanted).astype(int).tolist())  # the same blocks each time
+    return train_loader, ResumableDataLoader(spread, **options)
+
+
+def _saver(config: TrainConfig, directory: Path) -> ModelCheckpoint:
+    options: dict[str, Any] = {"every_n_train_steps": config.save_interval, "save_top_k": -1}
+    if config.save_separate_optimizer:
+        return SeparatedCheckpoint(directory, save_weights_only=config.save_model_only, **options)
+    # The same names, with Lightning's extension, from Lightning's own callback.
+    filename = "checkpoint-step{step:06d}"
+    return ModelCheckpoint(directory, filename, auto_insert_metric_name=False, enable_version_counter=False, **options)
+
+
+def _progress(config: TrainConfig) -> StepProgress:
+    return StepProgress(
+        max_iters=config.max_iters, tokens_per_step=config.tokens_per_step, interval_steps=config.log_interval
+    )
+
+
+def _trainer(
+    config: TrainConfig, directory: Path, device: torch.device, start_step: int, callbacks: list[Any]
+) -> Trainer:
+    return Trainer(
+        accelerator="gpu" if device.type == "cuda" else device.type,
+        devices=1 if device.index is None else [device.index],
+        precision=_PRECISION[config.dtype],  # type: ignore[arg-type]
+        deterministic=True,
+        max_steps=config.max_iters,
+        max_epochs=-1,
+        accumulate_grad_batches=config.gradient_accumulation_steps,
+        gradient_clip_val=config.grad_clip or None,
+        val_check_interval=config.eval_interval * config.gradient_accumulation_steps or None,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        # Rows that a killed run wrote behind the checkpoint are hidden by purge_step.
+        logger=TensorBoardLogger(directory, name="tensorboard", version="", purge_step=start_step + 1),
+        callbacks=callbacks,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def _stop_if_signalled(trainer: Trainer, stop: StopOnSignal) -> None:
+    # Here and not in the handler: between two steps nothing is half done, and no validation is provoked.
+    if stop.received is not None:
+        trainer.should_stop = True
+
+
+def _print_sample(config: TrainConfig, corpus: Corpus, module: GPTModule) -> None:
+    generator = torch.Generator().manual_seed(config.seed)
+    start = torch.from_numpy(corpus.validation[:1].astype(np.int64))[None]
+    tokens = module.gpt.generate(start, config.sample_tokens, temperature=0.8, top_k=50, generator=generator)[0]
+    print(f"{' sample ':-^70}\n{corpus.vocabulary.decode(tokens.tolist())}\n{'-' * 70}")
+
+
+def _device(config: TrainConfig) -> torch.device:
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(
+            f"--device: expected 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps', found {config.device!r}."
+        ) from None
+    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= available.get(device.type, 0):
+        there = [kind for kind, count in available.items() if count]
+        raise ConfigError(f"--device: {config.device!r} is not on this machine. Use one of {', '.join(there)}.")
+    if device.type == "cpu" and config.dtype == "float16":
+        raise ConfigError("--dtype: float16 needs an accelerator. Use bfloat16 or float32 on the CPU.")
+    return device
+
+
+def _writable_directory(name: str) -> Path:
+    directory = Path(name)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"--out_dir: cannot write to {name}: {error.strerror}. Make it writable, or choose another --out_dir."
+        ) from error
+    return directory
+
+
+def _quiet_lightning() -> None:
+    """Lightning's hints speak of settings that are not the user's here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"lightning\.")
