@@ -46,11 +46,9 @@ def train_main(arguments: Sequence[str] | None = None) -> int:
 
 
 _TRAIN_EPILOG = (
-    "Started again with the same --out_dir, training continues from the newest intact checkpoint there, "
-    "exactly. SIGINT and "
-    "SIGTERM finish the step, save, and exit with 130 and 143. Other exit codes: 0 finished, 1 a checkpoint or "
-    "the data "
-    "cannot be used, 2 wrong flags."
+    "Started again with the same --out_dir, training continues from the newest intact checkpoint there, exactly. "
+    "SIGINT and SIGTERM finish the step, save, and exit with 130 and 143. Other exit codes: 0 finished, 1 a "
+    "checkpoint or the data cannot be used, 2 wrong flags."
 )
 
 

@@ -117,18 +117,16 @@ def open_complete(paths: CheckpointPaths) -> Checkpoint:
         if not there:
             raise CheckpointNotFoundError(f"{paths.model}: there is no checkpoint of this name.") from None
         raise IncompleteCheckpointError(
-            f"{paths.manifest}: the manifest is missing, so the save of {', '.join(there)} was not finished or "
-            "the file "
-            "was copied without it. Use another checkpoint; a model file alone loads with load_optimizer=False."
+            f"{paths.manifest}: the manifest is missing, so the save of {', '.join(there)} was not finished or the "
+            "file was copied without it. Use another checkpoint; a model file alone loads with load_optimizer=False."
         ) from None
     for role, record in checkpoint.manifest.files.items():
         found = _size_of_regular_file(checkpoint.file(role))
         if found != record.size_bytes:
             raise IncompleteCheckpointError(
                 f"{checkpoint.file(role)}: the {role} file of {checkpoint.name} is "
-                f"{'missing' if found is None else 'not complete'}: expected a file of {record.size_bytes} "
-                "bytes, found "
-                f"{'none' if found is None else f'{found} bytes'}. Use another checkpoint of the directory."
+                f"{'missing' if found is None else 'not complete'}: expected a file of {record.size_bytes} bytes, "
+                f"found {'none' if found is None else f'{found} bytes'}. Use another checkpoint of the directory."
             )
     return checkpoint
 
@@ -153,8 +151,8 @@ def write_errors(paths: CheckpointPaths, storage: Storage) -> Iterator[None]:
         if not isinstance(error, OSError):
             raise
         raise CheckpointWriteError(
-            f"{error.filename or paths.directory}: saving {paths.name} failed: {error.strerror or error}. "
-            "Free space or make the directory writable, or choose another one; older checkpoints are untouched."
+            f"{error.filename or paths.directory}: saving {paths.name} failed: {error.strerror or error}. Free space "
+            "or make the directory writable, or choose another one; older checkpoints are untouched."
         ) from error
 
 

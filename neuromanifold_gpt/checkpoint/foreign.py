@@ -152,6 +152,5 @@ def _verify_crc32(path: Path) -> None:
 def _unknown(path: Path, found: str) -> UnknownFormatError:
     return UnknownFormatError(
         f"{path}: this is not a checkpoint of a known form: expected a Lightning, nanoGPT or plain state dict "
-        "checkpoint, "
-        f"found {found}. Load it with torch.load and pass its parts to your objects yourself."
+        f"checkpoint, found {found}. Load it with torch.load and pass its parts to your objects yourself."
     )

@@ -185,6 +185,6 @@ def _digest(text: str) -> str:
 
 def _damaged(path: Path, expected: str, found: str) -> DamagedCheckpointError:
     return DamagedCheckpointError(
-        f"{path}: the manifest is damaged: expected {expected}, found {found}. "
-        "Use an older checkpoint of the same directory (latest_checkpoint finds the newest intact one)."
+        f"{path}: the manifest is damaged: expected {expected}, found {found}. Use an older checkpoint of the same "
+        "directory (latest_checkpoint finds the newest intact one)."
     )

@@ -97,17 +97,16 @@ def load_errors(path: Path) -> Iterator[None]:
         first_line = str(error).strip().splitlines()[0]
         globals_named = [line for line in str(error).splitlines() if "GLOBAL" in line]
         raise UntrustedPickleError(
-            f"{path}: reading it would need more than plain data: {(globals_named or [first_line])[0].strip()} "
-            "Allow the class with torch.serialization.add_safe_globals, or pass trusted=True if you trust "
-            "whoever wrote "
+            f"{path}: reading it would need more than plain data: {(globals_named or [first_line])[0].strip()} Allow "
+            "the class with torch.serialization.add_safe_globals, or pass trusted=True if you trust whoever wrote "
             "the file: its pickle can then run any code."
         ) from error
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:
         raise DamagedCheckpointError(
-            f"{path}: torch.load cannot read it: {type(error).__name__}: {str(error).strip().splitlines()[:1]}. "
-            "Use another checkpoint."
+            f"{path}: torch.load cannot read it: {type(error).__name__}: {str(error).strip().splitlines()[:1]}. Use "
+            "another checkpoint."
         ) from error
 
 
@@ -162,8 +161,8 @@ def _verify_file(checkpoint: Checkpoint, role: str, file: BinaryIO) -> None:
     more = f" and {len(damaged) - _SHOWN_TENSORS} more" if len(damaged) > _SHOWN_TENSORS else ""
     where = f"tensor {names}{more}" if damaged else "the archive's structure (no tensor)"
     raise DamagedCheckpointError(
-        f"{path}: the {role} file is damaged in {where}: expected digest {record.digest}, found {found}. "
-        "Use an older checkpoint of the same directory (latest_checkpoint finds the newest intact one)."
+        f"{path}: the {role} file is damaged in {where}: expected digest {record.digest}, found {found}. Use an "
+        "older checkpoint of the same directory (latest_checkpoint finds the newest intact one)."
     )
 
 
@@ -183,7 +182,7 @@ def _stamp_of(path: Path) -> Any:
 def _mismatched_pair(checkpoint: Checkpoint, role: str, stamp: Any) -> MismatchedPairError:
     stamp = stamp if isinstance(stamp, dict) else {}
     return MismatchedPairError(
-        f"{checkpoint.file(role)}: this {role} file does not belong to {checkpoint.name}: expected {role} file of pair "
-        f"{checkpoint.manifest.pair}, found {stamp.get('file')} file of pair {stamp.get('pair')} "
-        f"(step {stamp.get('global_step')}). Put the right file back, or use another checkpoint."
+        f"{checkpoint.file(role)}: this {role} file does not belong to {checkpoint.name}: expected {role} file of "
+        f"pair {checkpoint.manifest.pair}, found {stamp.get('file')} file of pair {stamp.get('pair')} (step "
+        f"{stamp.get('global_step')}). Put the right file back, or use another checkpoint."
     )

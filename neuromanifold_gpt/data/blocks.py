@@ -38,14 +38,13 @@ class TokenBlocks(Dataset[tuple[Tensor, Tensor]]):
             raise DatasetError(f"block_size: expected an integer of at least 1, found {block_size!r}; correct it")
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not tokens.flags.c_contiguous:
             raise DatasetError(
-                f"tokens: expected a contiguous row of integers, found {tokens.dtype} of shape "
-                f"{tokens.shape} and strides {tokens.strides}; "
-                "make it one with numpy.ascontiguousarray(tokens.ravel())"
+                f"tokens: expected a contiguous row of integers, found {tokens.dtype} of shape {tokens.shape} and "
+                f"strides {tokens.strides}; make it one with numpy.ascontiguousarray(tokens.ravel())"
             )
         if len(tokens) <= block_size:
             raise DatasetError(
-                f"tokens: expected at least block_size + 1 = {block_size + 1}, found {len(tokens)}; "
-                f"choose a block_size below {len(tokens)}, or a data set with more text"
+                f"tokens: expected at least block_size + 1 = {block_size + 1}, found {len(tokens)}; choose a "
+                f"block_size below {len(tokens)}, or a data set with more text"
             )
         self.tokens = tokens
         self.block_size = block_size
@@ -103,6 +102,6 @@ def _map_again(path: str, offset: int, dtype: str, count: int) -> np.memmap:
         return np.memmap(Path(path), dtype=dtype, mode="r", offset=offset, shape=(count,))
     except (OSError, ValueError) as error:  # ValueError: the file is shorter
         raise DatasetError(
-            f"{path}: expected {count} tokens from byte {offset} on, as when the data set was made, "
-            f"found none ({error}); start again, and leave the file as it is meanwhile"
+            f"{path}: expected {count} tokens from byte {offset} on, as when the data set was made, found none "
+            f"({error}); start again, and leave the file as it is meanwhile"
         ) from error

@@ -90,8 +90,8 @@ def open_corpus(dataset: str, *, vocab_size: int | None = None, cache_dir: Path 
             train, validation = _open_bytes(path, cache_dir)
     except OSError as error:
         raise DatasetError(
-            f"{error.filename or dataset}: expected to read it, found an error ({error.strerror or error}); "
-            "check that it is there and its permissions"
+            f"{error.filename or dataset}: expected to read it, found an error ({error.strerror or error}); check "
+            "that it is there and its permissions"
         ) from error
     digest = _digest(train, validation, vocabulary)
     return Corpus(dataset, train.tokens, validation.tokens, vocabulary, digest)
@@ -146,8 +146,8 @@ def _refuse_binary(path: Path) -> None:
         found = f"binary data (a NUL at byte {head.index(0)})"
     if found is not None:
         raise DatasetError(
-            f"{path}: expected text in UTF-8 or another encoding without NUL bytes, found {found}; "
-            "extract or convert it first, or, if it is a token file of nanoGPT, give the folder that it is in"
+            f"{path}: expected text in UTF-8 or another encoding without NUL bytes, found {found}; extract or "
+            "convert it first, or, if it is a token file of nanoGPT, give the folder that it is in"
         )
 
 

@@ -137,8 +137,8 @@ def _file_chunks(file: TextFile) -> Iterator[bytes]:
         ) from error
     if size != file.size:
         raise DatasetError(
-            f"{file.path}: expected {file.size} bytes, found {size}: it changed while it was read; "
-            "start again when nothing writes to it"
+            f"{file.path}: expected {file.size} bytes, found {size}: it changed while it was read; start again when "
+            "nothing writes to it"
         )
 
 
@@ -230,6 +230,6 @@ def _sync_directory(directory: Path) -> None:
 
 def _unusable_cache(path: Path, error: OSError) -> str:
     return (
-        f"{path.parent}: the cache file {path.name} cannot be kept here ({error.strerror or error}); "
-        "make room or make the folder writable, or set XDG_CACHE_HOME to another folder"
+        f"{path.parent}: the cache file {path.name} cannot be kept here ({error.strerror or error}); make room or "
+        "make the folder writable, or set XDG_CACHE_HOME to another folder"
     )

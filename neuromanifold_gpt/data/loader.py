@@ -139,9 +139,8 @@ class ResumableDataLoader(DataLoader[Any]):
         ]
         if changed:
             warnings.warn(
-                f"the data goes on after sample {state_dict['samples_consumed']} of epoch "
-                f"{state_dict['epoch']}, but in "
-                f"another order: {', '.join(changed)}.",
+                f"the data goes on after sample {state_dict['samples_consumed']} of epoch {state_dict['epoch']}, but "
+                f"in another order: {', '.join(changed)}.",
                 DataOrderWarning,
                 stacklevel=2,
             )
@@ -206,9 +205,9 @@ def _rank_and_world_size() -> tuple[int, int]:
 def _check_arguments(dataset: Any, batch_size: int, options: dict[str, Any]) -> None:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise DatasetError(
-            "ResumableDataLoader needs a map-style dataset with len() and indexing, found "
-            f"{type(dataset).__name__}: a stream "
-            "has no position to go to. Give its samples numbers, or use a loader with state_dict of its own."
+            f"ResumableDataLoader needs a map-style dataset with len() and indexing, found {type(dataset).__name__}: "
+            "a stream has no position to go to. Give its samples numbers, or use a loader with state_dict of its "
+            "own."
         )
     if len(dataset) == 0:
         raise DatasetError("the dataset has no samples: expected at least one. Check where it reads from.")

@@ -42,8 +42,8 @@ def open_split(path: Path, dtype: npt.DTypeLike, *, offset: int = 0, count: int)
         tokens = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,))
     except ValueError as error:
         raise DatasetError(
-            f"{path}: expected {count} tokens from byte {offset} on, found fewer ({error}); "
-            "it shrank while it was opened: start again when nothing writes to it"
+            f"{path}: expected {count} tokens from byte {offset} on, found fewer ({error}); it shrank while it was "
+            "opened: start again when nothing writes to it"
         ) from error
     step = CHUNK_BYTES // tokens.itemsize
     hasher = xxhash.xxh3_128()

@@ -82,8 +82,8 @@ def find_text_files(
     if not files:
         listing = ", ".join(f"{count} {kind}" for kind, count in others.most_common(8)) or "no files at all"
         raise DatasetError(
-            f"{root}: expected text files ({' '.join(sorted(suffixes))}), found {listing}; "
-            "give a folder that has some, a single text file, or a nanoGPT folder with train.bin and val.bin"
+            f"{root}: expected text files ({' '.join(sorted(suffixes))}), found {listing}; give a folder that has "
+            "some, a single text file, or a nanoGPT folder with train.bin and val.bin"
         )
     return sorted(files, key=lambda file: file.relative)
 

@@ -36,8 +36,8 @@ def is_token_folder(folder: Path) -> bool:
     if len(names) == 1:
         missing = VALIDATION_NAME if names == [TRAIN_NAME] else TRAIN_NAME
         raise DatasetError(
-            f"{folder}: expected {TRAIN_NAME} and {VALIDATION_NAME}, found only {names[0]}; "
-            f"run its prepare.py again to get {missing}, or remove {names[0]} if the folder is meant as text"
+            f"{folder}: expected {TRAIN_NAME} and {VALIDATION_NAME}, found only {names[0]}; run its prepare.py again "
+            f"to get {missing}, or remove {names[0]} if the folder is meant as text"
         )
     return len(names) == 2
 
@@ -62,14 +62,14 @@ def _open_tokens(path: Path, vocab_size: int) -> Split:
     size = path.stat().st_size
     if size == 0 or size % TOKEN_DTYPE.itemsize:
         raise DatasetError(
-            f"{path}: expected uint16 tokens, an even number of bytes above 0, found {size} bytes; "
-            "it was cut short or is no file of nanoGPT: run its prepare.py again"
+            f"{path}: expected uint16 tokens, an even number of bytes above 0, found {size} bytes; it was cut short "
+            "or is no file of nanoGPT: run its prepare.py again"
         )
     split = open_split(path, TOKEN_DTYPE, count=size // TOKEN_DTYPE.itemsize)
     if split.largest >= vocab_size:
         raise DatasetError(
-            f"{path}: expected token ids below vocab_size={vocab_size}, found the maximum {split.largest}; "
-            f"give the vocabulary that the file was made with (at least {split.largest + 1})"
+            f"{path}: expected token ids below vocab_size={vocab_size}, found the maximum {split.largest}; give the "
+            f"vocabulary that the file was made with (at least {split.largest + 1})"
         )
     return split
 
@@ -83,8 +83,8 @@ def _read_vocabulary(folder: Path, vocab_size: int | None) -> Vocabulary:
     vocabulary = _parse_meta(path)
     if vocab_size is not None and vocab_size != vocabulary.size:
         raise DatasetError(
-            f"vocab_size: expected {vocabulary.size} as in {path}, found {vocab_size}; "
-            "leave vocab_size away, or correct the file"
+            f"vocab_size: expected {vocabulary.size} as in {path}, found {vocab_size}; leave vocab_size away, or "
+            "correct the file"
         )
     return vocabulary
 
@@ -92,14 +92,14 @@ def _read_vocabulary(folder: Path, vocab_size: int | None) -> Vocabulary:
 def _unknown_vocabulary(folder: Path) -> str:
     if not (folder / PICKLED_META_NAME).exists():
         return (
-            f"{folder}: expected a {META_NAME} with 'vocab_size' beside {TRAIN_NAME}, found none; "
-            "give --vocab_size (50257 for the BPE of GPT-2)"
+            f"{folder}: expected a {META_NAME} with 'vocab_size' beside {TRAIN_NAME}, found none; give --vocab_size "
+            "(50257 for the BPE of GPT-2)"
         )
     snippet = CONVERT_META.format(folder=str(folder.absolute()))
     return (
-        f"{folder / PICKLED_META_NAME}: expected {META_NAME}, found only this pickle. Reading a pickle can "
-        "run any code that its author put in, so it is not read. Give --vocab_size, or, if you trust the "
-        f"file, convert it by running this with python:\n\n{snippet}"
+        f"{folder / PICKLED_META_NAME}: expected {META_NAME}, found only this pickle. Reading a pickle can run any "
+        "code that its author put in, so it is not read. Give --vocab_size, or, if you trust the file, convert it "
+        f"by running this with python:\n\n{snippet}"
     )
 
 
@@ -111,8 +111,8 @@ def _parse_meta(path: Path) -> Vocabulary:
     size = meta.get("vocab_size") if isinstance(meta, dict) else None
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise DatasetError(
-            f"{path}: expected an object whose 'vocab_size' is an integer of at least 1, found "
-            f"{_shortened(meta)}; add it"
+            f"{path}: expected an object whose 'vocab_size' is an integer of at least 1, found {_shortened(meta)}; "
+            "add it"
         )
     if "itos" not in meta and "stoi" not in meta:
         return IdVocabulary(size)
@@ -143,8 +143,8 @@ def _parse_stoi(path: Path, stoi: Any) -> dict[str, int]:
     for text, token_id in stoi.items():
         if not isinstance(token_id, int) or isinstance(token_id, bool):
             raise DatasetError(
-                f"{path}: stoi: expected token ids by text, "
-                f"found {_shortened(text)}: {_shortened(token_id)}; correct it"
+                f"{path}: stoi: expected token ids by text, found {_shortened(text)}: {_shortened(token_id)}; "
+                "correct it"
             )
     return stoi
 

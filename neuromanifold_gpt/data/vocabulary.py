@@ -40,8 +40,8 @@ class Vocabulary(ABC):
         for position, token_id in enumerate(ids):
             if not 0 <= token_id < self.size:
                 raise DatasetError(
-                    f"token id at position {position}: expected 0 .. {self.size - 1}, found {token_id}; "
-                    "decode with the vocabulary of the corpus that the ids come from"
+                    f"token id at position {position}: expected 0 .. {self.size - 1}, found {token_id}; decode with "
+                    "the vocabulary of the corpus that the ids come from"
                 )
         return self._decode(ids)
 
@@ -55,8 +55,8 @@ class ByteVocabulary(Vocabulary):
     def __post_init__(self) -> None:
         if self.size < 256:
             raise DatasetError(
-                f"vocab_size: expected at least 256, because the corpus is made of bytes, found {self.size}; "
-                "leave vocab_size away, or give 256 or more"
+                f"vocab_size: expected at least 256, because the corpus is made of bytes, found {self.size}; leave "
+                "vocab_size away, or give 256 or more"
             )
 
     def encode(self, text: str) -> list[int]:
@@ -66,8 +66,8 @@ class ByteVocabulary(Vocabulary):
             return list(text.encode("utf-8", errors="surrogateescape"))
         except UnicodeEncodeError as error:
             raise DatasetError(
-                f"cannot encode text: expected Unicode, found half a surrogate pair at position "
-                f"{error.start}; leave it out"
+                f"cannot encode text: expected Unicode, found half a surrogate pair at position {error.start}; leave "
+                "it out"
             ) from error
 
     def _decode(self, ids: Sequence[int]) -> str:
@@ -100,14 +100,14 @@ class TableVocabulary(Vocabulary):
         beyond = [token_id for token_id in self.itos if not 0 <= token_id < self.size]
         if beyond:
             raise DatasetError(
-                f"itos: expected ids 0 .. {self.size - 1}, because vocab_size is {self.size}, "
-                f"found {max(beyond)}; correct vocab_size or the table"
+                f"itos: expected ids 0 .. {self.size - 1}, because vocab_size is {self.size}, found {max(beyond)}; "
+                "correct vocab_size or the table"
             )
         for text, token_id in self.stoi.items():
             if self.itos.get(token_id) != text:
                 raise DatasetError(
-                    f"stoi: expected {text!r} to be the text of its id {token_id}, "
-                    f"found {self.itos.get(token_id)!r} in itos; make the two tables agree"
+                    f"stoi: expected {text!r} to be the text of its id {token_id}, found {self.itos.get(token_id)!r} "
+                    "in itos; make the two tables agree"
                 )
         if not self.stoi:
             lowest_wins = {self.itos[token_id]: token_id for token_id in sorted(self.itos, reverse=True)}
@@ -123,8 +123,8 @@ class TableVocabulary(Vocabulary):
         long_token = next((token for token in self.stoi if len(token) != 1), None)
         if long_token is not None:
             raise DatasetError(
-                f"cannot encode text: expected a table of single characters, found the token {long_token!r}; "
-                "encode with the tokeniser that made the corpus"
+                f"cannot encode text: expected a table of single characters, found the token {long_token!r}; encode "
+                "with the tokeniser that made the corpus"
             )
         for position, character in enumerate(text):
             if character not in self.stoi:
@@ -156,8 +156,8 @@ class IdVocabulary(Vocabulary):
     def encode(self, text: str) -> list[int]:
         """Refuse: nothing says which text an id stands for."""
         raise DatasetError(
-            f"cannot encode the text {text[:20]!r}: the corpus has no table of its token ids; "
-            "put a meta.json with 'itos' beside train.bin, or encode with the tokeniser that made the corpus"
+            f"cannot encode the text {text[:20]!r}: the corpus has no table of its token ids; put a meta.json with "
+            "'itos' beside train.bin, or encode with the tokeniser that made the corpus"
         )
 
     def _decode(self, ids: Sequence[int]) -> str:

@@ -60,8 +60,8 @@ class GPTConfig:
                 raise GPTConfigError(f"{field}: expected an integer >= 1, found {value!r}; set a positive size")
         if self.n_embd % self.n_head:
             raise GPTConfigError(
-                f"n_embd: expected a multiple of n_head={self.n_head}, found {self.n_embd}; "
-                f"set n_embd={math.ceil(self.n_embd / self.n_head) * self.n_head} or change n_head"
+                f"n_embd: expected a multiple of n_head={self.n_head}, found {self.n_embd}; set "
+                f"n_embd={math.ceil(self.n_embd / self.n_head) * self.n_head} or change n_head"
             )
         if not isinstance(self.dropout, (int, float)) or not 0.0 <= self.dropout < 1.0:
             raise GPTConfigError(f"dropout: expected 0 <= dropout < 1, found {self.dropout!r}; 0.0 is none")
@@ -192,18 +192,18 @@ class GPT(nn.Module):
     def _check_shapes(self, token_ids: Tensor, targets: Tensor | None) -> None:
         if token_ids.ndim != 2 or token_ids.shape[1] == 0:
             raise GPTInputError(
-                f"token_ids: expected the shape (B, T) with T >= 1, found {tuple(token_ids.shape)}; "
-                "add a batch dimension, or at least one token to start from"
+                f"token_ids: expected the shape (B, T) with T >= 1, found {tuple(token_ids.shape)}; add a batch "
+                "dimension, or at least one token to start from"
             )
         if token_ids.shape[1] > self.config.block_size:
             raise GPTInputError(
-                f"token_ids: expected at most block_size={self.config.block_size} tokens, "
-                f"found {token_ids.shape[1]}; crop the sequence, or train a model with a larger block_size"
+                f"token_ids: expected at most block_size={self.config.block_size} tokens, found "
+                f"{token_ids.shape[1]}; crop the sequence, or train a model with a larger block_size"
             )
         if targets is not None and targets.shape != token_ids.shape:
             raise GPTInputError(
-                f"targets: expected the shape {tuple(token_ids.shape)} of token_ids, "
-                f"found {tuple(targets.shape)}; give one target for each token"
+                f"targets: expected the shape {tuple(token_ids.shape)} of token_ids, found {tuple(targets.shape)}; "
+                "give one target for each token"
             )
 
     @torch.no_grad()

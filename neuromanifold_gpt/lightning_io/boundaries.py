@@ -29,8 +29,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 BETWEEN_STEPS = "between_steps"
 BETWEEN_EPOCHS = "between_epochs"
-# A user's own hook saved at the end of a step: what is left of the step (validation, schedulers) is done on resuming.
+# A user's own hook saved at the end of a step or epoch: what is left of it is done on resuming.
 STEP_END = "step_end"
+STEP_END_VALIDATED = "step_end_validated"
+EPOCH_END = "epoch_end"
 
 
 class LoopBoundaries:
@@ -81,16 +83,23 @@ class LoopBoundaries:
         return self._fit_loop._should_accumulate()
 
     def _resume_between_steps(self) -> bool:
-        if self._resume_point not in (BETWEEN_STEPS, STEP_END):
+        point = self._resume_point
+        if point in (None, BETWEEN_EPOCHS, EPOCH_END):
             return False
-        at_step_end = self._resume_point == STEP_END
         self._resume()
-        return at_step_end  # then Lightning goes on with on_advance_end: the rest of that step
+        self._fit_loop.epoch_loop._skip_next_val = point == STEP_END_VALIDATED
+        return point != BETWEEN_STEPS  # then Lightning goes on with on_advance_end: the rest of that step
 
     def _resume_between_epochs(self) -> bool:
-        if self._resume_point == BETWEEN_EPOCHS:
+        point = self._resume_point
+        if point in (BETWEEN_EPOCHS, EPOCH_END):
             self._fit_loop._resuming_from_checkpoint = False  # so that a new iterator is made, as without a stop
             self._resume()
+        if point == EPOCH_END:
+            progress = self._fit_loop.epoch_progress.current
+            progress.completed -= 1  # schedulers count the epoch that they end
+            self._fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+            progress.completed += 1
         return False
 
     def _resume(self) -> None:

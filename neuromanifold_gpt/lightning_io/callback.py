@@ -228,7 +228,6 @@ def _install_plugin(trainer: Trainer) -> None:
     if not isinstance(innermost, SeparatedCheckpointIO):
         raise CheckpointError(
             "SeparatedCheckpoint needs SeparatedCheckpointIO, but the trainer has the plugin "
-            f"{type(innermost).__name__}. "
-            "Remove that plugin, or use ModelCheckpoint with it."
+            f"{type(innermost).__name__}. Remove that plugin, or use ModelCheckpoint with it."
         )
     innermost.clean_names = True

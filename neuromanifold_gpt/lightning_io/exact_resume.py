@@ -12,9 +12,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from neuromanifold_gpt.checkpoint.environment import current_environment, warn_if_changed
-from neuromanifold_gpt.checkpoint.errors import CheckpointWarning
-from neuromanifold_gpt.data.loader import ResumableDataLoader
-from neuromanifold_gpt.lightning_io.boundaries import BETWEEN_EPOCHS, STEP_END, LoopBoundaries
+from neuromanifold_gpt.checkpoint.errors import CheckpointWarning, MissingOptimizerError
+from neuromanifold_gpt.lightning_io.boundaries import (
+    BETWEEN_EPOCHS,
+    EPOCH_END,
+    STEP_END,
+    STEP_END_VALIDATED,
+    LoopBoundaries,
+)
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY
 from neuromanifold_gpt.state.modules import parameter_names, under_own_names
 from neuromanifold_gpt.state.optimizers import add_names, group_names, keep_saved_dtypes, match_by_name
@@ -119,30 +124,20 @@ class ExactResume(Callback):
             return BETWEEN_EPOCHS, fit_loop, rng  # before the first epoch
         if (epoch := fit_loop["epoch_progress"])["current"]["processed"] > epoch["current"]["completed"]:
             _complete(epoch)  # a hook of the epoch's end saves
-            return BETWEEN_EPOCHS, fit_loop, rng
+            return EPOCH_END, fit_loop, rng
         batch = fit_loop["epoch_loop.batch_progress"]
         if batch["current"]["ready"] == batch["current"]["processed"]:
             _complete(batch)  # a hook of the step's end saves
-            return STEP_END, fit_loop, rng
+            return STEP_END_VALIDATED if trainer.validating else STEP_END, fit_loop, rng
         warnings.warn(
             f"step {trainer.global_step} is saved before it is finished: a resume from it cannot be exact. Save "
-            "between "
-            "steps, or let SeparatedCheckpoint do it.",
+            "between steps, or let SeparatedCheckpoint do it.",
             InexactResumeWarning,
             stacklevel=2,
         )
         return None, fit_loop, rng
 
     def _on_boundary(self, trainer: Trainer, point: str) -> None:
-        loader = trainer.fit_loop._combined_loader
-        loaders = loader.flattened if loader is not None else []
-        ending = trainer.should_stop or trainer.fit_loop.epoch_loop._is_training_done
-        # A loader of another kind may have to ask its workers for its state: not after every step.
-        if ending or self._listeners or all(isinstance(loader, ResumableDataLoader) for loader in loaders):
-            self._take_whole_state(trainer, point)
-        self._notify(trainer)
-
-    def _take_whole_state(self, trainer: Trainer, point: str) -> None:
         self._whole = _WholeState(
             point=point,
             global_step=trainer.global_step,
@@ -150,6 +145,7 @@ class ExactResume(Callback):
             fit_loop=trainer.fit_loop.state_dict(),
             rng=capture_rng_state(),
         )
+        self._notify(trainer)
 
     def _notify(self, trainer: Trainer) -> None:
         for listener in self._listeners:
@@ -163,12 +159,10 @@ class ExactResume(Callback):
             return
         self._whole = None
         self._loaded = checkpoint.get(RESUME_KEY)
-        self._checkpoint = checkpoint
         if self._loaded is None:
             warnings.warn(
-                "the checkpoint was written without SeparatedCheckpoint: it has no random number generators, so "
-                "the resume "
-                "cannot be exact.",
+                "the checkpoint was written without SeparatedCheckpoint: it has no random number generators, so the "
+                "resume cannot be exact.",
                 InexactResumeWarning,
                 stacklevel=2,
             )
@@ -177,15 +171,22 @@ class ExactResume(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Match optimizer state by name: now the optimizers exist, and Lightning has not loaded them yet."""
+        checkpoint = trainer._checkpoint_connector._loaded_checkpoint
+        if checkpoint and "optimizer_states" not in checkpoint:
+            raise MissingOptimizerError(
+                f"{trainer.ckpt_path}: this checkpoint is model-only, so training cannot resume from it. Give "
+                "another one, or start anew from its weights: load_checkpoint(path, "
+                "load_optimizer=False).restore(model=module)."
+            )
         if self._loaded is None:
             return
         names = parameter_names(pl_module)
-        saved = self._checkpoint["optimizer_states"]
+        saved = checkpoint["optimizer_states"]
         self._optimizer_states = [
             match_by_name(state, group_names(optimizer, names))
             for state, optimizer in zip(saved, trainer.optimizers, strict=False)
         ] + saved[len(trainer.optimizers) :]
-        self._checkpoint["optimizer_states"] = self._optimizer_states
+        checkpoint["optimizer_states"] = self._optimizer_states
 
     def _restore(self, trainer: Trainer) -> None:
         """Called at the very point: nothing runs between this and the next step."""
@@ -193,7 +194,7 @@ class ExactResume(Callback):
         assert loaded is not None, "the loop resumes only from a checkpoint that was loaded"
         for optimizer, state in zip(trainer.optimizers, self._optimizer_states, strict=True):
             keep_saved_dtypes(optimizer, state)
-        self._optimizer_states, self._checkpoint = [], {}
+        self._optimizer_states = []
         trainer._logger_connector._callback_metrics.update(loaded["callback_metrics"])
         if "environment" in loaded:  # a unified file has none
             here = current_environment(trainer.strategy.root_device.type, trainer.world_size)

@@ -119,8 +119,8 @@ class LoadedCheckpoint:
         if optimizers and self.optimizer_states is None:
             where = self.checkpoint.name if self.checkpoint else "the checkpoint"
             raise MissingOptimizerError(
-                f"{where} has no optimizer state (it is model-only, or was loaded with load_optimizer=False). Restore "
-                "without optimizers to continue from the weights alone."
+                f"{where} has no optimizer state (it is model-only, or was loaded with load_optimizer=False). "
+                "Restore without optimizers to continue from the weights alone."
             )
         return self.optimizer_states or []
 
@@ -169,9 +169,8 @@ def load_checkpoint(
 def _check_number(kind: str, given: list[Any], saved: list[Any]) -> None:
     if given and len(given) != len(saved):
         raise StateMismatchError(
-            f"the checkpoint has the state of {len(saved)} {kind}, {len(given)} were given. Give them all, in "
-            "the order of "
-            "the save."
+            f"the checkpoint has the state of {len(saved)} {kind}, {len(given)} were given. Give them all, in the "
+            "order of the save."
         )
 
 

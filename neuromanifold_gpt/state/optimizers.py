@@ -101,8 +101,7 @@ def match_by_name(state: Mapping[str, Any], current: list[list[str]], *, strict:
     if problems and (strict or len(saved_groups) != len(current)):
         raise StateMismatchError(
             f"the optimizer state does not fit the optimizer: {listed(problems)}. Build the optimizer as at the "
-            "save, or "
-            "keep the number of groups and load what fits with strict=False."
+            "save, or keep the number of groups and load what fits with strict=False."
         )
     number_of = {
         name: number for group in saved_groups for name, number in zip(group[NAMES_KEY], group["params"], strict=True)
@@ -144,8 +143,7 @@ def _check_counts(saved_groups: list[dict[str, Any]], current: list[list[str]]) 
     if saved_sizes != sizes:
         raise StateMismatchError(
             "the optimizer state, which has no parameter names, does not fit the optimizer: expected groups of "
-            f"{sizes} "
-            f"parameters, found {saved_sizes}. Build the optimizer with the groups that it had at the save."
+            f"{sizes} parameters, found {saved_sizes}. Build the optimizer with the groups that it had at the save."
         )
 
 
@@ -155,8 +153,6 @@ def _check_shapes(state: Mapping[str, Any], parameters: list[Tensor]) -> None:
             if key in _ELEMENTWISE and isinstance(value, Tensor) and value.shape != parameter.shape:
                 raise StateMismatchError(
                     f"the optimizer state, which has no parameter names, does not fit the optimizer: {key} of "
-                    "parameter "
-                    f"{number} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}. Its "
-                    "parameters are "
-                    "probably in another order than at the save: build the optimizer as then."
+                    f"parameter {number} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}. Its "
+                    "parameters are probably in another order than at the save: build the optimizer as then."
                 )

@@ -50,8 +50,8 @@ def restore_rng_state(state: dict[str, Any]) -> None:
         saved = state.get(kind, [])
         if len(saved) > (backend.device_count() if backend.is_available() else 0):
             warnings.warn(
-                f"{len(saved)} {kind} generators were saved, {backend.device_count()} devices are here: "
-                "random numbers drawn on the missing ones cannot continue.",
+                f"{len(saved)} {kind} generators were saved, {backend.device_count()} devices are here: random "
+                "numbers drawn on the missing ones cannot continue.",
                 RandomStateWarning,
                 stacklevel=2,
             )
@@ -80,9 +80,8 @@ def restore_own_rng_state(states: list[dict[str, Any]]) -> None:
     world_size = torch.distributed.get_world_size() if _distributed() else 1
     if world_size != len(states):
         warnings.warn(
-            f"random number generators of {len(states)} ranks were saved, {world_size} ranks are here: dropout "
-            "and other "
-            "random numbers of the model cannot continue exactly. The order of samples is not affected.",
+            f"random number generators of {len(states)} ranks were saved, {world_size} ranks are here: dropout and "
+            "other random numbers of the model cannot continue exactly. The order of samples is not affected.",
             RandomStateWarning,
             stacklevel=2,
         )

@@ -67,8 +67,8 @@ def _resume_point(path: Path, loaded: LoadedCheckpoint) -> ResumePoint:
         settings = loaded.config["model"], loaded.config["training"]
     except KeyError as error:
         raise ConfigError(
-            f"{path}: this checkpoint was not written by train.py: its configuration has no {error}. Choose "
-            "another --out_dir."
+            f"{path}: this checkpoint was not written by train.py: its configuration has no {error}. Choose another "
+            "--out_dir."
         ) from None
     return ResumePoint(path, loaded.global_step, *settings)
 
@@ -77,9 +77,8 @@ def _refuse_to_start_over(directory: Path, config: TrainConfig) -> None:
     separated, unified = list_checkpoints(directory), _unified_checkpoints(directory)
     if separated and all(checkpoint.model_only for checkpoint in separated):
         raise ConfigError(
-            f"{directory} holds model-only checkpoints (the newest is {separated[-1].name}), which cannot be "
-            "resumed from. "
-            "Choose another --out_dir, or remove them to start over."
+            f"{directory} holds model-only checkpoints (the newest is {separated[-1].name}), which cannot be resumed "
+            "from. Choose another --out_dir, or remove them to start over."
         )
     other = unified if config.save_separate_optimizer else separated
     if other:
@@ -91,9 +90,8 @@ def _refuse_to_start_over(directory: Path, config: TrainConfig) -> None:
     damaged = sorted(path.name for path in directory.glob("checkpoint-step*.*"))
     if damaged:
         raise ConfigError(
-            f"{directory} holds no intact checkpoint, only {', '.join(damaged[:6])}. Choose another --out_dir, "
-            "or remove these "
-            "files to start over."
+            f"{directory} holds no intact checkpoint, only {', '.join(damaged[:6])}. Choose another --out_dir, or "
+            "remove these files to start over."
         )
 
 
@@ -107,8 +105,7 @@ def changed_settings(point: ResumePoint, model: dict[str, Any], training: dict[s
     if impossible:
         raise ConfigError(
             f"{point.path.parent} holds a run of another model: {'; '.join(impossible)}. Give the checkpoint's "
-            "settings, or "
-            "choose another --out_dir."
+            "settings, or choose another --out_dir."
         )
     return _differences(point.training_settings, training)
 

@@ -70,9 +70,8 @@ def train(config: TrainConfig) -> int:
         trainer.save_checkpoint(directory / name, weights_only=config.save_model_only)
     if stop.received is not None:
         print(
-            f"Stopped by {stop.received.name} after step {trainer.global_step}, which is saved. Start again "
-            "with the same "
-            "--out_dir to continue."
+            f"Stopped by {stop.received.name} after step {trainer.global_step}, which is saved. Start again with the "
+            "same --out_dir to continue."
         )
         return stop.exit_code
     print(
@@ -88,8 +87,8 @@ def _announce(point: ResumePoint, config: TrainConfig, model: dict[str, Any], tr
     changes = changed_settings(point, model, training)
     if point.step >= config.max_iters:
         print(
-            f"Finished already: {point.path} is at step {point.step}, and --max_iters is {config.max_iters}. "
-            "Give a larger --max_iters to train on."
+            f"Finished already: {point.path} is at step {point.step}, and --max_iters is {config.max_iters}. Give a "
+            "larger --max_iters to train on."
         )
         return False
     learning_rate = config.learning_rate * config.learning_rate_factor()(point.step)
@@ -104,8 +103,7 @@ def _loaders(config: TrainConfig, corpus: Corpus) -> tuple[ResumableDataLoader, 
     if len(train_blocks) < config.batch_size:
         raise ConfigError(
             f"--batch_size: expected at most {len(train_blocks)}, the blocks of {config.block_size} tokens in "
-            f"{corpus.name}, found "
-            f"{config.batch_size}. Give a smaller --batch_size or --block_size, or more text."
+            f"{corpus.name}, found {config.batch_size}. Give a smaller --batch_size or --block_size, or more text."
         )
     options: dict[str, Any] = {
         "batch_size": config.batch_size,

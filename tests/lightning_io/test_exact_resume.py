@@ -1,0 +1,219 @@
+"""Interrupted anywhere, a Lightning run ends in the same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+from neuromanifold_gpt import SeparatedCheckpoint, SeparatedCheckpointIO
+from neuromanifold_gpt.lightning_io.exact_resume import InexactResumeWarning
+
+from .toy import ToyModule, by_step, contents, fit
+
+# 26 samples in batches of 4 are 7 batches an epoch, the last one short; 20 steps end in the middle of the third.
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "validation at the end of each epoch": {},
+    "without validation": {"validate": False},
+    "validation inside the epoch": {"val_check_interval": 3},
+    "validation by steps, across epochs": {"val_check_interval": 5, "check_val_every_n_epoch": None},
+    "gradient accumulation with a ragged end": {"accumulate_grad_batches": 3, "max_steps": 8},
+    "limited by epochs": {"max_steps": -1, "max_epochs": 3},
+    "epoch-wise schedule": {"schedule": "epoch"},
+    "plateau schedule on the validation loss": {"schedule": "plateau"},
+    "plateau schedule on the training loss": {"schedule": "plateau_step", "val_check_interval": 3},
+    "no sanity check": {"num_sanity_val_steps": 0},
+    "gradient clipping": {"gradient_clip_val": 0.1},
+    "bf16-mixed": {"precision": "bf16-mixed"},
+}
+
+
+def saver(directory: Path, **options: Any) -> SeparatedCheckpoint:
+    return SeparatedCheckpoint(directory, **{"every_n_train_steps": 1, "save_top_k": -1, **options})
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_resuming_from_any_step_ends_in_the_same_bytes(name: str, tmp_path: Path):
+    options = SCENARIOS[name]
+    _, whole = fit(saver(tmp_path / "a"), **options)
+    expected = by_step(tmp_path / "a")
+    last = max(expected)
+    steps = {1, 6, 7, 8, 13} if last > 13 else {1, 2, 3, 4, 7}  # first, around an epoch's end, before another
+    for step in sorted(steps & set(expected)):
+        directory = tmp_path / f"b{step}"
+        _, resumed = fit(saver(directory), ckpt_path=expected[step].model_path, workers=step % 3, **options)
+        assert resumed.history == [entry for entry in whole.history if entry[0] >= step], f"from step {step}"
+        found = by_step(directory)
+        assert sorted(found) == [other for other in expected if other > step]
+        assert contents(found[last]) == contents(expected[last]), f"from step {step}"
+
+
+def test_a_run_resumed_at_every_step_ends_in_the_same_bytes(tmp_path: Path):
+    fit(saver(tmp_path / "a"), max_steps=9, val_check_interval=3)
+    path = None
+    for step in range(1, 10):
+        fit(saver(tmp_path / "b"), ckpt_path=path, max_steps=step, val_check_interval=3)
+        path = by_step(tmp_path / "b")[step].model_path
+    for step, checkpoint in by_step(tmp_path / "a").items():
+        assert contents(by_step(tmp_path / "b")[step]) == contents(checkpoint), f"step {step}"
+
+
+def test_early_stopping_has_the_same_patience_left(tmp_path: Path):
+    def stopper() -> EarlyStopping:
+        return EarlyStopping("val_loss", patience=3, min_delta=10.0)  # never improves by so much
+
+    options = {"val_check_interval": 2, "max_steps": 50}
+    trainer, _ = fit(saver(tmp_path / "a"), stopper(), **options)
+    assert trainer.global_step < 50
+    for step in (1, 2, 3, 4):
+        path = by_step(tmp_path / "a")[step].model_path
+        resumed, _ = fit(saver(tmp_path / f"b{step}"), stopper(), ckpt_path=path, **options)
+        assert resumed.global_step == trainer.global_step
+
+
+class SaveInHook(Callback):
+    """A user who calls trainer.save_checkpoint in a hook of his own."""
+
+    def __init__(self, hook: str, step: int, path: Path) -> None:
+        self._step, self._path = step, path
+        setattr(self, hook, self._save)
+
+    def _save(self, trainer: Trainer, *arguments: Any, **keywords: Any) -> None:
+        if trainer.global_step == self._step and not self._path.exists() and not trainer.sanity_checking:
+            trainer.save_checkpoint(self._path)
+
+
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [
+        ("on_train_batch_end", 5),
+        ("on_train_batch_end", 6),  # validation is due in this step
+        ("on_train_batch_end", 7),  # the last step of the epoch
+        ("on_train_batch_start", 6),
+        ("on_validation_end", 6),
+        ("on_train_epoch_end", 7),
+        ("on_train_epoch_start", 7),
+    ],
+)
+@pytest.mark.parametrize("schedule", ["step", "plateau"])
+def test_a_checkpoint_taken_in_a_users_hook_resumes_exactly(hook: str, step: int, schedule: str, tmp_path: Path):
+    path = tmp_path / "by-hand.ckpt"
+    options = {"val_check_interval": 3, "schedule": schedule}
+    _, whole = fit(saver(tmp_path / "a"), SaveInHook(hook, step, path), **options)
+    _, resumed = fit(saver(tmp_path / "b"), ckpt_path=path, **options)
+    assert resumed.history == [entry for entry in whole.history if entry[0] >= step]
+    assert contents(by_step(tmp_path / "b")[20]) == contents(by_step(tmp_path / "a")[20])
+
+
+def test_a_checkpoint_taken_by_hand_after_fit_resumes_exactly(tmp_path: Path):
+    """Stopped by max_steps in the middle of an epoch: the epoch is not over, whatever Lightning's counters say."""
+    fit(saver(tmp_path / "a"))
+    trainer, _ = fit(saver(tmp_path / "b"), max_steps=10)
+    torch.rand(3)  # drawn by the user between the runs
+    trainer.save_checkpoint(tmp_path / "by-hand.ckpt")
+    fit(saver(tmp_path / "c"), ckpt_path=tmp_path / "by-hand.ckpt")
+    assert contents(by_step(tmp_path / "c")[20]) == contents(by_step(tmp_path / "a")[20])
+
+
+class FailAt(Callback):
+    """Raises in the middle of a step."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_before_optimizer_step(self, trainer: Trainer, *arguments: Any) -> None:
+        if trainer.global_step == self._step:
+            raise RuntimeError("out of memory, say")
+
+
+def test_a_checkpoint_saved_on_an_exception_resumes_at_the_step_that_failed(tmp_path: Path):
+    fit(saver(tmp_path / "a", every_n_train_steps=4))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit(saver(tmp_path / "b", every_n_train_steps=4, save_on_exception=True), FailAt(9))
+    assert max(by_step(tmp_path / "b")) == 9
+    # Batch norm has seen the batch of the failed step before it failed, so weights, not buffers, are compared.
+    fit(saver(tmp_path / "b", every_n_train_steps=4), ckpt_path=by_step(tmp_path / "b")[9].model_path)
+    states = [torch.load(by_step(tmp_path / run)[20].model_path, weights_only=True)["state_dict"] for run in "ab"]
+    parameters = [name for name in states[0] if "running" not in name and "tracked" not in name]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in parameters)
+
+
+def test_parameters_declared_in_another_order_keep_their_moments(tmp_path: Path):
+    class TwoLayers(ToyModule):
+        def __init__(self, reverse: bool = False) -> None:
+            super().__init__()
+            del self.net
+            # Of one shape: a mix-up would pass every check of shapes.
+            for name in ("first", "second")[:: -1 if reverse else 1]:
+                setattr(self, name, torch.nn.Linear(8, 8))
+            self.head = torch.nn.Linear(8, 1)
+
+        def net(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.second(self.first(x).relu()).relu())
+
+    _, whole = fit(saver(tmp_path / "a"), module=TwoLayers())
+    path = by_step(tmp_path / "a")[9].model_path
+    _, resumed = fit(saver(tmp_path / "b"), ckpt_path=path, module=TwoLayers(reverse=True))
+    assert resumed.history == [entry for entry in whole.history if entry[0] >= 9]
+    states = [torch.load(by_step(tmp_path / run)[20].model_path, weights_only=True)["state_dict"] for run in "ab"]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_a_compiled_network_saves_clean_names_and_resumes_exactly(tmp_path: Path):
+    class Compiled(ToyModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.compile(self.net, backend="eager")
+
+    fit(saver(tmp_path / "a"), module=Compiled(), max_steps=9)
+    state = torch.load(by_step(tmp_path / "a")[5].model_path, weights_only=True)["state_dict"]
+    assert sorted(state) == sorted(ToyModule().state_dict())
+    fit(saver(tmp_path / "b"), module=Compiled(), max_steps=9, ckpt_path=by_step(tmp_path / "a")[5].model_path)
+    assert contents(by_step(tmp_path / "b")[9]) == contents(by_step(tmp_path / "a")[9])
+    fit(saver(tmp_path / "c"), max_steps=9, ckpt_path=by_step(tmp_path / "a")[5].model_path)  # not compiled
+    assert 9 in by_step(tmp_path / "c")
+
+
+def test_the_plugin_alone_neither_repeats_nor_skips_a_batch(tmp_path: Path):
+    """A stock ModelCheckpoint writes through it; sample ids go on, the random numbers do not and it says so."""
+
+    def stock(directory: Path) -> ModelCheckpoint:
+        return ModelCheckpoint(directory, every_n_train_steps=5, save_top_k=-1)
+
+    _, whole = fit(stock(tmp_path / "a"), plugins=[SeparatedCheckpointIO()])
+    for step, epoch in ((5, 0), (10, 1), (15, 2)):
+        path = tmp_path / "a" / f"epoch={epoch}-step={step}.ckpt"
+        assert path.is_file()
+        assert path.with_name(path.name + "-optimizer.pt").is_file()
+        _, resumed = fit(stock(tmp_path / "b"), plugins=[SeparatedCheckpointIO()], ckpt_path=path)
+        assert [ids for *_, ids in resumed.history] == [ids for *_, ids in whole.history[step:]]
+        with pytest.warns(InexactResumeWarning, match="random number generators"):
+            fit(saver(tmp_path / f"c{step}"), ckpt_path=path)
+
+
+class DrawsInHooks(Callback):
+    """Draws random numbers wherever Lightning lets it."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.rand(5)
+
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        torch.rand(1)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.rand(2)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.rand(3)
+
+
+def test_random_numbers_drawn_in_hooks_do_not_shift_those_of_the_model(tmp_path: Path):
+    _, whole = fit(saver(tmp_path / "a"), DrawsInHooks())
+    for step in (3, 7, 8):
+        path = by_step(tmp_path / "a")[step].model_path
+        _, resumed = fit(saver(tmp_path / f"b{step}"), DrawsInHooks(), ckpt_path=path)
+        assert resumed.history == [entry for entry in whole.history if entry[0] >= step]
