@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
@@ -22,8 +23,9 @@ from typing_extensions import Buffer
 from neuromanifold_gpt.checkpoint.staging import Reduced, SortedSet, StagedTree, StorageRef, TensorRef
 from neuromanifold_gpt.checkpoint.zip_stream import ZipStream
 
-# One chunk is checksummed, digested twice and written while it is in the core's cache.
-CHUNK_BYTES = 1 << 20
+# Small enough to be checksummed and digested from the core's cache, large enough to make handing it over cheap.
+CHUNK_BYTES = 4 << 20
+_CHUNKS_UNDER_WAY = 4
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,39 @@ class WrittenArchive:
     tensors: tuple[TensorRecord, ...]
 
 
-class _DigestingSink:
-    """Writes to a file completely, and digests what it writes."""
+class DigestingSink:
+    """Writes to a file in order and completely, and digests what it writes, each in its own thread.
+
+    A context manager: leaving it waits for the writes and raises the first error among them.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._under_way: deque[Future[None]] = deque()
         self.size_bytes = 0
         self.digest = xxhash.xxh3_128()
 
+    def __enter__(self) -> DigestingSink:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=error is not None)
+        if error is None:
+            self._wait_for_all_but(0)
+
     def write(self, data: bytes | memoryview) -> None:
-        self.digest.update(data)
+        """Append ``data``, which must not change until the sink is left."""
+        self._under_way.append(self._thread.submit(self._write_all, data))
         self.size_bytes += len(data)
+        self.digest.update(data)
+        self._wait_for_all_but(_CHUNKS_UNDER_WAY)
+
+    def _wait_for_all_but(self, count: int) -> None:
+        while len(self._under_way) > count:
+            self._under_way.popleft().result()
+
+    def _write_all(self, data: bytes | memoryview) -> None:
         rest = memoryview(data)
         while rest:  # a raw write may take less than it is given
             rest = rest[self._file.write(rest) :]
@@ -66,8 +90,8 @@ class _DigestingSink:
 class ArchiveWriter:
     """Writes one archive: first :meth:`write_tensors`, then :meth:`finish` with what depends on them."""
 
-    def __init__(self, file: BinaryIO, staged: StagedTree) -> None:
-        self._sink = _DigestingSink(file)
+    def __init__(self, sink: DigestingSink, staged: StagedTree) -> None:
+        self._sink = sink
         self._zip = ZipStream(self._sink)
         self._staged = staged
         self._records: dict[str, tuple[int, str]] = {}
@@ -125,7 +149,7 @@ def chunks_of(tensor: Tensor) -> Iterator[memoryview]:
         for start in range(0, len(whole), CHUNK_BYTES):
             yield whole[start : start + CHUNK_BYTES]
         return
-    device_chunk_bytes = 32 * CHUNK_BYTES  # larger: each piece costs a transfer
+    device_chunk_bytes = 4 * CHUNK_BYTES  # larger: each piece costs a transfer
     for start in range(0, flat.numel(), device_chunk_bytes):
         yield _memory(flat[start : start + device_chunk_bytes].cpu())
 
@@ -164,9 +188,9 @@ class _CanonicalPickler(pickle.Pickler):
         if type(obj) is TensorRef:
             return _reduce_tensor(obj)
         if type(obj) is SortedSet:
-            return (set, (list(obj.items),))
+            return (set, (sorted(obj.items, key=pickle_canonically),))
         if type(obj) is Reduced:
-            return tuple(iter(part) if i >= 3 and part is not None else part for i, part in enumerate(obj.parts))
+            return obj.parts
         return NotImplemented
 
 

@@ -23,6 +23,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from neuromanifold_gpt.checkpoint.digest import file_digest
 from neuromanifold_gpt.checkpoint.errors import (
@@ -32,7 +33,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     DamagedCheckpointError,
     IncompleteCheckpointError,
 )
-from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER, Manifest, read_manifest
+from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER, Manifest, looks_like_manifest, read_manifest
 from neuromanifold_gpt.checkpoint.naming import (
     MANIFEST_SUFFIX,
     PREVIOUS_SUFFIX,
@@ -175,27 +176,37 @@ def commit(paths: CheckpointPaths, new: Manifest, storage: Storage) -> Checkpoin
 
 def remove(paths: CheckpointPaths, storage: Storage) -> None:
     """Delete a checkpoint, the manifest first: from then on it does not exist."""
-    storage.remove(paths.manifest)
-    storage.sync_directory(paths.directory)
+    if _size_of_regular_file(paths.manifest) is not None:
+        # Under its temporary name it tells the next writer, should we be interrupted, which files are to be removed.
+        storage.rename(paths.manifest, temporary(paths.manifest))
+        storage.sync_directory(paths.directory)
     for path in (paths.model, paths.optimizer):
         storage.remove(path)
         storage.remove(previous(path))
+    storage.sync_directory(paths.directory)
+    storage.remove(temporary(paths.manifest))
 
 
 def clear_leftovers(directory: Path, storage: Storage) -> None:
     """Remove what interrupted saves left in ``directory``, and undo replacements that were not committed."""
-    names = {path.name for path in directory.iterdir() if path.name.endswith((TEMPORARY_SUFFIX, PREVIOUS_SUFFIX))}
+    names = sorted(path.name for path in directory.iterdir() if _is_leftover(path))
     if not names:
         return
-    for name in sorted(names):
-        if name.endswith(MANIFEST_SUFFIX + TEMPORARY_SUFFIX):
-            _remove_uncommitted(paths_of_name(directory, name[: -len(MANIFEST_SUFFIX + TEMPORARY_SUFFIX)]), storage)
-        elif name.endswith(PREVIOUS_SUFFIX):
+    manifests = [name for name in names if name.endswith(MANIFEST_SUFFIX + TEMPORARY_SUFFIX)]
+    for name in manifests:
+        _remove_uncommitted(paths_of_name(directory, name[: -len(MANIFEST_SUFFIX + TEMPORARY_SUFFIX)]), storage)
+    for name in names:
+        if name.endswith(PREVIOUS_SUFFIX):
             _put_back(directory / name.removesuffix(PREVIOUS_SUFFIX), storage)
-    # The temporary manifest tells which files belong to the interrupted save, so it goes last.
-    for name in sorted(names, key=lambda name: name.endswith(MANIFEST_SUFFIX + TEMPORARY_SUFFIX)):
-        storage.remove(directory / name)
-    storage.sync_directory(directory)
+    # The temporary manifests tell which files belong to the interrupted save, so they go last.
+    for some in ([name for name in names if name not in manifests], manifests):
+        for name in some:
+            storage.remove(directory / name)
+        storage.sync_directory(directory)
+
+
+def _is_leftover(path: Path) -> bool:
+    return path.name.endswith((TEMPORARY_SUFFIX, PREVIOUS_SUFFIX)) and _size_of_regular_file(path) is not None
 
 
 def _move_aside(paths: CheckpointPaths, storage: Storage) -> None:
@@ -221,6 +232,7 @@ def _put_back(final: Path, storage: Storage) -> None:
             target = paths.directory / record.name.removesuffix(PREVIOUS_SUFFIX)
             storage.keep_as(previous(target), temporary(target))
             storage.rename(temporary(target), target)
+            storage.remove(temporary(target))  # renaming a link onto another one of the same file leaves both
         storage.sync_directory(paths.directory)
         files = {
             role: replace(record, name=record.name.removesuffix(PREVIOUS_SUFFIX))
@@ -231,11 +243,11 @@ def _put_back(final: Path, storage: Storage) -> None:
 
 def _checkpoints_naming(file: Path) -> list[CheckpointPaths]:
     found = []
-    for manifest_path in file.parent.glob("*" + MANIFEST_SUFFIX):
+    for manifest_path in filter(looks_like_manifest, file.parent.glob("*" + MANIFEST_SUFFIX)):
         paths = paths_of_name(file.parent, manifest_path.name.removesuffix(MANIFEST_SUFFIX))
-        manifest = _readable_manifest(paths)
-        if manifest is not None and any(record.name == file.name for record in manifest.files.values()):
-            found.append(paths)
+        with contextlib.suppress(CheckpointError):  # incomplete: nothing could be put back
+            if file.name in _names(open_complete(paths).manifest):
+                found.append(paths)
     return found
 
 
@@ -248,30 +260,39 @@ def _replace_manifest(paths: CheckpointPaths, manifest: Manifest, storage: Stora
 
 def _remove_uncommitted(paths: CheckpointPaths, storage: Storage) -> None:
     """Remove data files that got their names from a save whose manifest did not."""
-    if paths.manifest.exists():
-        return  # committed, or not begun to rename: the names belong to the manifest that is there
     try:
+        # Committed, or not begun to rename: the names belong to the manifest that is there.
+        taken = _names(read_manifest(paths.manifest)) if paths.manifest.exists() else set()
         interrupted = read_manifest(temporary(paths.manifest), paths)
     except DamagedCheckpointError:
         return  # torn: it was not synced, so no file had been renamed yet
     for role, target in ((MODEL, paths.model), (OPTIMIZER, paths.optimizer)):
         record = interrupted.files.get(role)
-        # By digest: a file that somebody else put under this name is not ours to remove.
-        if record and _size_of_regular_file(target) == record.size_bytes and file_digest(target) == record.digest:
+        if record is None or target.name in taken or _size_of_regular_file(target) != record.size_bytes:
+            continue
+        if file_digest(target) == record.digest:  # else somebody put it under this name, and it is not ours to remove
             storage.remove(target)
 
 
-def _readable_manifest(paths: CheckpointPaths) -> Manifest | None:
+def _names(manifest: Manifest) -> set[str]:
+    return {record.name for record in manifest.files.values()}
+
+
+@contextlib.contextmanager
+def created(path: Path, storage: Storage) -> Iterator[BinaryIO]:
+    """A new file, synced in the end; in an ``OSError`` on the way, its name, which ``write(2)`` does not give."""
     try:
-        return read_manifest(paths.manifest)
-    except (CheckpointNotFoundError, DamagedCheckpointError):
-        return None
+        with storage.create(path) as file:
+            yield file
+            storage.sync_file(file)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_file(path: Path, content: bytes, storage: Storage) -> None:
     """Write a small file and sync it."""
-    with storage.create(path) as file:
+    with created(path, storage) as file:
         rest = memoryview(content)
         while rest:
             rest = rest[file.write(rest) :]
-        storage.sync_file(file)

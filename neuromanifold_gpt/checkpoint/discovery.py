@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     DamagedCheckpointWarning,
     IncompleteCheckpointError,
 )
-from neuromanifold_gpt.checkpoint.manifest import looks_like_manifest
+from neuromanifold_gpt.checkpoint.manifest import looks_like_manifest, read_manifest
 from neuromanifold_gpt.checkpoint.naming import MANIFEST_SUFFIX, CheckpointPaths, paths_of_any_file, paths_of_name
 from neuromanifold_gpt.checkpoint.reader import VerificationReport, verify
 
@@ -39,11 +41,11 @@ def latest_checkpoint(directory: str | Path) -> Checkpoint | None:
     Warns:
         DamagedCheckpointWarning: for each newer one that was passed over, with the reason.
     """
-    for checkpoint in reversed(list_checkpoints(directory)):
+    for paths in sorted(candidates(Path(directory)), key=_claimed_age, reverse=True):
         try:
-            return verify(checkpoint).checkpoint
+            return verify(open_complete(paths)).checkpoint
         except CheckpointError as error:
-            warnings.warn(f"passing over {checkpoint.name}: {error}", DamagedCheckpointWarning, stacklevel=2)
+            warnings.warn(f"passing over {paths.name}: {error}", DamagedCheckpointWarning, stacklevel=2)
     return None
 
 
@@ -77,9 +79,18 @@ def candidates(directory: Path) -> Iterator[CheckpointPaths]:
     if not directory.is_dir():
         return
     for path in sorted(directory.glob("*" + MANIFEST_SUFFIX)):
-        if path.is_file() and looks_like_manifest(path):
+        if looks_like_manifest(path):
             yield paths_of_name(directory, path.name.removesuffix(MANIFEST_SUFFIX))
 
 
 def _age(checkpoint: Checkpoint) -> tuple[int, str, str]:
     return checkpoint.step, str(checkpoint.manifest.details.get("saved_at", "")), checkpoint.name
+
+
+def _claimed_age(paths: CheckpointPaths) -> tuple[int, str, str]:
+    """Age of a checkpoint that may be incomplete; where its manifest cannot be read, its name may tell the step."""
+    try:
+        return _age(Checkpoint(paths, read_manifest(paths.manifest)))
+    except CheckpointError:
+        step = re.search(r"step=?(\d+)", paths.name)
+        return int(step[1]) if step else sys.maxsize, "", paths.name

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ _SCHEDULER_KEYS = (
 )
 _STEP_KEYS = ("global_step", "step", "iter_num", "iteration", "iter")
 _CONFIG_KEYS = ("config", "hyper_parameters", "model_args", "args")
+_PICKLE, _ZIP = b"\x80", b"PK"  # how files begin that torch.save wrote; a zip archive that was cut still does
 # torch.compile and DistributedDataParallel prepend these to every parameter's name.
 _WRAPPER_PREFIX = re.compile(r"(^|\.)_orig_mod\.")
 
@@ -67,11 +69,15 @@ def read_any_archive(path: Path, *, verify: bool = True, trusted: bool = False) 
     With ``verify``, the CRC-32 of every zip record is compared.
 
     Raises:
-        CheckpointNotFoundError, DamagedCheckpointError, UntrustedPickleError
+        CheckpointNotFoundError, DamagedCheckpointError, UnknownFormatError, UntrustedPickleError
     """
     if not path.is_file():
         raise CheckpointNotFoundError(f"{path}: there is no such file.")
     if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            head = file.read(2)
+        if head and not head.startswith((_PICKLE, _ZIP)):
+            raise _unknown(path, "neither a zip archive nor a pickle")
         with load_errors(path):  # written before torch 1.6, or not a checkpoint; it has no checksums
             return torch.load(path, map_location="cpu", weights_only=not trusted)
     if verify:
@@ -87,9 +93,9 @@ def classify(path: Path, content: Any) -> UnifiedCheckpoint:
     """
     if not isinstance(content, Mapping):
         raise _unknown(path, f"a {type(content).__name__}")
-    content = dict(content)
     if content and all(isinstance(value, Tensor) for value in content.values()):
-        return UnifiedCheckpoint("plain", clean_names(content), raw=content)
+        return UnifiedCheckpoint("plain", clean_names(content), raw=dict(content))
+    content = dict(content)
     model = next((content[key] for key in _MODEL_KEYS if isinstance(content.get(key), Mapping)), None)
     if model is None:
         raise _unknown(path, f"a dict with the keys {sorted(map(str, content))[:12]}")
@@ -101,7 +107,7 @@ def classify(path: Path, content: Any) -> UnifiedCheckpoint:
     configs = [content[key] for key in _CONFIG_KEYS if isinstance(content.get(key), Mapping)]
     return UnifiedCheckpoint(
         form=form,
-        model_state=clean_names(model),
+        model_state=clean_names(model, wrapped=form != "lightning"),  # Lightning saves the module inside its wrappers
         optimizer_states=_states(content, _OPTIMIZER_KEYS),
         lr_scheduler_states=_states(content, _SCHEDULER_KEYS) or [],
         global_step=next((content[key] for key in _STEP_KEYS if isinstance(content.get(key), int)), 0),
@@ -116,12 +122,20 @@ def clean_name(name: str) -> str:
     return _WRAPPER_PREFIX.sub(r"\1", name)
 
 
-def clean_names(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict, of its own type, without the prefixes of ``torch.compile`` and data-parallel wrappers."""
+def clean_names(state: Mapping[str, Any], *, wrapped: bool = True) -> dict[str, Any]:
+    """A state dict, with its ``_metadata``, without the prefixes of ``torch.compile`` and data-parallel wrappers.
+
+    ``wrapped`` says that a ``module.`` before every name comes from such a wrapper.
+    """
     names = [clean_name(name) for name in state]
-    if names and all(name.startswith("module.") for name in names):
-        names = [name.removeprefix("module.") for name in names]
-    return dict(zip(names, state.values(), strict=True))
+    prefix = "module." if wrapped and names and all(name.startswith("module.") for name in names) else ""
+    cleaned: Any = OrderedDict(zip((name.removeprefix(prefix) for name in names), state.values(), strict=True))
+    if hasattr(state, "_metadata"):
+        of_modules = ((clean_name(f"{name}."), value) for name, value in state._metadata.items())
+        cleaned._metadata = OrderedDict(
+            (name.removeprefix(prefix)[:-1], value) for name, value in of_modules if name.startswith(prefix)
+        )
+    return cleaned
 
 
 def _states(content: Mapping[str, Any], keys: tuple[str, ...]) -> list[dict[str, Any]] | None:
@@ -129,7 +143,7 @@ def _states(content: Mapping[str, Any], keys: tuple[str, ...]) -> list[dict[str,
         value = content.get(key)
         if isinstance(value, Mapping):
             return [dict(value)]
-        if isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
+        if isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value):
             return [dict(item) for item in value]
     return None
 

@@ -104,9 +104,14 @@ def read_manifest(path: Path, paths: CheckpointPaths | None = None) -> Manifest:
 
 
 def looks_like_manifest(path: Path) -> bool:
-    """Whether a JSON file claims, in its first bytes, to be one of our manifests."""
-    with path.open("rb") as file:
-        return FORMAT.encode() in file.read(64)
+    """Whether a path is a file that claims, in its first bytes, to be one of our manifests."""
+    try:
+        if not path.is_file():  # opening a pipe would wait for its writer
+            return False
+        with path.open("rb") as file:
+            return FORMAT.encode() in file.read(64)
+    except OSError:  # a foreign file that we may not read
+        return False
 
 
 def _parse(content: Any, paths: CheckpointPaths) -> Manifest:
@@ -125,6 +130,9 @@ def _parse(content: Any, paths: CheckpointPaths) -> Manifest:
     )
     if MODEL not in manifest.files or set(manifest.files) != set(manifest.tensors):
         raise ValueError(f"files {sorted(manifest.files)}, tensors of {sorted(manifest.tensors)}")
+    for role, records in manifest.tensors.items():  # a reader takes memory for what they say
+        if any(record.offset + record.size_bytes > manifest.files[role].size_bytes for record in records):
+            raise ValueError(f"a tensor behind the end of the {role} file")
     return manifest
 
 
@@ -166,7 +174,8 @@ def _checked(value: Any, kind: type) -> Any:
 
 
 def _number_to_json(value: float) -> float | str:
-    return value if math.isfinite(value) else repr(float(value))  # JSON has no nan and no infinity
+    # JSON has no nan and no infinity.
+    return value if isinstance(value, int) or math.isfinite(value) else repr(float(value))
 
 
 def _number_from_json(value: Any) -> float:

@@ -56,7 +56,12 @@ def paths_of_name(directory: Path, name: str) -> CheckpointPaths:
     """Paths of the checkpoint called ``name``, as it is named in :func:`step_name` and by :attr:`CheckpointPaths.name`.
 
     A name that ends in a file extension of its own (``last.ckpt``) is the model file's whole name.
+
+    Raises:
+        ValueError: it is a path rather than a name, so its files would not lie in ``directory``.
     """
+    if name != Path(name).name:
+        raise ValueError(f"{name!r} cannot name a checkpoint: give its directory separately.")
     model_name = name if Path(name).suffix in {".ckpt", ".pt", ".pth"} else name + MODEL_SUFFIX
     return CheckpointPaths(
         model=directory / model_name,

@@ -7,9 +7,10 @@ import pickle
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     MismatchedPairError,
     UntrustedPickleError,
 )
+from neuromanifold_gpt.checkpoint.records import read_records
 from neuromanifold_gpt.checkpoint.writer import STAMP_KEY
 
 _SHOWN_TENSORS = 5
@@ -69,16 +71,40 @@ def read_file(checkpoint: Checkpoint, role: str, *, verify: bool = True, trusted
     """
     path = checkpoint.file(role)
     with _opened(path) as file:
-        if verify:
-            _verify_file(checkpoint, role, file)
-        payload = load_archive(path, trusted=trusted)
+        storages, digest = read_records(file, checkpoint.manifest.tensors[role], digest_all=verify)
+        if verify and digest != checkpoint.manifest.files[role].digest:
+            raise _difference(checkpoint, role, file, digest)
+        payload = _load_around(path, storages, trusted)
         # torch opens the path anew: had it been replaced meanwhile, something else than the verified bytes was read.
-        if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        with load_errors(path):
+            unchanged = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        if not unchanged:
             raise DamagedCheckpointError(f"{path}: the file was replaced while it was read. Load again.")
     stamp = payload.pop(STAMP_KEY, None)
     if not isinstance(stamp, dict) or stamp.get("pair") != checkpoint.manifest.pair or stamp.get("file") != role:
         raise _mismatched_pair(checkpoint, role, stamp)
     return payload
+
+
+def _load_around(path: Path, storages: list[torch.UntypedStorage], trusted: bool) -> dict[str, Any]:
+    """Unpickle a file of ours around tensor data that has been read already.
+
+    ``torch.load`` maps the file and asks ``map_location`` for each storage, in the order in which the pickle, and so
+    our writer, numbers them. The map itself is never touched.
+    """
+    ready = iter(storages)
+
+    def take_next(mapped: torch.UntypedStorage, _location: str) -> torch.UntypedStorage:
+        storage = next(ready)
+        if storage.nbytes() != mapped.nbytes():
+            raise ValueError(f"a storage of {mapped.nbytes()} bytes where the manifest has {storage.nbytes()}")
+        return storage
+
+    with load_errors(path):
+        content = torch.load(path, map_location=cast(Any, take_next), weights_only=not trusted, mmap=True)
+        if not isinstance(content, dict):
+            raise TypeError(f"a {type(content).__name__} where a dict was written")
+        return content
 
 
 def load_archive(path: Path, *, trusted: bool = False) -> Any:
@@ -94,10 +120,10 @@ def load_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except pickle.UnpicklingError as error:
-        first_line = str(error).strip().splitlines()[0]
-        globals_named = [line for line in str(error).splitlines() if "GLOBAL" in line]
+        lines = str(error).strip().splitlines() or [""]
+        reason = next((line for line in lines if "GLOBAL" in line), lines[0]).strip()
         raise UntrustedPickleError(
-            f"{path}: reading it would need more than plain data: {(globals_named or [first_line])[0].strip()} Allow "
+            f"{path}: reading it would need more than plain data: {reason} Allow "
             "the class with torch.serialization.add_safe_globals, or pass trusted=True if you trust whoever wrote "
             "the file: its pickle can then run any code."
         ) from error
@@ -116,8 +142,12 @@ def _copied_out(value: Any, copies: dict[int, torch.UntypedStorage]) -> Any:
     Tensors that share a storage (tied weights) share its copy.
     """
     if isinstance(value, Tensor):
+        if type(value) not in (Tensor, torch.nn.Parameter) or not _is_plain(value):
+            return deepcopy(value)
         storage = value.untyped_storage()
-        copy = copies.setdefault(storage.data_ptr(), storage.clone()) if storage.nbytes() else storage.clone()
+        copy = copies.get(storage.data_ptr()) if storage.nbytes() else None
+        if copy is None:
+            copy = copies[storage.data_ptr()] = storage.clone()
         moved = torch.empty(0, dtype=value.dtype).set_(copy, value.storage_offset(), value.shape, value.stride())
         if isinstance(value, torch.nn.Parameter):
             return torch.nn.Parameter(moved, requires_grad=value.requires_grad)
@@ -130,6 +160,13 @@ def _copied_out(value: Any, copies: dict[int, torch.UntypedStorage]) -> Any:
     elif type(value) is tuple:
         return tuple(_copied_out(item, copies) for item in value)
     return value
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is its memory, shape and strides, and nothing more."""
+    return tensor.layout is torch.strided and not (
+        tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg() or tensor.is_meta
+    )
 
 
 @contextmanager
@@ -145,24 +182,28 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _verify_file(checkpoint: Checkpoint, role: str, file: BinaryIO) -> None:
-    record = checkpoint.manifest.files[role]
     try:
         found = open_file_digest(file)
     except OSError as error:
         raise DamagedCheckpointError(f"{checkpoint.file(role)}: cannot be read: {error.strerror}.") from error
-    if found == record.digest:
-        return
+    if found != checkpoint.manifest.files[role].digest:
+        raise _difference(checkpoint, role, file, found)
+
+
+def _difference(checkpoint: Checkpoint, role: str, file: BinaryIO, found: str) -> DamagedCheckpointError:
+    """Find out what differs in a file whose digest is not the manifest's."""
     path = checkpoint.file(role)
     stamp = _stamp_of(path)
     if isinstance(stamp, dict) and stamp.get("pair") not in (None, checkpoint.manifest.pair):
-        raise _mismatched_pair(checkpoint, role, stamp)
+        return _mismatched_pair(checkpoint, role, stamp)
     damaged = [tensor for tensor in checkpoint.manifest.tensors[role] if _differs(file, tensor)]
     names = ", ".join(tensor.path for tensor in damaged[:_SHOWN_TENSORS])
     more = f" and {len(damaged) - _SHOWN_TENSORS} more" if len(damaged) > _SHOWN_TENSORS else ""
     where = f"tensor {names}{more}" if damaged else "the archive's structure (no tensor)"
-    raise DamagedCheckpointError(
-        f"{path}: the {role} file is damaged in {where}: expected digest {record.digest}, found {found}. Use an "
-        "older checkpoint of the same directory (latest_checkpoint finds the newest intact one)."
+    return DamagedCheckpointError(
+        f"{path}: the {role} file is damaged in {where}: expected digest {checkpoint.manifest.files[role].digest}, "
+        f"found {found}. Use an older checkpoint of the same directory (latest_checkpoint finds the newest intact "
+        "one)."
     )
 
 

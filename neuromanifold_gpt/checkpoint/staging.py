@@ -14,10 +14,10 @@ Canonical means that equal state gives equal bytes. What stands in the way, and 
 
 from __future__ import annotations
 
+import codecs
+import copyreg
 import math
-import pickle
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -29,6 +29,8 @@ from neuromanifold_gpt.checkpoint.errors import UnsupportedObjectError
 _PLAIN_TYPES = frozenset(
     {type(None), bool, int, float, complex, str, bytes, bytearray, torch.dtype, torch.device, torch.Size}
 )
+_MAXIMUM_INT_BYTES = 255  # a longer one is pickled by an opcode that the weights-only reader does not know
+_NEW_OBJECT = copyreg.__newobj__  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,21 @@ class TensorRef:
 
 @dataclass(frozen=True)
 class SortedSet:
-    """Stands in the tree for a ``set``."""
+    """Stands in the tree for a ``set``; ``archive.py`` sorts it by the pickles of its items."""
 
     items: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """Stands in the tree for an object of a class given to ``torch.serialization.add_safe_globals``."""
+    """Stands in the tree for an object that is pickled as a call: what its ``__reduce_ex__`` returned, staged."""
 
     parts: tuple[Any, ...]
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """The class that ``parts`` make an object of: the pickler asks, and refuses to write one of another class."""
+        return self.parts[1][0] if self.parts[0] is _NEW_OBJECT else Reduced
 
 
 @dataclass
@@ -86,7 +93,12 @@ def stage(payload: dict[str, Any]) -> StagedTree:
         UnsupportedObjectError: something in it could not be read back with ``torch.load(weights_only=True)``.
     """
     staged = StagedTree(tree=None)
-    staged.tree = _Stager(staged).walk(payload, ())
+    try:
+        staged.tree = _Stager(staged).walk(payload, ())
+    except RecursionError:
+        raise UnsupportedObjectError(
+            "cannot save the state: it is nested more deeply than Python's recursion limit. To save it, flatten it."
+        ) from None
     return staged
 
 
@@ -96,11 +108,13 @@ class _Stager:
         self._storage_of_memory: dict[tuple[Any, ...], StorageRef] = {}
         self._open_containers: set[int] = set()
         self._safe_classes = {entry for entry in torch.serialization.get_safe_globals() if isinstance(entry, type)}
+        known_to_readers = torch._weights_only_unpickler._get_allowed_globals().values()
+        self._safe_globals = [*known_to_readers, *torch.serialization.get_safe_globals()]
 
     def walk(self, value: Any, path: tuple[str, ...]) -> Any:
         kind = type(value)
         if kind in _PLAIN_TYPES:
-            return value
+            return _plain(value, kind, path)
         if isinstance(value, Tensor):
             return self._tensor(value, path)
         if id(value) in self._open_containers:
@@ -117,16 +131,15 @@ class _Stager:
         if kind is tuple:
             return tuple(self.walk(item, (*path, str(i))) for i, item in enumerate(value))
         if kind is set:
-            items = [self.walk(item, (*path, "{item}")) for item in value]
-            return SortedSet(tuple(sorted(items, key=lambda item: pickle.dumps(item, protocol=2))))
+            tensors_outside = len(self._staged.tensors)
+            items = tuple(self.walk(item, (*path, "{item}")) for item in value)
+            if len(self._staged.tensors) > tensors_outside:
+                _refuse(path, value, "holds tensors, which no order can be given", "use a list")
+            return SortedSet(items)
         if kind in (dict, OrderedDict, Counter):
             return self._mapping(value, kind, path)
         if kind in self._safe_classes:
-            parts = value.__reduce_ex__(2)
-            if isinstance(parts, tuple):
-                # Items come as iterators; lists are what can be walked and pickled again.
-                listed = (list(part) if isinstance(part, Iterable) and i >= 3 else part for i, part in enumerate(parts))
-                return Reduced(tuple(self._reduced_part(part, path) for part in listed))
+            return self._reduced(value, path)
         module, name = kind.__module__, kind.__qualname__
         return _refuse(
             path,
@@ -139,21 +152,35 @@ class _Stager:
     def _mapping(self, value: Any, kind: type, path: tuple[str, ...]) -> Any:
         result = kind()
         for key, item in value.items():
-            result[self.walk(key, (*path, f"key {key!r}"))] = self.walk(item, (*path, str(key)))
+            staged_key = self.walk(key, (*path, f"key {key!r}"))  # first, as in the pickle: see _reduced
+            result[staged_key] = self.walk(item, (*path, str(key)))
         if getattr(value, "__dict__", None):  # the _metadata of a module's state dict
             result.__dict__.update(self.walk(dict(value.__dict__), (*path, "__dict__")))
         return result
 
+    def _reduced(self, value: Any, path: tuple[str, ...]) -> Reduced:
+        parts = value.__reduce_ex__(2)
+        if not isinstance(parts, tuple):
+            _refuse(path, value, "pickles as the name of a global", "store what it stands for")
+        make, arguments, state, list_items, dict_items = (*parts, None, None, None)[:5]
+        if any(list(items or ()) for items in (list_items, dict_items)):
+            _refuse(path, value, "has items, which the weights-only reader adds to a list or dict only", "make it one")
+        # In the order of the pickle, so that tensors are numbered as a reader meets them.
+        make = make if make is _NEW_OBJECT else self._reduced_part(make, path)
+        return Reduced((make, self._reduced_part(arguments, path), self._reduced_part(state, path)))
+
     def _reduced_part(self, part: Any, path: tuple[str, ...]) -> Any:
-        # The callable and the class are globals: pickled by name, checked by the unpickler's allow-list.
-        if isinstance(part, tuple):
+        if type(part) is tuple:
             return tuple(self._reduced_part(item, path) for item in part)
-        return part if callable(part) else self.walk(part, path)
+        # Classes and functions are pickled by name, and read if they are on the reader's list.
+        return part if any(part is known for known in self._safe_globals) else self.walk(part, path)
 
     def _tensor(self, tensor: Tensor, path: tuple[str, ...]) -> TensorRef:
         if type(tensor) not in (Tensor, torch.nn.Parameter):
             _refuse(path, tensor, "is a tensor subclass", "store a plain tensor (DTensor: .full_tensor())")
-        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
+        if tensor.is_quantized or tensor.is_nested:
+            _refuse(path, tensor, f"is {'quantized' if tensor.is_quantized else 'nested'}", "store its dense parts")
+        if tensor.layout is not torch.strided:
             _refuse(path, tensor, f"has layout {tensor.layout}", "store its dense parts")
         if tensor.device.type == "meta":
             _refuse(path, tensor, "has no data (meta device)", "materialize it first")
@@ -178,6 +205,14 @@ class _Stager:
         self._staged.storages.append(storage)
         self._storage_of_memory[memory] = storage
         return storage
+
+
+def _plain(value: Any, kind: type, path: tuple[str, ...]) -> Any:
+    if kind is int and value.bit_length() >= 8 * _MAXIMUM_INT_BYTES:
+        _refuse(path, value, f"has more than {_MAXIMUM_INT_BYTES} bytes", "store it as a str")
+    if kind is bytes and not value:  # pickled by torch.save as bytes(), which the weights-only reader refuses
+        return Reduced((codecs.encode, ("", "latin1")))
+    return value
 
 
 def _dense(tensor: Tensor) -> Tensor:

@@ -5,18 +5,25 @@ The order of steps and their durability is in ``commit.py``; the bytes of a data
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from neuromanifold_gpt.checkpoint.archive import ArchiveWriter, content_digest, storage_digests
-from neuromanifold_gpt.checkpoint.commit import Checkpoint, clear_leftovers, commit, write_errors, write_file
+from neuromanifold_gpt.checkpoint.archive import (
+    ArchiveWriter,
+    DigestingSink,
+    WrittenArchive,
+    content_digest,
+    storage_digests,
+)
+from neuromanifold_gpt.checkpoint.commit import Checkpoint, clear_leftovers, commit, created, write_errors, write_file
 from neuromanifold_gpt.checkpoint.environment import save_details
 from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError
 from neuromanifold_gpt.checkpoint.manifest import FORMAT_VERSION, MODEL, OPTIMIZER, FileRecord, Manifest
-from neuromanifold_gpt.checkpoint.naming import CheckpointPaths, temporary
+from neuromanifold_gpt.checkpoint.naming import CheckpointPaths, paths_of_any_file, paths_of_name, temporary
 from neuromanifold_gpt.checkpoint.staging import StagedTree, stage
 from neuromanifold_gpt.checkpoint.storage import LocalStorage, Storage
 
@@ -55,9 +62,15 @@ def write_checkpoint(paths: CheckpointPaths, staged: StagedCheckpoint, storage: 
     """Write both files and the manifest, durably; on return the checkpoint survives a power loss.
 
     Raises:
-        CheckpointWriteError: the file system refused, or a tensor changed while it was written. Older checkpoints, the
-            one of the same name included, are untouched and no temporary file stays.
+        CheckpointWriteError: the file system refused, a tensor changed while it was written, or ``paths`` have a name
+            that does not lead back to them. No temporary file stays; older checkpoints are untouched, the one of the
+            same name included, unless the error came from removing that one after the new one had been committed.
     """
+    if not paths == paths_of_name(paths.directory, paths.name) == paths_of_any_file(paths.model):
+        raise CheckpointWriteError(
+            f"{paths.model}: no reader could tell which files belong to a model file of this name. Let it end in "
+            "-model.pt, or in .ckpt, .pt or .pth and not in -optimizer.pt."
+        )
     storage = storage or LocalStorage()
     with write_errors(paths, storage):
         storage.make_directory(paths.directory)
@@ -72,38 +85,48 @@ def _write_aside(paths: CheckpointPaths, staged: StagedCheckpoint, storage: Stor
     # and once more while it is written: a difference means that somebody trains on while we save.
     model_digests = storage_digests(staged.model)
     model_content = content_digest(staged.model, model_digests)
-    files, tensors = {}, {}
-    optimizer_content = "none"
-    pair = ""
-    for role, tree, path in ((OPTIMIZER, staged.optimizer, paths.optimizer), (MODEL, staged.model, paths.model)):
-        if tree is None:
-            continue
-        with storage.create(temporary(path)) as file:
-            archive = ArchiveWriter(file, tree)
-            digests = archive.write_tensors()
-            if role == OPTIMIZER:
-                optimizer_content = content_digest(tree, digests)
-            elif digests != model_digests:
-                raise CheckpointWriteError(
-                    f"{path}: the model changed while it was saved. Do not train, or move the model, during a save."
-                )
-            pair = _pair_digest(staged.step, model_content, optimizer_content)
-            stamp = {"format_version": FORMAT_VERSION, "file": role, "pair": pair, "global_step": staged.step}
-            written = archive.finish({STAMP_KEY: stamp})
-            storage.sync_file(file)
-        files[role] = FileRecord(path.name, written.size_bytes, written.digest)
-        tensors[role] = written.tensors
+    pair = _pair_digest(staged.step, model_content, "none")
+    written: dict[str, WrittenArchive] = {}
+
+    def stamp(role: str) -> dict[str, Any]:
+        return {"format_version": FORMAT_VERSION, "file": role, "pair": pair, "global_step": staged.step}
+
+    def optimizer_stamp(optimizer: StagedTree, digests: dict[str, str]) -> dict[str, Any]:
+        nonlocal pair
+        pair = _pair_digest(staged.step, model_content, content_digest(optimizer, digests))
+        return stamp(OPTIMIZER)
+
+    def model_stamp(_: StagedTree, digests: dict[str, str]) -> dict[str, Any]:
+        if digests != model_digests:
+            raise CheckpointWriteError(
+                f"{paths.model}: the model changed while it was saved. Do not train, or move the model, during a save."
+            )
+        return stamp(MODEL)
+
+    if staged.optimizer is not None:
+        written[OPTIMIZER] = _write_archive(paths.optimizer, staged.optimizer, optimizer_stamp, storage)
+    written[MODEL] = _write_archive(paths.model, staged.model, model_stamp, storage)
+    names = {MODEL: paths.model.name, OPTIMIZER: paths.optimizer.name}
     return Manifest(
         name=paths.name,
         step=staged.step,
         epoch=staged.epoch,
         pair=pair,
-        files={role: files[role] for role in (MODEL, OPTIMIZER) if role in files},
-        tensors={role: tensors[role] for role in (MODEL, OPTIMIZER) if role in tensors},
+        files={role: FileRecord(names[role], file.size_bytes, file.digest) for role, file in sorted(written.items())},
+        tensors={role: file.tensors for role, file in sorted(written.items())},
         metrics=staged.metrics,
         environment=staged.environment,
         details={**save_details(), **staged.details},
     )
+
+
+def _write_archive(
+    path: Path, tree: StagedTree, stamp: Callable[[StagedTree, dict[str, str]], dict[str, Any]], storage: Storage
+) -> WrittenArchive:
+    """Write and sync the temporary file of ``path``; ``stamp`` is asked when the digests of the tensors are known."""
+    with created(temporary(path), storage) as file, DigestingSink(file) as sink:
+        archive = ArchiveWriter(sink, tree)
+        return archive.finish({STAMP_KEY: stamp(tree, archive.write_tensors())})
 
 
 def _pair_digest(step: int, model_content: str, optimizer_content: str) -> str:
