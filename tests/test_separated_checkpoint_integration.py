@@ -26,7 +26,7 @@ from neuromanifold_gpt import (
     load_checkpoint,
     verify_checkpoint,
 )
-from neuromanifold_gpt.checkpoint.errors import DamagedCheckpointError, MissingOptimizerError, StateMismatchError
+from neuromanifold_gpt.checkpoint.errors import DamagedCheckpointError, MissingOptimizerError, StateMismatchError, UnsupportedObjectError
 
 from .lightning_io.toy import NoisySamples, ToyModule, by_step, fit
 
@@ -219,6 +219,18 @@ def test_a_model_of_another_size_is_refused_before_anything_is_changed(tmp_path:
     with pytest.raises(StateMismatchError, match=r"net\.0\.weight: shape \(16, 8\) in the checkpoint, \(32, 8\)"):
         fit(SeparatedCheckpoint(tmp_path), module=wider, ckpt_path=list_checkpoints(tmp_path)[0].model_path)
     assert all(torch.equal(value, before[name]) for name, value in wider.state_dict().items())
+
+
+def test_hyper_parameters_that_could_not_be_read_back_are_refused_when_training_starts(tmp_path: Path):
+    class WithPath(ToyModule):
+        def __init__(self, data_dir: Path) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    module = WithPath(data_dir=tmp_path)
+    with pytest.raises(UnsupportedObjectError, match="hyper_parameters/data_dir"):
+        fit(SeparatedCheckpoint(tmp_path, every_n_train_steps=10), module=module)
+    assert module.history == []
 
 
 def test_model_only_checkpoints_load_for_validation_and_are_refused_for_fit(tmp_path: Path):

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from neuromanifold_gpt.checkpoint.discovery import latest_checkpoint
 from neuromanifold_gpt.checkpoint.errors import CheckpointError
 from neuromanifold_gpt.checkpoint.naming import MODEL_SUFFIX
+from neuromanifold_gpt.checkpoint.staging import stage as stage_tree
 from neuromanifold_gpt.lightning_io.exact_resume import ExactResume
 from neuromanifold_gpt.lightning_io.plugin import SeparatedCheckpointIO
 
@@ -103,6 +104,8 @@ class SeparatedCheckpoint(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Install the plugin and what makes resumes exact."""
         super().setup(trainer, pl_module, stage)
+        # Now, not at the first save hours later: an object that could not be read back.
+        stage_tree({"hyper_parameters": dict(pl_module.hparams)})
         _install_plugin(trainer)
         ExactResume.of(trainer).at_each_boundary(self._on_boundary)
 

@@ -92,6 +92,17 @@ class ExactResume(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the module as it was."""
+        self._remove_name_hook()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The weights are loaded; what users load later is theirs."""
+        self._remove_name_hook()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As :meth:`on_validation_start`."""
+        self._remove_name_hook()
+
+    def _remove_name_hook(self) -> None:
         if self._name_hook is not None:
             self._name_hook.remove()
             self._name_hook = None
@@ -171,6 +182,7 @@ class ExactResume(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Match optimizer state by name: now the optimizers exist, and Lightning has not loaded them yet."""
+        self._remove_name_hook()
         checkpoint = trainer._checkpoint_connector._loaded_checkpoint
         if checkpoint and "optimizer_states" not in checkpoint:
             raise MissingOptimizerError(

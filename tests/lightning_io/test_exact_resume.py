@@ -29,6 +29,13 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "no sanity check": {"num_sanity_val_steps": 0},
     "gradient clipping": {"gradient_clip_val": 0.1},
     "bf16-mixed": {"precision": "bf16-mixed"},
+    "limited training batches": {"limit_train_batches": 5},
+    "limited by epochs and batches": {
+        "limit_train_batches": 5,
+        "max_steps": -1,
+        "max_epochs": 4,
+        "schedule": "plateau",
+    },
 }
 
 
@@ -73,6 +80,18 @@ def test_early_stopping_has_the_same_patience_left(tmp_path: Path):
         path = by_step(tmp_path / "a")[step].model_path
         resumed, _ = fit(saver(tmp_path / f"b{step}"), stopper(), ckpt_path=path, **options)
         assert resumed.global_step == trainer.global_step
+
+
+def test_a_checkpoint_of_an_epoch_that_max_steps_cut_short_resumes_in_its_middle(tmp_path: Path):
+    """Lightning runs the hooks of the epoch's end then, and ModelCheckpoint saves there."""
+    _, whole = fit(saver(tmp_path / "a", every_n_train_steps=None, every_n_epochs=1), max_steps=28)
+    fit(saver(tmp_path / "b", every_n_train_steps=None, every_n_epochs=1), max_steps=10)
+    assert sorted(by_step(tmp_path / "b")) == [7, 10]
+    path = by_step(tmp_path / "b")[10].model_path
+    _, resumed = fit(saver(tmp_path / "b", every_n_train_steps=None, every_n_epochs=1), ckpt_path=path, max_steps=28)
+    assert resumed.history == whole.history[10:]
+    for step in (14, 21, 28):
+        assert contents(by_step(tmp_path / "b")[step]) == contents(by_step(tmp_path / "a")[step])
 
 
 class SaveInHook(Callback):
