@@ -7,6 +7,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from neuromanifold_gpt.checkpoint.discovery import candidates, list_checkpoints,
 from neuromanifold_gpt.checkpoint.errors import CheckpointError, CheckpointNotFoundError, CheckpointWarning
 from neuromanifold_gpt.data.errors import DatasetError
 from neuromanifold_gpt.data.loader import DataOrderWarning
+from neuromanifold_gpt.state.compare import compare_checkpoints
 
 _EXIT_BAD_INPUT = 2
 
@@ -64,8 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("directory", help="directory of checkpoints")
         command.add_argument("--json", action="store_true", help="print JSON")
         command.set_defaults(action=action)
+    diff = commands.add_parser("diff", help=_DIFF_SUMMARY, description=_DIFF_SUMMARY)
+    diff.add_argument("left", help="any file of a checkpoint, separated or unified")
+    diff.add_argument("right", help="any file of the other")
+    diff.add_argument("--json", action="store_true", help="print JSON")
+    diff.set_defaults(action=_diff)
     options = parser.parse_args(arguments)
     return _say_errors(lambda: options.action(options))
+
+
+_DIFF_SUMMARY = "Name what differs between two checkpoints, first things first; exit code 1 if anything does."
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -112,6 +122,17 @@ def _verify(options: argparse.Namespace) -> int:
         )
     print(f"{len(rows) - damaged} intact, {damaged} damaged")
     return int(damaged > 0)
+
+
+def _diff(options: argparse.Namespace) -> int:
+    comparison = compare_checkpoints(options.left, options.right)
+    if options.json:
+        print(json.dumps({"equal": comparison.equal, "differences": [asdict(d) for d in comparison.differences]}))
+    else:
+        for difference in comparison.differences:
+            print(difference)
+        print("equal, bit for bit" if comparison.equal else f"{len(comparison.differences)} differences")
+    return int(not comparison.equal)
 
 
 def _directory(options: argparse.Namespace) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any
@@ -33,7 +34,7 @@ class StepProgress(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the bar at the step resumed from."""
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns:
             self._bar = tqdm(total=self._max_iters, initial=trainer.global_step, unit="step", dynamic_ncols=True)
         self._shown_step, self._shown_at_sec = trainer.global_step, time.perf_counter()
 
