@@ -26,7 +26,12 @@ from neuromanifold_gpt import (
     load_checkpoint,
     verify_checkpoint,
 )
-from neuromanifold_gpt.checkpoint.errors import DamagedCheckpointError, MissingOptimizerError, StateMismatchError, UnsupportedObjectError
+from neuromanifold_gpt.checkpoint.errors import (
+    DamagedCheckpointError,
+    MissingOptimizerError,
+    StateMismatchError,
+    UnsupportedObjectError,
+)
 
 from .lightning_io.toy import NoisySamples, ToyModule, by_step, fit
 
@@ -181,6 +186,30 @@ def test_ckpt_path_last_takes_the_newest_intact_checkpoint(tmp_path: Path):
     with pytest.warns(UserWarning, match="passing over checkpoint-step000010"):
         _, module = fit(saver(), ckpt_path="last", max_steps=7)
     assert module.history[0][0] == 5
+
+
+def test_ckpt_path_last_passes_over_model_only_checkpoints(tmp_path: Path):
+    fit(SeparatedCheckpoint(tmp_path, every_n_train_steps=5, save_top_k=-1), max_steps=5)
+    weights = SeparatedCheckpoint(tmp_path, "weights-{step}", every_n_train_steps=2, save_weights_only=True)
+    fit(weights, max_steps=8, ckpt_path=by_step(tmp_path)[5].model_path)
+    assert list_checkpoints(tmp_path)[-1].model_only
+    _, module = fit(SeparatedCheckpoint(tmp_path), ckpt_path="last")
+    assert module.history[0][0] == 5
+
+
+def test_fast_dev_run_writes_nothing(tmp_path: Path):
+    fit(SeparatedCheckpoint(tmp_path, every_n_train_steps=1, save_last=True), fast_dev_run=True)
+    assert names(tmp_path) == []
+
+
+def test_the_current_score_survives(tmp_path: Path):
+    def saver(run: str) -> SeparatedCheckpoint:
+        return SeparatedCheckpoint(tmp_path / run, monitor="val_loss", save_top_k=-1)
+
+    fit(saver("a"), val_check_interval=3, max_steps=6)
+    resumed = saver("a")
+    fit(resumed, val_check_interval=3, max_steps=6, ckpt_path="last")
+    assert resumed.current_score is not None
 
 
 def test_ckpt_path_best(tmp_path: Path):

@@ -201,7 +201,7 @@ def _reduce_tensor(tensor: TensorRef) -> tuple[Any, ...]:
     if tensor.is_parameter:
         plain = TensorRef(tensor.path, tensor.storage, tensor.shape, tensor.stride, False, False)
         return (torch._utils._rebuild_parameter, (plain, tensor.requires_grad, OrderedDict()))
-    if dtype in torch.storage._new_dtypes():
+    if dtype not in torch.storage._dtype_to_storage_type_map():
         return (torch._utils._rebuild_tensor_v3, (*arguments, dtype))
     return (torch._utils._rebuild_tensor_v2, arguments)
 

@@ -35,15 +35,21 @@ def list_checkpoints(directory: str | Path) -> list[Checkpoint]:
     return sorted(found, key=_age)
 
 
-def latest_checkpoint(directory: str | Path) -> Checkpoint | None:
+def latest_checkpoint(directory: str | Path, *, resumable: bool = False) -> Checkpoint | None:
     """The newest intact checkpoint of a directory, every byte of it verified; ``None`` if there is none.
+
+    Args:
+        directory: where to look; it need not exist.
+        resumable: leave out model-only checkpoints, from which training cannot continue.
 
     Warns:
         DamagedCheckpointWarning: for each newer one that was passed over, with the reason.
     """
     for paths in sorted(candidates(Path(directory)), key=_claimed_age, reverse=True):
         try:
-            return verify(open_complete(paths)).checkpoint
+            checkpoint = open_complete(paths)
+            if not (resumable and checkpoint.model_only):
+                return verify(checkpoint).checkpoint
         except CheckpointError as error:
             warnings.warn(f"passing over {paths.name}: {error}", DamagedCheckpointWarning, stacklevel=2)
     return None

@@ -74,3 +74,7 @@ class DamagedCheckpointWarning(CheckpointWarning):
 
 class EnvironmentChangedWarning(CheckpointWarning):
     """The machine or the software differs from the save in a way that can change bits."""
+
+
+class InexactResumeWarning(CheckpointWarning):
+    """A resume cannot continue in the same bits, for the reason given."""

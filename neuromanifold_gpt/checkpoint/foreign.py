@@ -44,7 +44,7 @@ _SCHEDULER_KEYS = (
 )
 _STEP_KEYS = ("global_step", "step", "iter_num", "iteration", "iter")
 _CONFIG_KEYS = ("config", "hyper_parameters", "model_args", "args")
-_PICKLE, _ZIP = b"\x80", b"PK"  # how files begin that torch.save wrote; a zip archive that was cut still does
+_ZIP, _PICKLE = b"PK", b"\x80"  # how files begin that torch.save wrote, now and before 1.6
 # torch.compile and DistributedDataParallel prepend these to every parameter's name.
 _WRAPPER_PREFIX = re.compile(r"(^|\.)_orig_mod\.")
 
@@ -73,10 +73,10 @@ def read_any_archive(path: Path, *, verify: bool = True, trusted: bool = False) 
     """
     if not path.is_file():
         raise CheckpointNotFoundError(f"{path}: there is no such file.")
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            head = file.read(2)
-        if head and not head.startswith((_PICKLE, _ZIP)):
+    with path.open("rb") as file:
+        head = file.read(2)
+    if head != _ZIP:
+        if head and not head.startswith(_PICKLE):
             raise _unknown(path, "neither a zip archive nor a pickle")
         with load_errors(path):  # written before torch 1.6, or not a checkpoint; it has no checksums
             return torch.load(path, map_location="cpu", weights_only=not trusted)
@@ -155,7 +155,7 @@ def _verify_crc32(path: Path) -> None:
             if not any(record.CRC for record in records):
                 return  # written with torch.utils.serialization.config.save.compute_crc32 = False
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise DamagedCheckpointError(f"{path}: the archive is damaged: {error}. Use another checkpoint.") from error
     if damaged is not None:
         raise DamagedCheckpointError(

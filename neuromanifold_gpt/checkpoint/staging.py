@@ -9,7 +9,7 @@ Canonical means that equal state gives equal bytes. What stands in the way, and 
 - a pickle depends on which equal strings and tuples are one object: the pickler keeps no memo (see ``archive.py``);
 - sets have no order: they are written sorted;
 - a tensor may be a view into a larger storage, or lie on any device: each is written densely, as a CPU tensor, and
-  only tensors that cover exactly the same memory (tied weights) share a record.
+  only weights that cover exactly the same memory (tied weights) share a record.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import codecs
 import copyreg
 import math
 from collections import Counter, OrderedDict
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -86,15 +87,21 @@ class StagedTree:
     storages: list[StorageRef] = field(default_factory=list)
 
 
-def stage(payload: dict[str, Any]) -> StagedTree:
+def stage(payload: dict[str, Any], *, tied_parts: Container[str] | None = None) -> StagedTree:
     """Check ``payload`` and set its tensors apart.
+
+    Args:
+        payload: the content of a data file.
+        tied_parts: top-level keys under which tensors over the same memory stay tied; ``None`` is everywhere. Weights
+            are tied by the model's author. Elsewhere one tensor may happen to stand in two places (a metric that is
+            also somebody's best score) until a resume makes two of it, so there it must not show in the bytes.
 
     Raises:
         UnsupportedObjectError: something in it could not be read back with ``torch.load(weights_only=True)``.
     """
     staged = StagedTree(tree=None)
     try:
-        staged.tree = _Stager(staged).walk(payload, ())
+        staged.tree = _Stager(staged, tied_parts).walk(payload, ())
     except RecursionError:
         raise UnsupportedObjectError(
             "cannot save the state: it is nested more deeply than Python's recursion limit. To save it, flatten it."
@@ -103,8 +110,9 @@ def stage(payload: dict[str, Any]) -> StagedTree:
 
 
 class _Stager:
-    def __init__(self, staged: StagedTree) -> None:
+    def __init__(self, staged: StagedTree, tied_parts: Container[str] | None) -> None:
         self._staged = staged
+        self._tied_parts = tied_parts
         self._storage_of_memory: dict[tuple[Any, ...], StorageRef] = {}
         self._open_containers: set[int] = set()
         self._safe_classes = {entry for entry in torch.serialization.get_safe_globals() if isinstance(entry, type)}
@@ -187,7 +195,7 @@ class _Stager:
         dense = _dense(tensor.detach())
         reference = TensorRef(
             path="/".join(path),
-            storage=self._storage(dense),
+            storage=self._storage(dense, self._tied_parts is None or path[0] in self._tied_parts),
             shape=tuple(dense.shape),
             stride=dense.stride() if not dense.is_contiguous() else _contiguous_stride(dense.shape),
             requires_grad=tensor.requires_grad,
@@ -196,14 +204,15 @@ class _Stager:
         self._staged.tensors.append(reference)
         return reference
 
-    def _storage(self, dense: Tensor) -> StorageRef:
+    def _storage(self, dense: Tensor, may_be_tied: bool) -> StorageRef:
         memory = (dense.device, dense.data_ptr(), dense.dtype, dense.numel())
         known = self._storage_of_memory.get(memory)
-        if known is not None and dense.numel() > 0:
+        if known is not None and dense.numel() > 0 and may_be_tied:
             return known
         storage = StorageRef(key=str(len(self._staged.storages)), tensor=dense)
         self._staged.storages.append(storage)
-        self._storage_of_memory[memory] = storage
+        if may_be_tied:
+            self._storage_of_memory[memory] = storage
         return storage
 
 

@@ -55,7 +55,8 @@ def stage_checkpoint(
     Raises:
         UnsupportedObjectError: something in the state could not be read back safely.
     """
-    return StagedCheckpoint(step, stage(model), None if optimizer is None else stage(optimizer), **descriptions)
+    staged_optimizer = None if optimizer is None else stage(optimizer, tied_parts={"optimizer_states"})
+    return StagedCheckpoint(step, stage(model), staged_optimizer, **descriptions)
 
 
 def write_checkpoint(paths: CheckpointPaths, staged: StagedCheckpoint, storage: Storage | None = None) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -71,17 +72,12 @@ class ResumableDataLoader(DataLoader[Any]):
         **options: Any,
     ) -> None:
         _check_arguments(dataset, batch_size, options)
-        self.seed = seed
-        self.epoch = 0
-        self.samples_consumed = 0
-        self._shuffle = shuffle
-        self._samples_per_rank = batch_size
-        self._leave_out_short_batch = drop_last
-        self._continue_pass = False
+        seed = operator.index(seed)  # numpy's integers could not be saved
+        self._batches = _Batches(dataset, batch_size, shuffle, seed, drop_last)
         collate = collate_fn or default_collate
         super().__init__(
             SeededSamples(dataset, seed, seed_samples),
-            batch_sampler=_Batches(self),
+            batch_sampler=self._batches,
             num_workers=num_workers,
             collate_fn=cast(Any, SeededCollate(collate) if seed_samples else collate),
             generator=torch.Generator().manual_seed(seed & 0x7FFFFFFFFFFFFFFF),  # iterators draw their seed from it
@@ -89,44 +85,61 @@ class ResumableDataLoader(DataLoader[Any]):
         )
         # DataLoader guards its attributes after construction. Lightning calls sampler.set_epoch, and would replace a
         # sampler that it does not take for a distributed one.
-        object.__setattr__(self, "sampler", _EpochSetter(self))
+        object.__setattr__(self, "sampler", _EpochSetter(self._batches))
+
+    @property
+    def seed(self) -> int:
+        """Seed of the order and of the samples' randomness."""
+        return self._batches.seed
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last batch that was handed out, or where the next pass begins if it was set since."""
+        return self._batches.epoch
+
+    @property
+    def samples_consumed(self) -> int:
+        """Samples of the epoch that were handed out, on all ranks."""
+        return self._batches.samples_consumed
 
     def __len__(self) -> int:
         """Batches of a whole epoch, wherever it is continued."""
-        size, batch = len(self.dataset), self._global_batch_size  # type: ignore[arg-type]
-        return size // batch if self._leave_out_short_batch else -(-size // batch)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator: nothing here happens before the first batch is asked for, so iterators that are only created
         # (Lightning makes several) do not use up the position to continue from.
-        if self._is_at_end:
-            self.set_epoch(self.epoch + 1)
-        elif not self._continue_pass:
-            self.samples_consumed = 0
-        self._continue_pass = False
+        position = self._batches
+        position.begin_pass()
+        moves, epoch, consumed = position.moves, position.epoch, position.samples_consumed
         for batch in super().__iter__():
             # Counted as it is handed out: what workers have prefetched is not consumed.
-            self.samples_consumed = min(self.samples_consumed + self._global_batch_size, len(self.dataset))  # type: ignore[arg-type]
+            consumed = min(consumed + position.global_batch_size, position.size)
+            if position.moves == moves:  # else the position was set meanwhile, and this pass has no say in it
+                position.epoch, position.samples_consumed = epoch, consumed
             yield batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch; the epoch that is under way goes on, one that is over starts again."""
-        if epoch != self.epoch or self._is_at_end:
-            self.epoch, self.samples_consumed, self._continue_pass = epoch, 0, False
+        """Go to the beginning of an epoch; the epoch that is under way goes on, one that is over starts again.
+
+        A pass over another epoch may be finished, but its batches no longer count.
+        """
+        self._batches.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """The position behind the last batch that was handed out."""
-        position = (self.epoch + 1, 0) if self._is_at_end else (self.epoch, self.samples_consumed)
+        batches = self._batches
+        position = (batches.epoch + 1, 0) if batches.is_at_end else (batches.epoch, batches.samples_consumed)
         return {
             "epoch": position[0],
             "samples_consumed": position[1],
-            "seed": self.seed,
-            "shuffle": self._shuffle,
-            "dataset_size": len(self.dataset),  # type: ignore[arg-type]
+            "seed": batches.seed,
+            "shuffle": batches.shuffle,
+            "dataset_size": batches.size,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a position; the next pass begins there.
+        """Continue from a position; the next pass begins there, and a pass under way no longer counts.
 
         Warns:
             DataOrderWarning: seed, shuffling or the number of samples differ, so the order is another one.
@@ -139,17 +152,71 @@ class ResumableDataLoader(DataLoader[Any]):
         ]
         if changed:
             warnings.warn(
-                f"the data goes on after sample {state_dict['samples_consumed']} of epoch {state_dict['epoch']}, but "
-                f"in another order: {', '.join(changed)}.",
+                f"the data goes on after sample {state_dict['samples_consumed']} of epoch "
+                f"{state_dict['epoch']}, but in another order: {', '.join(changed)}.",
                 DataOrderWarning,
                 stacklevel=2,
             )
-        self.epoch, self.samples_consumed = state_dict["epoch"], state_dict["samples_consumed"]
-        self._continue_pass = True
+        self._batches.go_to(state_dict["epoch"], state_dict["samples_consumed"], continue_pass=True)
 
     def batches_of_sample_ids(self) -> Iterator[list[int]]:
         """Sample ids of this rank's batches, from the current position to the end of the epoch."""
-        size, batch = len(self.dataset), self._global_batch_size  # type: ignore[arg-type]
+        for keys in self._batches:
+            yield [sample_id for _, sample_id in keys]
+
+
+class _Batches:
+    """The batch sampler, and the position in the data. Its keys carry the epoch to workers that outlive it.
+
+    It does not refer to the loader: a cycle would leave loader and workers to the garbage collector, which takes them
+    apart in any order, and torch then waits five seconds for each worker that can no longer be told to end.
+    """
+
+    def __init__(self, dataset: Any, batch_size: int, shuffle: bool, seed: int, drop_last: bool) -> None:
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+        self.samples_consumed = 0
+        self.moves = 0  # how often the position was set rather than reached
+        self._dataset = dataset
+        self._samples_per_rank = batch_size
+        self._leave_out_short_batch = drop_last
+        self._continue_pass = False
+
+    @property
+    def size(self) -> int:
+        return len(self._dataset)
+
+    @property
+    def global_batch_size(self) -> int:
+        return self._samples_per_rank * _rank_and_world_size()[1]
+
+    @property
+    def is_at_end(self) -> bool:
+        needed = self.global_batch_size if self._leave_out_short_batch else 1
+        return self.size - self.samples_consumed < needed
+
+    def go_to(self, epoch: int, samples_consumed: int, *, continue_pass: bool) -> None:
+        self.epoch, self.samples_consumed, self._continue_pass = epoch, samples_consumed, continue_pass
+        self.moves += 1
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch or self.is_at_end:
+            self.go_to(epoch, 0, continue_pass=False)
+
+    def begin_pass(self) -> None:
+        if self.is_at_end:
+            self.set_epoch(self.epoch + 1)
+        elif not self._continue_pass:
+            self.samples_consumed = 0
+        self._continue_pass = False
+
+    def __len__(self) -> int:
+        size, batch = self.size, self.global_batch_size
+        return size // batch if self._leave_out_short_batch else -(-size // batch)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        size, batch, epoch = self.size, self.global_batch_size, self.epoch
         rank, world_size = _rank_and_world_size()
         for start in range(self.samples_consumed, size, batch):
             stop = min(start + batch, size)
@@ -158,42 +225,18 @@ class ResumableDataLoader(DataLoader[Any]):
             padded = stop + -(stop - start) % world_size
             share = (padded - start) // world_size
             positions = np.arange(start + rank * share, start + (rank + 1) * share, dtype=np.int64) % size
-            ids = permuted(positions, size, self.seed, self.epoch) if self._shuffle else positions
-            yield ids.tolist()
-
-    @property
-    def _global_batch_size(self) -> int:
-        return self._samples_per_rank * _rank_and_world_size()[1]
-
-    @property
-    def _is_at_end(self) -> bool:
-        needed = self._global_batch_size if self._leave_out_short_batch else 1
-        return len(self.dataset) - self.samples_consumed < needed  # type: ignore[arg-type]
-
-
-class _Batches:
-    """The batch sampler: keys of samples, which carry the epoch to workers that outlive it."""
-
-    def __init__(self, loader: ResumableDataLoader) -> None:
-        self._loader = loader
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        epoch = self._loader.epoch
-        for ids in self._loader.batches_of_sample_ids():
-            yield [(epoch, sample_id) for sample_id in ids]
-
-    def __len__(self) -> int:
-        return len(self._loader)
+            ids = permuted(positions, size, self.seed, epoch) if self.shuffle else positions
+            yield [(epoch, sample_id) for sample_id in ids.tolist()]
 
 
 class _EpochSetter(DistributedSampler[Any]):
-    """Passes ``set_epoch`` on to the loader."""
+    """Passes ``set_epoch`` on."""
 
-    def __init__(self, loader: ResumableDataLoader) -> None:  # not super(): that one wants a process group
-        self._loader = loader
+    def __init__(self, batches: _Batches) -> None:  # not super(): that one wants a process group
+        self._batches = batches
 
     def set_epoch(self, epoch: int) -> None:
-        self._loader.set_epoch(epoch)
+        self._batches.set_epoch(epoch)
 
 
 def _rank_and_world_size() -> tuple[int, int]:
@@ -218,3 +261,5 @@ def _check_arguments(dataset: Any, batch_size: int, options: dict[str, Any]) -> 
         raise DatasetError(
             f"{', '.join(sorted(taken))}: the order belongs to ResumableDataLoader. Use shuffle and seed instead."
         )
+    if not options.get("in_order", True):
+        raise DatasetError("in_order: expected True, found False: the order would depend on how fast workers are.")

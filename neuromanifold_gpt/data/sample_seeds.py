@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from neuromanifold_gpt.data.order import mixed
 
 SampleKey = tuple[int, int]  # epoch, sample id
+_COLLATION = 1  # so that a batch of one does not draw its sample's numbers again
 
 
 class SampleBatch(list[Any]):
@@ -48,8 +49,8 @@ class SeededSamples(Dataset[Any]):
 
     def __getitems__(self, keys: list[SampleKey]) -> SampleBatch:
         """What ``DataLoader`` calls for a batch."""
-        ids = [sample_id for _, sample_id in keys]
-        batch_seed = mixed(self._seed, *(number for key in keys for number in key)) if self._seed_samples else 0
+        epoch, ids = keys[0][0], [sample_id for _, sample_id in keys]
+        batch_seed = mixed(self._seed, _COLLATION, epoch, *ids) if self._seed_samples else 0
         if not self._seed_samples:
             fetch_many = getattr(self.source, "__getitems__", None)
             samples = fetch_many(ids) if fetch_many else [self.source[sample_id] for sample_id in ids]
@@ -69,6 +70,7 @@ class SeededCollate:
         self._collate = collate
 
     def __call__(self, samples: SampleBatch) -> Any:
+        """Collate the samples of one batch."""
         with isolated_generators():
             seed_generators(samples.seed)
             return self._collate(list(samples))

@@ -104,8 +104,9 @@ class SeparatedCheckpoint(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Install the plugin and what makes resumes exact."""
         super().setup(trainer, pl_module, stage)
-        # Now, not at the first save hours later: an object that could not be read back.
-        stage_tree({"hyper_parameters": dict(pl_module.hparams)})
+        if stage == "fit":
+            # Now, not at the first save hours later: an object that could not be read back.
+            stage_tree({"hyper_parameters": dict(pl_module.hparams)})
         _install_plugin(trainer)
         ExactResume.of(trainer).at_each_boundary(self._on_boundary)
 
@@ -125,6 +126,11 @@ class SeparatedCheckpoint(ModelCheckpoint):
         """Decide as ``ModelCheckpoint``; the files are written at the end of the epoch."""
         with self._deferring():
             super().on_train_epoch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As ``ModelCheckpoint``, which forgets that ``fast_dev_run`` saves nothing."""
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            super().on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Drop what waits for an end of the step that will not come; save now if asked for."""
@@ -178,7 +184,8 @@ class SeparatedCheckpoint(ModelCheckpoint):
         return str(filepath) in self._pending_paths or super().file_exists(filepath, trainer)
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
-        newest = latest_checkpoint(str(self._ModelCheckpoint__resolve_ckpt_dir(trainer)))  # type: ignore[attr-defined]
+        directory = str(self._ModelCheckpoint__resolve_ckpt_dir(trainer))  # type: ignore[attr-defined]
+        newest = latest_checkpoint(directory, resumable=True)
         return set() if newest is None else {str(newest.model_path)}
 
     # ------------------------------------------------------------------ its own state: the same in every directory
@@ -204,6 +211,7 @@ class SeparatedCheckpoint(ModelCheckpoint):
             state["best_k_models"] = {path: score for path, score in best.items() if Path(path).exists()}
         self._defer_save_until_validation = state.pop("defer_save_until_validation", False)
         super().load_state_dict(state)
+        self.current_score = state["current_score"]  # which ModelCheckpoint saves but does not load
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """The step that was resumed from is saved: the rest of its hooks must not save it again."""

@@ -3,42 +3,31 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from neuromanifold_gpt.checkpoint.environment import current_environment, warn_if_changed
-from neuromanifold_gpt.checkpoint.errors import CheckpointWarning, MissingOptimizerError
-from neuromanifold_gpt.lightning_io.boundaries import (
-    BETWEEN_EPOCHS,
-    EPOCH_END,
-    STEP_END,
-    STEP_END_VALIDATED,
-    LoopBoundaries,
-)
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, MissingOptimizerError, StateMismatchError
+from neuromanifold_gpt.data.loader import ResumableDataLoader
+from neuromanifold_gpt.lightning_io.boundaries import BETWEEN_EPOCHS, EPOCH_END, LoopBoundaries
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY
-from neuromanifold_gpt.state.modules import parameter_names, under_own_names
-from neuromanifold_gpt.state.optimizers import add_names, group_names, keep_saved_dtypes, match_by_name
-from neuromanifold_gpt.state.rng import capture_rng_state, gather_across_ranks, restore_own_rng_state
-
-
-class InexactResumeWarning(CheckpointWarning):
-    """A resume cannot continue in the same bits, for the reason given."""
-
-
-@dataclass(frozen=True)
-class _WholeState:
-    """The loop at the last point at which it was whole, cheap enough to take after every step."""
-
-    point: str
-    global_step: int
-    epoch: int
-    fit_loop: dict[str, Any]
-    rng: dict[str, Any]
+from neuromanifold_gpt.lightning_io.epoch_setup import set_up_epoch_again, warn_of_epoch_hooks
+from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker
+from neuromanifold_gpt.state.modules import module_modes, parameter_names, restore_modes, under_own_names
+from neuromanifold_gpt.state.optimizers import (
+    add_names,
+    group_names,
+    keep_saved_dtypes,
+    match_optimizer_state,
+    without_names,
+)
+from neuromanifold_gpt.state.rng import gather_across_ranks, restore_own_rng_state
 
 
 class ExactResume(Callback):
@@ -47,6 +36,7 @@ class ExactResume(Callback):
     - the random number generators of every rank;
     - the names of the optimizers' parameters, by which their state is matched;
     - metrics that callbacks and schedulers monitor;
+    - which parameters are frozen and which modules are in evaluation mode;
     - the point of the loop, so that validation, schedulers and batches are neither skipped nor repeated.
 
     :class:`SeparatedCheckpoint` puts it in front of the trainer's callbacks.
@@ -54,9 +44,8 @@ class ExactResume(Callback):
 
     def __init__(self) -> None:
         self._boundaries: LoopBoundaries | None = None
-        self._whole: _WholeState | None = None
+        self._tracker = ResumePointTracker()
         self._loaded: dict[str, Any] | None = None
-        self._optimizer_states: list[dict[str, Any]] = []
         self._name_hook: Any = None
         self._listeners: list[Callable[[Trainer], None]] = []
 
@@ -87,16 +76,27 @@ class ExactResume(Callback):
                 on_fit_left=lambda: self._notify(trainer),
                 on_resume=lambda: self._restore(trainer),
             )
+            load = trainer.strategy.load_optimizer_state_dict
+
+            def load_by_name(checkpoint: Mapping[str, Any]) -> None:
+                self._load_optimizer_states(trainer, load, checkpoint)
+
+            trainer.strategy.load_optimizer_state_dict = load_by_name  # type: ignore[method-assign]
         if self._name_hook is None:
-            self._name_hook = pl_module.register_load_state_dict_pre_hook(_use_own_names)
+            self._name_hook = pl_module.register_load_state_dict_pre_hook(_own_names_hook(pl_module))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the module as it was."""
         self._remove_name_hook()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The weights are loaded; what users load later is theirs."""
+        """The weights are loaded; what users load later is theirs. A save inside the validation goes back to here."""
         self._remove_name_hook()
+        self._tracker.validation_begins(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on the validation is done, whatever hooks follow."""
+        self._tracker.validation_is_done()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """As :meth:`on_validation_start`."""
@@ -111,51 +111,27 @@ class ExactResume(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Complete Lightning's checkpoint."""
-        point, fit_loop, rng = self._point_to_resume(trainer)
-        checkpoint["loops"]["fit_loop"] = fit_loop
-        if self._whole is not None:
-            checkpoint["epoch"] = self._whole.epoch
+        loop = self._tracker.current(trainer)
+        checkpoint["loops"]["fit_loop"] = loop.fit_loop
+        checkpoint["epoch"] = loop.epoch
+        # Those that decide about checkpoints name this very one; the others are as they were at the point.
+        savers = {callback.state_key for callback in trainer.checkpoint_callbacks}
+        earlier = {key: state for key, state in (loop.callbacks or {}).items() if key not in savers}
+        checkpoint["callbacks"] = {key: earlier.get(key, state) for key, state in checkpoint["callbacks"].items()}
         names = parameter_names(pl_module)
         checkpoint["optimizer_states"] = [
             add_names(state, group_names(optimizer, names))
             for state, optimizer in zip(checkpoint["optimizer_states"], trainer.optimizers, strict=True)
         ]
         checkpoint[RESUME_KEY] = {
-            "point": point,
-            "rng_states": gather_across_ranks(rng),
+            "point": loop.point,
+            "rng_states": gather_across_ranks(loop.rng),
             "callback_metrics": dict(sorted(trainer.callback_metrics.items())),
+            "modes": module_modes(pl_module),
         }
 
-    def _point_to_resume(self, trainer: Trainer) -> tuple[str | None, dict[str, Any], dict[str, Any]]:
-        whole = self._whole
-        if whole is not None and trainer.global_step == whole.global_step:
-            return whole.point, whole.fit_loop, whole.rng
-        fit_loop, rng = trainer.fit_loop.state_dict(), capture_rng_state()
-        if not trainer.fit_loop.epoch_progress.current.ready:
-            return BETWEEN_EPOCHS, fit_loop, rng  # before the first epoch
-        if (epoch := fit_loop["epoch_progress"])["current"]["processed"] > epoch["current"]["completed"]:
-            _complete(epoch)  # a hook of the epoch's end saves
-            return EPOCH_END, fit_loop, rng
-        batch = fit_loop["epoch_loop.batch_progress"]
-        if batch["current"]["ready"] == batch["current"]["processed"]:
-            _complete(batch)  # a hook of the step's end saves
-            return STEP_END_VALIDATED if trainer.validating else STEP_END, fit_loop, rng
-        warnings.warn(
-            f"step {trainer.global_step} is saved before it is finished: a resume from it cannot be exact. Save "
-            "between steps, or let SeparatedCheckpoint do it.",
-            InexactResumeWarning,
-            stacklevel=2,
-        )
-        return None, fit_loop, rng
-
     def _on_boundary(self, trainer: Trainer, point: str) -> None:
-        self._whole = _WholeState(
-            point=point,
-            global_step=trainer.global_step,
-            epoch=trainer.current_epoch - (point == BETWEEN_EPOCHS),
-            fit_loop=trainer.fit_loop.state_dict(),
-            rng=capture_rng_state(),
-        )
+        self._tracker.reached(trainer, point)
         self._notify(trainer)
 
     def _notify(self, trainer: Trainer) -> None:
@@ -168,8 +144,8 @@ class ExactResume(Callback):
         """Take what :meth:`on_save_checkpoint` added, and hand Lightning the optimizer states in the order of now."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        self._whole = None
         self._loaded = checkpoint.get(RESUME_KEY)
+        self._tracker.whole = None
         if self._loaded is None:
             warnings.warn(
                 "the checkpoint was written without SeparatedCheckpoint: it has no random number generators, so the "
@@ -178,50 +154,76 @@ class ExactResume(Callback):
                 stacklevel=2,
             )
         elif self._loaded["point"] is not None and self._boundaries is not None:
+            self._tracker.loaded(checkpoint, self._loaded)
             self._boundaries.resume_at(self._loaded["point"], checkpoint["loops"]["fit_loop"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Match optimizer state by name: now the optimizers exist, and Lightning has not loaded them yet."""
+        """Refuse a checkpoint without optimizer state, before Lightning does so in other words."""
         self._remove_name_hook()
         checkpoint = trainer._checkpoint_connector._loaded_checkpoint
         if checkpoint and "optimizer_states" not in checkpoint:
             raise MissingOptimizerError(
-                f"{trainer.ckpt_path}: this checkpoint is model-only, so training cannot resume from it. Give "
-                "another one, or start anew from its weights: load_checkpoint(path, "
-                "load_optimizer=False).restore(model=module)."
+                f"{trainer.ckpt_path}: this checkpoint is model-only, so training cannot resume from it. Give another "
+                "one, or start anew from its weights: load_checkpoint(path, load_optimizer=False)."
             )
-        if self._loaded is None:
-            return
-        names = parameter_names(pl_module)
+
+    def _load_optimizer_states(
+        self, trainer: Trainer, load: Callable[[Any], None], checkpoint: Mapping[str, Any]
+    ) -> None:
+        """In place of the strategy's own loading, which goes by position and casts."""
+        names = parameter_names(trainer.lightning_module)
         saved = checkpoint["optimizer_states"]
-        self._optimizer_states = [
-            match_by_name(state, group_names(optimizer, names))
-            for state, optimizer in zip(saved, trainer.optimizers, strict=False)
-        ] + saved[len(trainer.optimizers) :]
-        checkpoint["optimizer_states"] = self._optimizer_states
+        if len(saved) != len(trainer.optimizers):
+            raise StateMismatchError(
+                f"the checkpoint has the state of {len(saved)} optimizers, the module configures "
+                f"{len(trainer.optimizers)}. Configure them as at the save."
+            )
+        matched = [match_optimizer_state(*pair, names) for pair in zip(trainer.optimizers, saved, strict=True)]
+        load({**checkpoint, "optimizer_states": [without_names(state) for state in matched]})
+        for optimizer, state in zip(trainer.optimizers, matched, strict=True):
+            keep_saved_dtypes(optimizer, state)
 
     def _restore(self, trainer: Trainer) -> None:
         """Called at the very point: nothing runs between this and the next step."""
         loaded, self._loaded = self._loaded, None
         assert loaded is not None, "the loop resumes only from a checkpoint that was loaded"
-        for optimizer, state in zip(trainer.optimizers, self._optimizer_states, strict=True):
-            keep_saved_dtypes(optimizer, state)
-        self._optimizer_states = []
+        restore_modes(trainer.lightning_module, loaded["modes"])
+        middle_of_epoch = loaded["point"] not in (BETWEEN_EPOCHS, EPOCH_END)
+        if middle_of_epoch:
+            self._restore_loaders(trainer)
         trainer._logger_connector._callback_metrics.update(loaded["callback_metrics"])
         if "environment" in loaded:  # a unified file has none
             here = current_environment(trainer.strategy.root_device.type, trainer.world_size)
             warn_if_changed(loaded["environment"], here)
+        if middle_of_epoch:
+            set_up_epoch_again(trainer)
+            warn_of_epoch_hooks(trainer)
         restore_own_rng_state(loaded["rng_states"])
 
+    def _restore_loaders(self, trainer: Trainer) -> None:
+        """Put loaders where they were: Lightning has loaded them, and then told them the number of the epoch.
 
-def _use_own_names(module: torch.nn.Module, state: dict[str, Any], *arguments: Any) -> None:
+        A loader that is cycled beside a longer one is in an epoch of its own.
+        """
+        combined, whole = trainer.fit_loop._combined_loader, self._tracker.whole
+        assert combined is not None
+        assert whole is not None
+        loaders = [loader for loader in combined.flattened if isinstance(loader, _Stateful)]
+        for loader, state in zip(loaders, whole.fit_loop["state_dict"].get("combined_loader", []), strict=False):
+            if isinstance(loader, ResumableDataLoader):
+                loader.load_state_dict(state)
+
+
+def _own_names_hook(pl_module: LightningModule) -> Callable[..., None]:
     """A ``load_state_dict`` pre-hook: translate clean names, and say what does not fit before anything is changed."""
-    _prefix, _metadata, strict, *_ = arguments
-    renamed = under_own_names(module, state, strict=strict)
-    state.clear()
-    state.update(renamed)
+    expected = weakref.ref(pl_module)
 
+    def use_own_names(module: torch.nn.Module, state: dict[str, Any], *arguments: Any) -> None:
+        _prefix, _metadata, strict, *_ = arguments
+        if module is not expected():
+            return  # a copy of the module, such as an average of its weights: not what Lightning loads into
+        renamed = under_own_names(module, state, strict=strict)
+        state.clear()
+        state.update(renamed)
 
-def _complete(progress: dict[str, Any]) -> None:
-    for counts in (progress["total"], progress["current"]):
-        counts["completed"] = counts["processed"]
+    return use_own_names

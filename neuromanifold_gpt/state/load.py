@@ -16,18 +16,24 @@ from neuromanifold_gpt.checkpoint.discovery import latest_checkpoint, open_check
 from neuromanifold_gpt.checkpoint.environment import current_environment, warn_if_changed
 from neuromanifold_gpt.checkpoint.errors import (
     CheckpointNotFoundError,
+    DamagedCheckpointError,
     IncompleteCheckpointError,
     MissingOptimizerError,
     StateMismatchError,
 )
 from neuromanifold_gpt.checkpoint.foreign import classify, read_any_archive
-from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER
+from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER, looks_like_manifest
 from neuromanifold_gpt.checkpoint.naming import paths_of_any_file
 from neuromanifold_gpt.checkpoint.reader import read_file
 from neuromanifold_gpt.checkpoint.writer import STAMP_KEY
 from neuromanifold_gpt.state.modules import load_module_state, parameter_names
-from neuromanifold_gpt.state.optimizers import load_optimizer_state
-from neuromanifold_gpt.state.rng import restore_own_rng_state
+from neuromanifold_gpt.state.optimizers import (
+    check_group_order,
+    has_names,
+    load_matched_state,
+    match_optimizer_state,
+)
+from neuromanifold_gpt.state.rng import distributed, restore_own_rng_state
 from neuromanifold_gpt.state.save import Stateful, as_list
 
 
@@ -80,8 +86,8 @@ class LoadedCheckpoint:
             itself.
 
         Raises:
-            StateMismatchError: names, shapes or numbers of objects differ; the message lists them. With
-                ``strict=False``, what fits is loaded.
+            StateMismatchError: names, shapes or numbers of objects differ; the message lists them, and model and
+                optimizers are as before. With ``strict=False``, what fits is loaded.
             MissingOptimizerError: optimizers were given, but the checkpoint has none, or they were not loaded.
 
         Warns:
@@ -97,11 +103,20 @@ class LoadedCheckpoint:
             raise StateMismatchError(
                 f"the checkpoint has no state of {missing}, only of {sorted(self.stateful_states)}."
             )
+        if optimizers and model is None and any(map(has_names, optimizer_states)):
+            raise StateMismatchError(
+                "optimizer state is matched to parameters by their names in the model, and no model was given. Give it."
+            )
+        names = parameter_names(model) if model is not None else {}
+        matched = []  # before anything is changed
+        for optimizer, state in zip(optimizers, optimizer_states, strict=False):
+            matched.append(match_optimizer_state(optimizer, state, names, strict=strict))
+            if schedulers:
+                check_group_order(optimizer, state, names)
         if model is not None:
             load_module_state(model, self.model_state, strict=strict)
-        names = parameter_names(model) if model is not None else {}
-        for optimizer, optimizer_state in zip(optimizers, optimizer_states, strict=False):
-            load_optimizer_state(optimizer, optimizer_state, names, strict=strict)
+        for optimizer, state in zip(optimizers, matched, strict=True):
+            load_matched_state(optimizer, state)
         targets = [*schedulers, *loaders, *(stateful or {}).values()]
         states = [
             *(self.lr_scheduler_states if schedulers else []),
@@ -116,10 +131,10 @@ class LoadedCheckpoint:
         return self
 
     def _optimizer_states_for(self, optimizers: list[torch.optim.Optimizer]) -> list[dict[str, Any]]:
-        if optimizers and self.optimizer_states is None:
+        if optimizers and not self.optimizer_states:
             where = self.checkpoint.name if self.checkpoint else "the checkpoint"
             raise MissingOptimizerError(
-                f"{where} has no optimizer state (it is model-only, or was loaded with load_optimizer=False). "
+                f"{where} has no optimizer state (it was saved without, or was loaded with load_optimizer=False). "
                 "Restore without optimizers to continue from the weights alone."
             )
         return self.optimizer_states or []
@@ -128,7 +143,7 @@ class LoadedCheckpoint:
         if self.checkpoint is None or model is None or self.optimizer_states is None:
             return
         device = next((parameter.device.type for parameter in model.parameters()), "cpu")
-        world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        world_size = torch.distributed.get_world_size() if distributed() else 1
         warn_if_changed(self.checkpoint.manifest.environment, current_environment(device, world_size))
 
 
@@ -175,7 +190,8 @@ def _check_number(kind: str, given: list[Any], saved: list[Any]) -> None:
 
 
 def _has_manifest(path: Path) -> bool:
-    return any(paths_of_any_file(candidate).manifest.exists() for candidate in (path, path.resolve()))
+    # A foreign JSON file beside a foreign model file is none.
+    return any(looks_like_manifest(paths_of_any_file(candidate).manifest) for candidate in (path, path.resolve()))
 
 
 def _load_separated(checkpoint: Checkpoint, load_optimizer: bool, verify: bool, trusted: bool) -> LoadedCheckpoint:
@@ -184,7 +200,7 @@ def _load_separated(checkpoint: Checkpoint, load_optimizer: bool, verify: bool, 
             f"{checkpoint.paths.model}: this checkpoint is model-only. Load it with load_optimizer=False."
         )
     model = read_file(checkpoint, MODEL, verify=verify, trusted=trusted)
-    loaded = _from_model_content(model, checkpoint)
+    loaded = _from_model_content(checkpoint.file(MODEL), model, checkpoint)
     if load_optimizer:
         content = read_file(checkpoint, OPTIMIZER, verify=verify, trusted=trusted)
         loaded.optimizer_states = content.get("optimizer_states", [])
@@ -195,30 +211,34 @@ def _load_separated(checkpoint: Checkpoint, load_optimizer: bool, verify: bool, 
     return loaded
 
 
-def _from_model_content(model: dict[str, Any], checkpoint: Checkpoint | None) -> LoadedCheckpoint:
+def _from_model_content(path: Path, model: dict[str, Any], checkpoint: Checkpoint | None) -> LoadedCheckpoint:
+    if not isinstance(model.get("state_dict"), Mapping):  # only an unverified file can be like this
+        raise DamagedCheckpointError(f"{path}: there is no state dict in this model file. Use another checkpoint.")
+    configs = [model.get(key) for key in ("hyper_parameters", "config")]  # a user's hook may put anything there
     return LoadedCheckpoint(
         form="separated",
         global_step=model.get("global_step", 0),
-        epoch=model.get("epoch"),
+        epoch=checkpoint.epoch if checkpoint else model.get("epoch"),
         model_state=model["state_dict"],
-        config={**model.get("hyper_parameters", {}), **model.get("config", {})},
+        config={key: value for config in configs if isinstance(config, Mapping) for key, value in config.items()},
         checkpoint=checkpoint,
     )
 
 
 def _load_file(path: Path, load_optimizer: bool, verify: bool, trusted: bool) -> LoadedCheckpoint:
     paths = paths_of_any_file(path)
-    if path in (paths.optimizer, paths.manifest) or (load_optimizer and paths.optimizer.exists()):
-        open_complete(paths)  # raises: a part of a separated checkpoint, and the manifest is not there
+    if not path.is_file():
+        open_complete(paths)  # raises: nothing is there, or another part of a separated checkpoint
     content = read_any_archive(path, verify=verify, trusted=trusted)
     stamp = content.pop(STAMP_KEY, None) if isinstance(content, dict) else None
-    if stamp is not None:
+    if isinstance(stamp, dict):
         if load_optimizer or stamp.get("file") != MODEL:
             raise IncompleteCheckpointError(
-                f"{path}: this is the {stamp.get('file')} file of a separated checkpoint, without its manifest "
-                f"{paths.manifest.name}. A model file alone loads with load_optimizer=False."
+                f"{path}: this is the {stamp.get('file')} file of a separated checkpoint, but {paths.manifest.name} is "
+                "missing or no manifest: the save was not finished, or the file was copied alone. A model file alone "
+                "loads with load_optimizer=False."
             )
-        return _from_model_content(content, None)
+        return _from_model_content(path, content, None)
     unified = classify(path, content)
     if load_optimizer and unified.optimizer_states is None:
         raise MissingOptimizerError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -74,14 +75,42 @@ def under_own_names(module: nn.Module, state: dict[str, Any], *, strict: bool = 
             "configuration, or load what fits with strict=False."
         )
     renamed: Any = OrderedDict((actual_names[name], value) for name, value in state.items() if name in actual_names)
-    if hasattr(state, "_metadata"):
-        renamed._metadata = state._metadata
+    metadata = getattr(state, "_metadata", None)
+    if metadata is not None:  # by it, modules know which version of them wrote the state
+        clean = {name: clean_name(f"{name}.")[:-1] for name, _ in module.named_modules(remove_duplicate=False)}
+        renamed._metadata = OrderedDict((own, metadata[name]) for own, name in clean.items() if name in metadata)
     return renamed
 
 
 def parameter_names(module: nn.Module) -> dict[int, str]:
     """Clean name of each parameter, by ``id``; a tied parameter has the first of its names."""
     return {id(parameter): clean_name(name) for name, parameter in unwrap(module).named_parameters()}
+
+
+def module_modes(module: nn.Module) -> dict[str, list[str]]:
+    """Names of the frozen parameters and of the modules in evaluation mode: what finetuning changes while it trains.
+
+    A module that is in evaluation mode as a whole is being evaluated: the modes that it trains in are not known then.
+    """
+    evaluating = [_module_name(name) for name, child in module.named_modules() if not child.training]
+    return {
+        "frozen": sorted(clean_name(name) for name, value in module.named_parameters() if not value.requires_grad),
+        "evaluating": sorted(evaluating) if module.training else [],
+    }
+
+
+def restore_modes(module: nn.Module, modes: Mapping[str, list[str]]) -> None:
+    """Freeze and unfreeze parameters, and set evaluation modes, as :func:`module_modes` found them."""
+    frozen, evaluating = set(modes["frozen"]), set(modes["evaluating"])
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(clean_name(name) not in frozen)
+    for name, child in module.named_modules():
+        if _module_name(name) in evaluating:
+            child.training = False
+
+
+def _module_name(name: str) -> str:
+    return clean_name(f"{name}.")[:-1]
 
 
 def listed(items: list[str]) -> str:

@@ -7,7 +7,7 @@ that torch itself writes for optimizers made from ``named_parameters()``, and lo
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +20,8 @@ from neuromanifold_gpt.state.modules import listed
 NAMES_KEY = "param_names"
 # State of the parameter's own shape in every optimizer of torch.optim; used to check files without names.
 _ELEMENTWISE = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum"})
+# Marks the state of LBFGS, which belongs to all parameters in their order and lies with the first.
+_WHOLE = "func_evals"
 
 
 def named_optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
@@ -53,44 +55,63 @@ def group_names(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> l
     ]
 
 
-def load_optimizer_state(
+def match_optimizer_state(
     optimizer: torch.optim.Optimizer, state: Mapping[str, Any], names: Mapping[int, str], *, strict: bool = True
-) -> None:
-    """Load state by parameter name; by position where the file has no names.
-
-    Tensors keep the dtype they were saved with (torch alone would cast moments to the parameter's). They may share
-    memory with ``state`` afterwards.
+) -> dict[str, Any]:
+    """``state`` for ``optimizer``, matched by parameter name; by position where the file has no names.
 
     Raises:
         StateMismatchError: lists parameters that are only on one side or in another group. With ``strict=False`` they
             start without state.
     """
     matched = match_by_name(state, group_names(optimizer, names), strict=strict)
-    if all(NAMES_KEY not in group for group in state["param_groups"]):
+    if any(NAMES_KEY not in group for group in state["param_groups"]):
         _check_shapes(matched, [parameter for group in optimizer.param_groups for parameter in group["params"]])
-    had_names = [NAMES_KEY in group for group in optimizer.param_groups]
-    optimizer.load_state_dict(matched)
-    for group, keeps_names in zip(optimizer.param_groups, had_names, strict=True):
-        if not keeps_names:
-            group.pop(NAMES_KEY, None)
+    return matched
+
+
+def load_matched_state(optimizer: torch.optim.Optimizer, matched: Mapping[str, Any]) -> None:
+    """Load what :func:`match_optimizer_state` returned.
+
+    Tensors keep the dtype they were saved with (torch alone would cast moments to the parameter's). They may share
+    memory with ``matched`` afterwards.
+    """
+    optimizer.load_state_dict(without_names(matched))
     keep_saved_dtypes(optimizer, matched)
 
 
+def without_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without ``param_names``, which torch would otherwise put into the optimizer's groups."""
+    groups = [{key: value for key, value in group.items() if key != NAMES_KEY} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
 def keep_saved_dtypes(optimizer: torch.optim.Optimizer, loaded: Mapping[str, Any]) -> None:
-    """Undo torch's cast of state to the parameter's dtype, after ``load_state_dict(loaded)``."""
+    """Undo what torch's ``load_state_dict(loaded)`` does to values: it casts tensors to the parameter's dtype, and
+    takes strings apart.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, parameter in enumerate(parameters):
         for key, saved in loaded["state"].get(index, {}).items():
-            cast = optimizer.state[parameter].get(key)
-            if isinstance(saved, Tensor) and isinstance(cast, Tensor) and saved.dtype != cast.dtype:
-                optimizer.state[parameter][key] = saved.to(cast.device)
+            if key in optimizer.state[parameter]:
+                optimizer.state[parameter][key] = _as_saved(optimizer.state[parameter][key], saved)
+
+
+def _as_saved(cast: Any, saved: Any) -> Any:
+    if isinstance(saved, Tensor) and isinstance(cast, Tensor):
+        return cast if cast.dtype == saved.dtype else saved.to(cast.device)
+    if isinstance(saved, dict) and isinstance(cast, dict):
+        return {key: _as_saved(value, saved.get(key)) for key, value in cast.items()}
+    if isinstance(saved, list | tuple) and type(cast) is type(saved) and len(cast) == len(saved):
+        return type(saved)(map(_as_saved, cast, saved))
+    return saved if isinstance(saved, str) else cast
 
 
 def match_by_name(state: Mapping[str, Any], current: list[list[str]], *, strict: bool = True) -> dict[str, Any]:
     """Renumber saved state to the order of ``current``, the names of each group's parameters.
 
     Raises:
-        StateMismatchError: see :func:`load_optimizer_state`.
+        StateMismatchError: see :func:`match_optimizer_state`.
     """
     saved_groups = state["param_groups"]
     saved_names = [group.get(NAMES_KEY) for group in saved_groups]
@@ -103,28 +124,53 @@ def match_by_name(state: Mapping[str, Any], current: list[list[str]], *, strict:
             f"the optimizer state does not fit the optimizer: {listed(problems)}. Build the optimizer as at the "
             "save, or keep the number of groups and load what fits with strict=False."
         )
+    if saved_names != current and any(isinstance(entry, dict) and _WHOLE in entry for entry in state["state"].values()):
+        saved_order, order = [[name for names in groups for name in names] for groups in (saved_names, current)]
+        raise StateMismatchError(
+            "the optimizer state is one vector over all parameters (LBFGS), and their order is another one: "
+            f"expected {listed(saved_order)}, found {listed(order)}. Build the optimizer as at the save."
+        )
     number_of = {
         name: number for group in saved_groups for name, number in zip(group[NAMES_KEY], group["params"], strict=True)
     }
     matched_state: dict[Any, Any] = {key: value for key, value in state["state"].items() if not isinstance(key, int)}
     matched_groups, next_number = [], 0
-    for saved, names in zip(_in_order_of(saved_groups, current), current, strict=True):
+    for place, names in zip(group_places(state, current), current, strict=True):
         numbers = range(next_number, next_number := next_number + len(names))
         for number, name in zip(numbers, names, strict=True):
             if number_of.get(name) in state["state"]:
                 matched_state[number] = state["state"][number_of[name]]
-        matched_groups.append({**saved, "params": list(numbers), NAMES_KEY: names})
+        matched_groups.append({**saved_groups[place], "params": list(numbers), NAMES_KEY: names})
     return {**state, "state": matched_state, "param_groups": matched_groups}
 
 
-def _in_order_of(saved_groups: list[dict[str, Any]], current: list[list[str]]) -> list[dict[str, Any]]:
-    """The saved groups in the order of the current ones with the same parameters, if that is clear."""
-    by_names: dict[frozenset[str], list[dict[str, Any]]] = defaultdict(list)
-    for group in saved_groups:
-        by_names[frozenset(group[NAMES_KEY])].append(group)
-    if all(len(by_names[frozenset(names)]) == 1 for names in current):
-        return [by_names[frozenset(names)][0] for names in current]
-    return saved_groups
+def group_places(state: Mapping[str, Any], current: list[list[str]]) -> list[int]:
+    """For each current group, the place of the saved one with the same parameters; its own where that is not clear."""
+    places: dict[frozenset[str], list[int]] = defaultdict(list)
+    for place, group in enumerate(state["param_groups"]):
+        places[frozenset(group.get(NAMES_KEY) or ())].append(place)
+    if Counter(map(frozenset, current)) != {names: len(there) for names, there in places.items()}:
+        return list(range(len(current)))
+    return [places[frozenset(names)].pop(0) for names in current]
+
+
+def has_names(state: Mapping[str, Any]) -> bool:
+    """Whether state has to be matched by name."""
+    return all(NAMES_KEY in group for group in state["param_groups"])
+
+
+def check_group_order(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], names: Mapping[int, str]) -> None:
+    """Refuse groups in another order than at the save: learning-rate schedulers number them.
+
+    Raises:
+        StateMismatchError: they are.
+    """
+    places = group_places(state, group_names(optimizer, names))
+    if places != sorted(places):
+        raise StateMismatchError(
+            f"the optimizer's groups are in another order than at the save ({places}), and learning-rate schedulers "
+            "number them. Build the optimizer as at the save."
+        )
 
 
 def _differences(saved: list[list[str]], current: list[list[str]]) -> list[str]:

@@ -63,11 +63,17 @@ def restore_rng_state(state: dict[str, Any]) -> None:
 
 def gather_across_ranks(mine: dict[str, Any]) -> list[dict[str, Any]]:
     """The captured states of every rank, by rank. Collective: with torch.distributed, every rank must call it."""
-    if not _distributed():
+    if not distributed():
         return [mine]
     states: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(states, mine)
     return states
+
+
+def own_rng_state(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """This rank's state of those that :func:`gather_across_ranks` returned; that of rank 0 where it has none."""
+    rank = torch.distributed.get_rank() if distributed() else 0
+    return states[rank] if rank < len(states) else states[0]
 
 
 def restore_own_rng_state(states: list[dict[str, Any]]) -> None:
@@ -76,8 +82,8 @@ def restore_own_rng_state(states: list[dict[str, Any]]) -> None:
     On a number of ranks other than at the save, a rank that has no state of its own starts from that of rank 0,
     advanced by a jump that depends on the rank only, and a warning says so.
     """
-    rank = torch.distributed.get_rank() if _distributed() else 0
-    world_size = torch.distributed.get_world_size() if _distributed() else 1
+    rank = torch.distributed.get_rank() if distributed() else 0
+    world_size = torch.distributed.get_world_size() if distributed() else 1
     if world_size != len(states):
         warnings.warn(
             f"random number generators of {len(states)} ranks were saved, {world_size} ranks are here: dropout and "
@@ -85,15 +91,15 @@ def restore_own_rng_state(states: list[dict[str, Any]]) -> None:
             RandomStateWarning,
             stacklevel=2,
         )
+    restore_rng_state(own_rng_state(states))
     if rank < len(states):
-        restore_rng_state(states[rank])
         return
-    restore_rng_state(states[0])
     seed = int(torch.randint(2**31, (rank + 1,))[rank])
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
-def _distributed() -> bool:
+def distributed() -> bool:
+    """Whether this process is one rank of several."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
+import torch.distributed
 from torch import nn
 
-from neuromanifold_gpt.checkpoint.commit import Checkpoint, open_complete
+from neuromanifold_gpt.checkpoint.commit import Checkpoint
 from neuromanifold_gpt.checkpoint.environment import current_environment
+from neuromanifold_gpt.checkpoint.errors import CheckpointError
 from neuromanifold_gpt.checkpoint.foreign import LIGHTNING_VERSION_KEY
-from neuromanifold_gpt.checkpoint.naming import paths_of_name, step_name
-from neuromanifold_gpt.checkpoint.writer import resolve_directory, stage_checkpoint, write_checkpoint
+from neuromanifold_gpt.checkpoint.naming import CheckpointPaths, paths_of_name, step_name
+from neuromanifold_gpt.checkpoint.writer import (
+    StagedCheckpoint,
+    resolve_directory,
+    stage_checkpoint,
+    write_checkpoint,
+)
 from neuromanifold_gpt.state.modules import module_state, parameter_names
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
-from neuromanifold_gpt.state.rng import capture_rng_state, gather_across_ranks
+from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks
 
 T = TypeVar("T")
 # The layout of the model file is that of Lightning 2 weights; Lightning migrates nothing from this version on.
@@ -73,9 +81,11 @@ def save_checkpoint(
         The complete checkpoint.
 
     Raises:
-        CheckpointWriteError: the file system refused; older checkpoints are untouched.
+        CheckpointWriteError: the file system refused; older checkpoints are untouched. Every rank raises it.
         UnsupportedObjectError: something could not be read back safely; the message names it.
+        ValueError: ``step`` or ``epoch`` is negative.
     """
+    step, epoch = _count("step", step), None if epoch is None else _count("epoch", epoch)
     rng_states = gather_across_ranks(capture_rng_state())
     names = parameter_names(model)
     model_content = {
@@ -103,17 +113,33 @@ def save_checkpoint(
         environment=current_environment(_device_type(model), len(rng_states)),
     )
     paths = paths_of_name(resolve_directory(directory), name or step_name(step))
-    if not torch.distributed.is_initialized():
-        return write_checkpoint(paths, staged)
+    return _written_by_rank_0(paths, staged) if distributed() else write_checkpoint(paths, staged)
+
+
+def _written_by_rank_0(paths: CheckpointPaths, staged: StagedCheckpoint) -> Checkpoint:
+    """Write on rank 0; return or raise on every rank what came of it, so that none waits for the others forever."""
+    outcome: list[Any] = [None]
     if torch.distributed.get_rank() == 0:
-        write_checkpoint(paths, staged)
-    torch.distributed.barrier()
-    return open_complete(paths)
+        try:
+            outcome = [write_checkpoint(paths, staged)]
+        except CheckpointError as error:
+            outcome = [error]
+    torch.distributed.broadcast_object_list(outcome, src=0)
+    if isinstance(outcome[0], CheckpointError):
+        raise outcome[0]
+    return cast(Checkpoint, outcome[0])
 
 
 def as_list(one_or_several: T | Sequence[T]) -> list[T]:
     """A list of what was given, be it one object or a sequence."""
     return list(one_or_several) if isinstance(one_or_several, Sequence) else [one_or_several]
+
+
+def _count(name: str, value: int) -> int:
+    count = int(operator.index(value))
+    if count < 0:
+        raise ValueError(f"{name}: expected a count, found {value!r}.")
+    return count
 
 
 def _device_type(model: nn.Module) -> str:

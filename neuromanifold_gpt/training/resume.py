@@ -41,8 +41,8 @@ def find_resume_point(config: TrainConfig) -> ResumePoint | None:
 
 
 def _newest_separated(directory: Path) -> ResumePoint | None:
-    checkpoint = latest_checkpoint(directory)
-    if checkpoint is None or checkpoint.model_only:
+    checkpoint = latest_checkpoint(directory, resumable=True)
+    if checkpoint is None:
         return None
     # Its bytes have just been verified.
     return _resume_point(checkpoint.model_path, load_checkpoint(checkpoint, load_optimizer=False, verify=False))

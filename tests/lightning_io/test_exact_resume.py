@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from neuromanifold_gpt import SeparatedCheckpoint, SeparatedCheckpointIO
-from neuromanifold_gpt.lightning_io.exact_resume import InexactResumeWarning
+from neuromanifold_gpt import ResumableDataLoader, SeparatedCheckpoint, SeparatedCheckpointIO
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 
-from .toy import ToyModule, by_step, contents, fit
+from .toy import NoisySamples, ToyModule, by_step, contents, fit
 
 # 26 samples in batches of 4 are 7 batches an epoch, the last one short; 20 steps end in the middle of the third.
 SCENARIOS: dict[str, dict[str, Any]] = {
@@ -113,6 +114,9 @@ class SaveInHook(Callback):
         ("on_train_batch_end", 6),  # validation is due in this step
         ("on_train_batch_end", 7),  # the last step of the epoch
         ("on_train_batch_start", 6),
+        ("on_validation_start", 6),
+        ("on_validation_batch_end", 6),
+        ("on_validation_epoch_end", 6),
         ("on_validation_end", 6),
         ("on_train_epoch_end", 7),
         ("on_train_epoch_start", 7),
@@ -234,5 +238,68 @@ def test_random_numbers_drawn_in_hooks_do_not_shift_those_of_the_model(tmp_path:
     _, whole = fit(saver(tmp_path / "a"), DrawsInHooks())
     for step in (3, 7, 8):
         path = by_step(tmp_path / "a")[step].model_path
-        _, resumed = fit(saver(tmp_path / f"b{step}"), DrawsInHooks(), ckpt_path=path)
+        said = pytest.warns(InexactResumeWarning, match="on_train_epoch_start of DrawsInHooks is not called again")
+        with contextlib.nullcontext() if step == 7 else said:  # 7 is an epoch's end
+            _, resumed = fit(saver(tmp_path / f"b{step}"), DrawsInHooks(), ckpt_path=path)
         assert resumed.history == [entry for entry in whole.history if entry[0] >= step]
+
+
+class CountsEpochEnds(Callback):
+    """A state that changes in the hook of the epoch's end."""
+
+    def __init__(self) -> None:
+        self.ends = 0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.ends += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ends": self.ends}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.ends = state_dict["ends"]
+
+
+def test_hooks_of_an_epoch_that_max_steps_cut_short_leave_nothing_behind(tmp_path: Path):
+    fit(saver(tmp_path / "a"), CountsEpochEnds(), max_steps=16)
+    trainer, _ = fit(saver(tmp_path / "b", every_n_train_steps=None, every_n_epochs=1), CountsEpochEnds(), max_steps=10)
+    trainer.save_checkpoint(tmp_path / "by-hand.ckpt")
+    for number, path in enumerate((by_step(tmp_path / "b")[10].model_path, tmp_path / "by-hand.ckpt")):
+        fit(saver(tmp_path / f"c{number}"), CountsEpochEnds(), ckpt_path=path, max_steps=16)
+        assert contents(by_step(tmp_path / f"c{number}")[16]) == contents(by_step(tmp_path / "a")[16])
+
+
+@pytest.mark.parametrize("step", [3, 7])
+def test_saved_again_right_after_a_resume_the_state_is_the_same(step: int, tmp_path: Path):
+    fit(saver(tmp_path / "a"))
+    path = by_step(tmp_path / "a")[step].model_path
+
+    class SaveAtStart(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            trainer.save_checkpoint(tmp_path / "again.ckpt")
+
+    fit(saver(tmp_path / "b"), SaveAtStart(), ckpt_path=path, max_steps=step + 1)
+    fit(saver(tmp_path / "c"), ckpt_path=tmp_path / "again.ckpt")
+    assert contents(by_step(tmp_path / "c")[20]) == contents(by_step(tmp_path / "a")[20])
+
+
+def test_a_loader_that_is_cycled_beside_a_longer_one_goes_on_where_it_was(tmp_path: Path):
+    class TwoLoaders(ToyModule):
+        def train_dataloader(self) -> Any:
+            return [ResumableDataLoader(NoisySamples(size), batch_size=4, shuffle=True, seed=size) for size in (26, 8)]
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.short_ids.append(batch[1][2].tolist())
+            return super().training_step(batch[0], batch_idx) + 0 * batch[1][0].sum()
+
+    def run(directory: Path, path: Path | None = None) -> TwoLoaders:
+        module = TwoLoaders()
+        module.short_ids = []
+        fit(saver(directory), module=module, ckpt_path=path, loaders=False, max_steps=12)
+        return module
+
+    whole = run(tmp_path / "a")
+    for step in (1, 3, 6, 7, 8):
+        resumed = run(tmp_path / f"b{step}", by_step(tmp_path / "a")[step].model_path)
+        assert resumed.short_ids == whole.short_ids[step:], f"from step {step}"
+        assert contents(by_step(tmp_path / f"b{step}")[12]) == contents(by_step(tmp_path / "a")[12])

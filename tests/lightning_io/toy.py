@@ -85,6 +85,7 @@ def fit(
     module: ToyModule | None = None,
     workers: int = 0,
     validate: bool = True,
+    loaders: bool = True,
     schedule: str = "step",
     before_fit: Callable[[Trainer], None] | None = None,
     **trainer_options: Any,
@@ -105,7 +106,8 @@ def fit(
     )
     if before_fit is not None:
         before_fit(trainer)
-    trainer.fit(module, train, validation, ckpt_path=None if ckpt_path is None else str(ckpt_path))
+    given = (train, validation) if loaders else ()
+    trainer.fit(module, *given, ckpt_path=None if ckpt_path is None else str(ckpt_path))
     return trainer, module
 
 
