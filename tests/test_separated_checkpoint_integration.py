@@ -163,6 +163,24 @@ def test_save_last(save_last: Any, tmp_path: Path):
     assert trainer.global_step == 20
 
 
+def test_a_resume_does_not_save_last_where_an_undisturbed_run_would_not(tmp_path: Path):
+    def saver(run: str) -> SeparatedCheckpoint:
+        return SeparatedCheckpoint(tmp_path / run, every_n_train_steps=6, save_last=True, save_top_k=-1)
+
+    fit(saver("a"), max_steps=20)
+    fit(saver("b"), max_steps=18)
+    fit(saver("b"), max_steps=20, ckpt_path=by_step(tmp_path / "b")[18].model_path)
+    assert [load_checkpoint(tmp_path / run / "last-model.pt").global_step for run in "ab"] == [18, 18]
+
+
+def test_layers_frozen_otherwise_than_at_the_save_are_said(tmp_path: Path):
+    fit(SeparatedCheckpoint(tmp_path, every_n_train_steps=10), max_steps=10)
+    module = ToyModule()
+    module.net[0].requires_grad_(False)
+    with pytest.warns(UserWarning, match="this run had set otherwise: net.0.weight; net.0.bias"):
+        fit(SeparatedCheckpoint(tmp_path / "b"), module=module, ckpt_path=list_checkpoints(tmp_path)[0].model_path)
+
+
 def test_every_n_epochs(tmp_path: Path):
     fit(SeparatedCheckpoint(tmp_path, every_n_epochs=2, save_top_k=-1), max_steps=-1, max_epochs=5)
     assert [(c.step, c.epoch) for c in list_checkpoints(tmp_path)] == [(14, 1), (28, 3)]

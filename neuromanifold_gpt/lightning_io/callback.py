@@ -197,6 +197,7 @@ class SeparatedCheckpoint(ModelCheckpoint):
         for key in _STATE_PATHS:
             state[key] = self._relative(state[key])
         state["best_k_models"] = {self._relative(path): score for path, score in state["best_k_models"].items()}
+        state["last_checkpoint_saved"] = self._relative(self._last_checkpoint_saved)
         state["defer_save_until_validation"] = self._defer_save_until_validation
         return state
 
@@ -209,6 +210,7 @@ class SeparatedCheckpoint(ModelCheckpoint):
                 state[key] = self._absolute(state[key])
             best = {self._absolute(path): score for path, score in state["best_k_models"].items()}
             state["best_k_models"] = {path: score for path, score in best.items() if Path(path).exists()}
+        self._last_checkpoint_saved = self._absolute(state.pop("last_checkpoint_saved", ""))
         self._defer_save_until_validation = state.pop("defer_save_until_validation", False)
         super().load_state_dict(state)
         self.current_score = state["current_score"]  # which ModelCheckpoint saves but does not load

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.trainer.states import TrainerFn
 
 from neuromanifold_gpt.checkpoint.environment import current_environment, warn_if_changed
@@ -19,7 +21,7 @@ from neuromanifold_gpt.lightning_io.boundaries import BETWEEN_EPOCHS, EPOCH_END,
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY
 from neuromanifold_gpt.lightning_io.epoch_setup import set_up_epoch_again, warn_of_epoch_hooks
 from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker
-from neuromanifold_gpt.state.modules import module_modes, parameter_names, restore_modes, under_own_names
+from neuromanifold_gpt.state.modules import listed, module_modes, parameter_names, restore_modes, under_own_names
 from neuromanifold_gpt.state.optimizers import (
     add_names,
     group_names,
@@ -126,7 +128,10 @@ class ExactResume(Callback):
         checkpoint[RESUME_KEY] = {
             "point": loop.point,
             "rng_states": gather_across_ranks(loop.rng),
-            "callback_metrics": dict(sorted(trainer.callback_metrics.items())),
+            # Before the first step after a resume, the loaded ones are not in place yet.
+            "callback_metrics": dict(
+                sorted({**(self._loaded or {}).get("callback_metrics", {}), **trainer.callback_metrics}.items())
+            ),
             "modes": module_modes(pl_module),
         }
 
@@ -167,6 +172,11 @@ class ExactResume(Callback):
                 "one, or start anew from its weights: load_checkpoint(path, load_optimizer=False)."
             )
 
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
+        if checkpoint and any(stopper.stopping_reason != EarlyStoppingReason.NOT_STOPPED for stopper in stoppers):
+            trainer.should_stop = True  # it had decided to stop, and Lightning forgets that
+
     def _load_optimizer_states(
         self, trainer: Trainer, load: Callable[[Any], None], checkpoint: Mapping[str, Any]
     ) -> None:
@@ -187,7 +197,15 @@ class ExactResume(Callback):
         """Called at the very point: nothing runs between this and the next step."""
         loaded, self._loaded = self._loaded, None
         assert loaded is not None, "the loop resumes only from a checkpoint that was loaded"
-        restore_modes(trainer.lightning_module, loaded["modes"])
+        changed = restore_modes(trainer.lightning_module, loaded["modes"])
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if changed and not any(isinstance(callback, BaseFinetuning) for callback in callbacks):
+            warnings.warn(
+                "frozen and trained parameters are those of the checkpoint; this run had set otherwise: "
+                f"{listed(changed)}.",
+                InexactResumeWarning,
+                stacklevel=2,
+            )
         middle_of_epoch = loaded["point"] not in (BETWEEN_EPOCHS, EPOCH_END)
         if middle_of_epoch:
             self._restore_loaders(trainer)

@@ -99,14 +99,22 @@ def module_modes(module: nn.Module) -> dict[str, list[str]]:
     }
 
 
-def restore_modes(module: nn.Module, modes: Mapping[str, list[str]]) -> None:
-    """Freeze and unfreeze parameters, and set evaluation modes, as :func:`module_modes` found them."""
+def restore_modes(module: nn.Module, modes: Mapping[str, list[str]]) -> list[str]:
+    """Freeze and unfreeze parameters, and set evaluation modes, as :func:`module_modes` found them.
+
+    Returns:
+        the names of the parameters that were frozen or unfrozen.
+    """
     frozen, evaluating = set(modes["frozen"]), set(modes["evaluating"])
+    changed = []
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(clean_name(name) not in frozen)
+        if parameter.requires_grad == (clean_name(name) in frozen):
+            parameter.requires_grad_(not parameter.requires_grad)
+            changed.append(clean_name(name))
     for name, child in module.named_modules():
         if _module_name(name) in evaluating:
             child.training = False
+    return changed
 
 
 def _module_name(name: str) -> str:

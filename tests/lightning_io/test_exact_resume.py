@@ -95,6 +95,21 @@ def test_a_checkpoint_of_an_epoch_that_max_steps_cut_short_resumes_in_its_middle
         assert contents(by_step(tmp_path / "b")[step]) == contents(by_step(tmp_path / "a")[step])
 
 
+def test_a_run_that_early_stopping_has_ended_stays_ended(tmp_path: Path):
+    """Also where it had decided to stop, but min_steps made it go on for a while."""
+
+    def stopper() -> EarlyStopping:
+        return EarlyStopping("val_loss", patience=2, min_delta=10.0)
+
+    options = {"val_check_interval": 2, "max_steps": 50, "min_steps": 12}
+    trainer, _ = fit(saver(tmp_path / "a"), stopper(), **options)
+    last = trainer.global_step
+    assert 12 <= last < 20
+    for step in (5, 8, 10, last):
+        path = by_step(tmp_path / "a")[step].model_path
+        assert fit(saver(tmp_path / f"b{step}"), stopper(), ckpt_path=path, **options)[0].global_step == last
+
+
 class SaveInHook(Callback):
     """A user who calls trainer.save_checkpoint in a hook of his own."""
 
@@ -279,6 +294,8 @@ def test_saved_again_right_after_a_resume_the_state_is_the_same(step: int, tmp_p
             trainer.save_checkpoint(tmp_path / "again.ckpt")
 
     fit(saver(tmp_path / "b"), SaveAtStart(), ckpt_path=path, max_steps=step + 1)
+    again = torch.load(tmp_path / "again.ckpt-optimizer.pt", weights_only=True)
+    assert again["exact_resume"]["callback_metrics"].keys() >= {"train_loss"}
     fit(saver(tmp_path / "c"), ckpt_path=tmp_path / "again.ckpt")
     assert contents(by_step(tmp_path / "c")[20]) == contents(by_step(tmp_path / "a")[20])
 
