@@ -70,5 +70,5 @@ def warn_if_changed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Non
         warnings.warn(
             "resuming in another environment, so the continuation may differ in bits: " + "; ".join(changed),
             EnvironmentChangedWarning,
-            stacklevel=3,
+            stacklevel=4,  # the caller of LoadedCheckpoint.restore
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from neuromanifold_gpt.checkpoint.errors import StateMismatchError
 from neuromanifold_gpt.checkpoint.foreign import clean_name
@@ -67,7 +68,9 @@ def under_own_names(module: nn.Module, state: dict[str, Any], *, strict: bool = 
         problems += [f"not in the model: {name}" for name in state if name not in actual_names]
     for name, saved in state.items():
         here = live.get(actual_names.get(name, ""))
-        if isinstance(saved, Tensor) and isinstance(here, Tensor) and saved.shape != here.shape:
+        if not isinstance(saved, Tensor) or not isinstance(here, Tensor) or is_lazy(here):
+            continue
+        if saved.shape != here.shape:
             problems.append(f"{name}: shape {tuple(saved.shape)} in the checkpoint, {tuple(here.shape)} in the model")
     if problems:
         raise StateMismatchError(

@@ -123,7 +123,7 @@ class TestRoundTrip:
             assert same(loaded, dense(tree))
             assert written_bytes(loaded, path.with_name("again.pt")) == first
 
-    @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+    @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental", "ignore:torch.quantize_per_tensor")
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_every_dtype_of_torch(self, dtype, tmp_path):
         pattern = torch.arange(48, dtype=torch.uint8)
@@ -268,6 +268,12 @@ class TestCanonicalBytes:
         ):
             assert written_bytes({"t": view}, tmp_path / "b.pt") == expected
 
+    def test_bytes_do_not_depend_on_where_empty_tensors_lie(self, tmp_path):
+        base = torch.randn(5)
+        elsewhere = {"a": base[:0], "b": base[:0], "c": base[3:3], "d": torch.randn(0)}
+        nowhere = {name: torch.empty(0) for name in elsewhere}
+        assert written_bytes(elsewhere, tmp_path / "a.pt") == written_bytes(nowhere, tmp_path / "b.pt")
+
     def test_bytes_do_not_depend_on_strides_of_no_consequence(self, tmp_path):
         """A dimension of one element has an arbitrary stride; which one depends on how the tensor was made."""
         plain = torch.arange(6.0).reshape(1, 6, 1)
@@ -400,6 +406,17 @@ class TestTies:
         loaded = torch.load(tmp_path / "a.pt", weights_only=True)
         assert torch.equal(loaded["floats"].view(torch.int32), loaded["ints"])
         assert torch.equal(loaded["floats"], floats)
+
+    def test_outside_the_tied_parts_sharing_does_not_show(self):
+        """There, one tensor in two places is a coincidence, which a resume does not repeat."""
+        shared, weight = torch.ones(3), torch.zeros(3)
+        metrics = {"best": shared, "last": shared, "weight": weight}
+        one = stage({"weights": [weight, weight], "metrics": metrics}, tied_parts={"weights"})
+        apart = {name: tensor.clone() for name, tensor in metrics.items()}
+        other = stage({"weights": [weight, weight], "metrics": apart}, tied_parts={"weights"})
+        for staged in (one, other):
+            assert [tensor.storage.key for tensor in staged.tensors] == ["0", "0", "1", "2", "3"]
+        assert content_digest(one, storage_digests(one)) == content_digest(other, storage_digests(other))
 
     def test_temporary_copies_at_the_same_address_are_not_taken_for_one(self, tmp_path):
         """Staging copies tensors with gaps; a copy that was freed could lend its address to the next."""

@@ -456,6 +456,19 @@ class TestErrors:
             assert_next_save_clears_up(directory, assert_old_or_new(directory, scenario))
         assert at > 15
 
+    def test_at_every_single_write(self, tmp_path):
+        """The last of them too, which is still under way when all has been handed over."""
+        prepared = SCENARIOS["over an existing one"].prepare(tmp_path / "prepared")
+        writes = 0
+        for at, directory in copies(prepared):
+            storage = FailingStorage(at, FULL_DISK, every_write=True)
+            if self.error_of(SCENARIOS["over an existing one"], directory, storage) is None:
+                break
+            writes += storage.refused[0] == "write"
+            save = assert_old_or_new(directory, SCENARIOS["over an existing one"])
+            assert storage.refused[0] != "write" or save.version == 4
+        assert writes > 25
+
     def error_of(self, scenario: Scenario, directory: Path, storage: FailingStorage) -> CheckpointWriteError | None:
         """The error of a save, or ``None`` if the storage had not to refuse anything."""
         try:

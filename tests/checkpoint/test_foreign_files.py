@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import warnings
 from pathlib import Path
 
@@ -125,7 +126,21 @@ def test_directories_with_such_names_are_in_nobodys_way(name, tmp_path):
         assert (tmp_path / name / "kept").read_text() == "kept"
 
 
-def test_json_that_cannot_be_read_or_opened_is_no_checkpoint(tmp_path):
+@pytest.fixture
+def alarm():
+    """An error instead of waiting forever."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_json_that_cannot_be_read_or_opened_is_no_checkpoint(tmp_path, alarm):
     """An unreadable file, a pipe that nobody writes to, and links to nothing, to themselves and to something else."""
     FIRST.write(tmp_path)
     (tmp_path / "unreadable.json").symlink_to("/proc/self/mem")  # opens, and refuses to be read, for root as well

@@ -269,6 +269,14 @@ FORGERIES = {
 }
 
 
+def test_a_later_version_of_the_format_is_named(path):
+    """So that who reads the error knows that an update helps."""
+    content = json.loads(path.read_bytes())
+    path.write_bytes(resealed({**content, "format_version": 2}))
+    with pytest.raises(DamagedCheckpointError, match="separated checkpoint' version 2"):
+        read_manifest(path)
+
+
 class TestForgery:
     """A right digest is no reason to believe the rest: xxh3 keeps nobody from writing another one."""
 

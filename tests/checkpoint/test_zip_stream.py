@@ -109,6 +109,10 @@ class TestBeyond32Bits:
             assert archive.read("first") == b"abc"
             assert archive.read("small") == b"small"
             assert archive.getinfo("small").header_offset > 2**33 - 3
+            # Behind the data stand a checksum and two sizes, of 8 bytes each where the local header says zip64.
+            ends = {name: offsets[name] + size for name, size in sizes.items()}
+            assert archive.getinfo("at").header_offset == ends["below"] + 16
+            assert archive.getinfo("small").header_offset == ends["at"] + 24
             with archive.open("at") as record:
                 assert record.read(1000) == bytes(1000)
         with path.open("rb") as raw:

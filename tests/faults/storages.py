@@ -89,15 +89,17 @@ class RecordingStorage(ObservedStorage):
 
 
 class CountingStorage(ObservedStorage):
-    """Has something happen at its operation number ``at``. Of the many small writes of a file, every eighth counts."""
+    """Has something happen at its operation number ``at``. Of the small writes of a file, every eighth is counted."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, *, every_write: bool = False) -> None:
         self._left = at
+        self._counted = 1 if every_write else 8
         self._writes: Counter[Path] = Counter()
 
     def write(self, file, data):
         self._writes[file.path] += 1
-        return super().write(file, data) if self._writes[file.path] % 8 == 1 else file.write_through(data)
+        counts = self._writes[file.path] % self._counted == 1 % self._counted
+        return super().write(file, data) if counts else file.write_through(data)
 
 
 class CrashingStorage(CountingStorage):
@@ -126,8 +128,8 @@ class CrashingStorage(CountingStorage):
 class FailingStorage(CountingStorage):
     """Raises ``error`` instead of its operation number ``at``, once or from then on."""
 
-    def __init__(self, at: int, error: OSError, *, for_good: bool = False) -> None:
-        super().__init__(at)
+    def __init__(self, at: int, error: OSError, *, for_good: bool = False, every_write: bool = False) -> None:
+        super().__init__(at, every_write=every_write)
         self._error = error
         self._for_good = for_good
         self.refused: tuple[str, Path] | None = None
@@ -146,7 +148,7 @@ class ShortWritingStorage(ObservedStorage):
     """Takes at most a few bytes with each write, as a raw write may."""
 
     def write(self, file, data):
-        return file.write_through(memoryview(data)[:1000])
+        return file.write_through(memoryview(data)[:10])
 
 
 @dataclass

@@ -386,6 +386,13 @@ class TestMismatch:
         assert "added" not in str(caught.value)
         assert values(target) == before
 
+    def test_with_a_shape_that_is_not_known_yet_is_none(self, tmp_path):
+        model, target = (nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d()) for _ in range(2))
+        model(torch.rand(4, 2))
+        save_checkpoint(tmp_path, step=1, model=model)
+        load_checkpoint(tmp_path).restore(model=target)
+        assert values(target) == values(model)
+
     def test_of_nothing_but_an_order_is_none(self):
         model = trained_model()
         state = dict(reversed(model.state_dict().items()))
