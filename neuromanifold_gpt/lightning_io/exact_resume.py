@@ -24,6 +24,7 @@ from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker
 from neuromanifold_gpt.state.modules import listed, module_modes, parameter_names, restore_modes, under_own_names
 from neuromanifold_gpt.state.optimizers import (
     add_names,
+    check_group_order,
     group_names,
     keep_saved_dtypes,
     match_optimizer_state,
@@ -188,6 +189,9 @@ class ExactResume(Callback):
                 f"the checkpoint has the state of {len(saved)} optimizers, the module configures "
                 f"{len(trainer.optimizers)}. Configure them as at the save."
             )
+        if trainer.lr_scheduler_configs:  # their state counts groups
+            for optimizer, state in zip(trainer.optimizers, saved, strict=True):
+                check_group_order(optimizer, state, names)
         matched = [match_optimizer_state(*pair, names) for pair in zip(trainer.optimizers, saved, strict=True)]
         load({**checkpoint, "optimizer_states": [without_names(state) for state in matched]})
         for optimizer, state in zip(trainer.optimizers, matched, strict=True):

@@ -26,7 +26,7 @@ BATCHES = 6  # of an epoch, the last one with 2 samples
 GOLDEN = [[7, 5, 8, 0], [2, 6, 3, 1], [4, 9], [5, 4, 8, 6], [3, 7, 0, 9], [1, 2]]
 PACKAGE_PARENT = Path(neuromanifold_gpt.__file__).parents[1]
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
 def make_loader(size=SIZE, batch_size=BATCH, *, shuffle=True, seed=3, **options):
@@ -459,7 +459,7 @@ class TestWarnings:
     def test_another_batch_size_or_number_of_workers_is_no_other_order(self):
         state = make_loader().state_dict()
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("error", DataOrderWarning)
             resumed(state, batch_size=5, num_workers=2, drop_last=True)
 
 

@@ -103,7 +103,7 @@ class TestSamples:
             (3, 2, True, {}),
         ],
     )
-    @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+    @pytest.mark.filterwarnings("ignore:This DataLoader will create")
     def test_draw_the_same_numbers_whoever_fetches_them_in_whatever_batches(
         self, workers, batch_size, shuffle, options
     ):

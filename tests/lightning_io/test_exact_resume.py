@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from neuromanifold_gpt import ResumableDataLoader, SeparatedCheckpoint, SeparatedCheckpointIO
-from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
 
 from .toy import NoisySamples, ToyModule, by_step, contents, fit
 
@@ -199,6 +199,25 @@ def test_parameters_declared_in_another_order_keep_their_moments(tmp_path: Path)
     assert resumed.history == [entry for entry in whole.history if entry[0] >= 9]
     states = [torch.load(by_step(tmp_path / run)[20].model_path, weights_only=True)["state_dict"] for run in "ab"]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_groups_in_another_order_beside_a_schedule_are_refused(tmp_path: Path):
+    """Schedulers count groups: their learning rates would be swapped."""
+
+    class TwoGroups(ToyModule):
+        def __init__(self, reverse: bool = False) -> None:
+            super().__init__()
+            self.reverse = reverse
+
+        def configure_optimizers(self) -> Any:
+            groups = [{"params": self.net[0].parameters(), "lr": 0.1}, {"params": self.net[4].parameters(), "lr": 0.01}]
+            optimizer = torch.optim.AdamW(groups[:: -1 if self.reverse else 1])
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+    fit(saver(tmp_path / "a"), module=TwoGroups(), max_steps=3)
+    path = by_step(tmp_path / "a")[3].model_path
+    with pytest.raises(StateMismatchError):
+        fit(saver(tmp_path / "b"), module=TwoGroups(reverse=True), ckpt_path=path)
 
 
 def test_a_compiled_network_saves_clean_names_and_resumes_exactly(tmp_path: Path):
