@@ -484,7 +484,8 @@ class TestHostilePickles:
         changes = {
             "too few": tuple(rest),
             "too many": (*records, TensorRecord("x", "uint8", (8,), 0, 8, "0" * 32)),
-            "another size": (TensorRecord("x", "uint8", (8,), first.offset, 8, "0" * 32), *rest),
+            "a smaller one": (TensorRecord("x", "uint8", (8,), first.offset, 8, "0" * 32), *rest),
+            "a larger one": (TensorRecord("x", "uint8", (88,), first.offset, first.size_bytes + 8, "0" * 32), *rest),
             "none": (),
         }
         for what, forged in changes.items():
@@ -527,6 +528,12 @@ class TestFallingBack:
         by_step[2].optimizer_path.unlink()
         by_step[3].paths.manifest.write_bytes(by_step[3].paths.manifest.read_bytes()[:-1])
         assert latest_checkpoint(tmp_path) == by_step[4]
+
+    def test_model_only_ones_are_left_out_for_who_wants_to_resume(self, tmp_path):
+        by_step = self.prepare(tmp_path)
+        newest = Save("checkpoint-step000009", 9, model_only=True).write(tmp_path)
+        assert latest_checkpoint(tmp_path) == newest
+        assert latest_checkpoint(tmp_path, resumable=True) == by_step[4]
 
     def test_a_missing_file_is_warned_about(self, tmp_path):
         by_step = self.prepare(tmp_path)
