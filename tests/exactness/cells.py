@@ -1,0 +1,29 @@
+"""The matrix: every cell, by name, and the sample of them that runs with the suite."""
+
+from __future__ import annotations
+
+from .cell import Cell
+from .table import changes, data, interruptions, loops, models, optimization, ranks
+
+CELLS: list[Cell] = [
+    *interruptions.CELLS,
+    *data.CELLS,
+    *models.CELLS,
+    *optimization.CELLS,
+    *loops.CELLS,
+    *ranks.CELLS,
+    *changes.CELLS,
+]
+CELLS_BY_NAME: dict[str, Cell] = {cell.name: cell for cell in CELLS}
+assert len(CELLS_BY_NAME) == len(CELLS), "two cells have the same name"
+
+
+def _sample() -> set[str]:
+    """Of each group and driver, a few, spread over the group."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for cell in CELLS:
+        groups.setdefault((cell.group, cell.driver), []).append(cell.name)
+    return {name for names in groups.values() for name in names[:: max(1, len(names) // 6)][:6]}
+
+
+SAMPLE = _sample()

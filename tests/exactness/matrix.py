@@ -1,0 +1,40 @@
+"""Run cells of the matrix and print what came of each: ``python -m tests.exactness.matrix [WORD ...]``."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from .cells import CELLS
+from .runner import Runner, Verdict
+
+
+def main(words: list[str]) -> int:
+    """Run every cell whose name contains all the words; return 1 if one of them is not as expected."""
+    chosen = [cell for cell in CELLS if all(word in cell.name for word in words)]
+    began = time.monotonic()
+    verdicts = []
+    with tempfile.TemporaryDirectory(prefix="exactness-") as directory:
+        runner = Runner(Path(directory))
+        for cell in chosen:
+            verdicts.append(runner.run(cell))
+            print("ok " if verdicts[-1].expected else "RED", verdicts[-1], flush=True)
+        runner.close()
+    print(summary(verdicts, time.monotonic() - began))
+    return 0 if all(verdict.expected for verdict in verdicts) else 1
+
+
+def summary(verdicts: list[Verdict], seconds: float) -> str:
+    """One line."""
+    counts = Counter(verdict.outcome if verdict.expected else "red" for verdict in verdicts)
+    return (
+        f"{len(verdicts)} cells: {counts['exact']} exact, {counts['red']} red, {counts['warned']} warned as expected, "
+        f"{counts['error']} errors as expected, {seconds:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

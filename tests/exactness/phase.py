@@ -1,0 +1,73 @@
+"""One process of a run: what the runner asks of it, and what every program does around its training."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .cell import Cell
+
+_SEED_OF_FIRST_PROCESS = 1
+CHECKPOINTS = "checkpoints"
+BY_HAND = "by-hand-model.pt"
+
+
+class StoppedError(RuntimeError):
+    """The error in the user's code that ends a process."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A process of a run, or a part of one.
+
+    Attributes:
+        cell: name of the scenario.
+        directory: of the run.
+        process: number of the process in the run.
+        stop: the step after which it ends; ``None``: at the end of training.
+        first: nothing is there to resume from.
+        saves: ``False``: no checkpoints at all.
+        interrupted: this is run B, which saves by hand where the cell says so.
+        sabotage: what is dropped on restore, on purpose; see ``sabotage.py``.
+        rank, ranks: of this process.
+    """
+
+    cell: str
+    directory: str
+    process: int = 0
+    stop: int | None = None
+    first: bool = True
+    saves: bool = True
+    interrupted: bool = False
+    sabotage: str | None = None
+    rank: int = 0
+    ranks: int = 1
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go."""
+        return Path(self.directory) / CHECKPOINTS
+
+    @property
+    def by_hand(self) -> Path:
+        """A checkpoint that the user saved in a hook."""
+        return Path(self.directory) / BY_HAND
+
+    def seed(self) -> None:
+        """A resumed process starts from other random numbers, and so from other weights: nothing agrees by luck."""
+        seed = _SEED_OF_FIRST_PROCESS if self.first else 1000 + self.process
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+    def end(self, cell: Cell) -> None:
+        """End this process as the cell says, now."""
+        if cell.ending == "exception":
+            raise StoppedError(f"stopped after step {self.stop}")
+        os.kill(os.getpid(), signal.SIGTERM if cell.ending == "sigterm" else signal.SIGKILL)
