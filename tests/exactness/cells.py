@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from .cell import Cell
-from .table import changes, data, interruptions, loops, models, optimization, ranks
+from .table import changes, data, interruptions, loops, models, optimization, ranks, stock_loaders, streams
 
 CELLS: list[Cell] = [
     *interruptions.CELLS,
     *data.CELLS,
+    *streams.CELLS,
+    *stock_loaders.CELLS,
     *models.CELLS,
     *optimization.CELLS,
     *loops.CELLS,

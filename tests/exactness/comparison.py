@@ -136,10 +136,10 @@ def _first_of_lines(
 
 
 def differences_of_checkpoints(
-    a: Path, b: Path, after: int, buffers: set[str], *, folder: str = CHECKPOINTS
+    a: Path, b: Path, resumed_at: list[int], buffers: set[str], *, folder: str = CHECKPOINTS
 ) -> Iterator[tuple[int, Difference]]:
     """All checkpoints of later steps: the same ones, with the same bytes; the first that differs is looked into."""
-    sides = [{c.step: c for c in list_checkpoints(run / folder) if c.step > after} for run in (a, b)]
+    sides = [{c.step: c for c in list_checkpoints(run / folder) if c.step > resumed_at[1]} for run in (a, b)]
     for step in sorted(set(sides[0]) & set(sides[1])):
         one, other = sides[0][step], sides[1][step]
         files = (one.model_path, other.model_path), (one.optimizer_path, other.optimizer_path)
@@ -155,8 +155,9 @@ def differences_of_checkpoints(
             named = [_as_average(d) for d in named]
         yield from ((2 * step, difference) for difference in sorted(named, key=_rank_of))
         return
-    if set(sides[0]) != set(sides[1]):
-        step = min(set(sides[0]) ^ set(sides[1]))
+    unequal = (set(sides[0]) ^ set(sides[1])) - set(resumed_at)  # Lightning never removes what it resumed from
+    if unequal:
+        step = min(unequal)
         yield 2 * step, Difference(step, "loop", "checkpoints", *(str(sorted(side)) for side in sides))
 
 
@@ -177,7 +178,7 @@ def buffer_names(state: dict[str, Any]) -> set[str]:
 
 
 def differences_of_logs(a: Path, b: Path, resumed_at: list[int]) -> Iterator[tuple[int, Difference]]:
-    """Rows of ``metrics.csv``: what process after process has logged, without the steps that were lost, is what A has."""
+    """Rows of ``metrics.csv``: those of all processes of run B, without the steps that were lost, are those of A."""
     expected, found = _rows(a, 0), []
     for process, step in enumerate(resumed_at):
         found = [row for row in found if int(row["step"]) < step] + _rows(b, process)

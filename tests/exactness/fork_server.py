@@ -1,6 +1,7 @@
 """A process that has imported everything and run nothing, from which each job is forked.
 
-So no run leaves a trace in the next, and none waits for imports. Reads one JSON job a line from standard input, answers with one JSON line on standard output.
+So no run leaves a trace in the next, and none waits for imports. Reads one JSON job a line from standard input, answers
+with one JSON line on standard output.
 """
 
 from __future__ import annotations

@@ -13,8 +13,10 @@ from .runner import Runner, Verdict
 
 
 def main(words: list[str]) -> int:
-    """Run every cell whose name contains all the words; return 1 if one of them is not as expected."""
-    chosen = [cell for cell in CELLS if all(word in cell.name for word in words)]
+    """Run every cell whose name contains all words, and none that is preceded by ``-``; return 1 if one is red."""
+    chosen = [
+        cell for cell in CELLS if all((word.removeprefix("-") in cell.name) != (word[0] == "-") for word in words)
+    ]
     began = time.monotonic()
     verdicts = []
     with tempfile.TemporaryDirectory(prefix="exactness-") as directory:

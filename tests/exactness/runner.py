@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,9 @@ class Runner:
             expected = cell.expected.outcome == "error" and _is(error, cell.expected)
             return Verdict(cell.name, "error", expected, said=[f"{error['classes'][0]}: {error['message']}"])
         first = first_difference(list(_differences(cell, a, b, resumed_at)))
-        entries = [_warnings_of(b, process, cell.expected) for process in range(1, len(resumed_at))]
+        entries = [
+            _warnings_of(b, process, cell.expected) for process in range(_first_that_may_say(cell), len(resumed_at))
+        ]
         said = [entry["message"] for process in entries for entry in process]
         shutil.rmtree(b)
         return _verdict(cell, first, said, [len(process) for process in entries], at_start)
@@ -156,7 +158,8 @@ class Runner:
             return None, [0, *cell.stops]
         resumed_at: list[int] = []
         for phase in phases:
-            resumed_at.append(_newest_step(b, cell, phase))
+            phase = replace(phase, first=not _has_saved(phase))
+            resumed_at.append(_newest_step(cell, phase))
             ranks = cell.ranks if phase.first else cell.resumed.ranks
             outcome = self._start(cell, [[phase]], b, ranks=ranks)
             expected = 0 if phase.stop is None else _ENDED[cell.ending]
@@ -209,10 +212,15 @@ def _differences(cell: Cell, a: Path, b: Path, resumed_at: list[int]) -> Iterato
             )
     if not fields:
         buffers = buffer_names(torch.load(a / "dump-0.pt", weights_only=False))
-        yield from differences_of_checkpoints(a, b, resumed_at[1], buffers)
+        yield from differences_of_checkpoints(a, b, resumed_at, buffers)
         yield from differences_of_logs(a, b, resumed_at)
         for rank in range(cell.ranks):
             yield from differences_of_dumps(a, b, rank=rank)
+
+
+def _first_that_may_say(cell: Cell) -> int:
+    """What is saved at a bad moment is said by the process that saves it."""
+    return 0 if cell.save_in_hook else 1
 
 
 def _verdict(cell: Cell, first: Difference | None, said: list[str], times: list[int], at_start: list[str]) -> Verdict:
@@ -230,10 +238,12 @@ def _verdict(cell: Cell, first: Difference | None, said: list[str], times: list[
     return Verdict(cell.name, "inexact", False, first, said)
 
 
-def _newest_step(directory: Path, cell: Cell, phase: Phase) -> int:
+def _has_saved(phase: Phase) -> bool:
+    return phase.by_hand.exists() or bool(list_checkpoints(phase.checkpoints))
+
+
+def _newest_step(cell: Cell, phase: Phase) -> int:
     """Where a process must resume."""
-    if phase.first:
-        return 0
     if phase.by_hand.exists():
         return cell.stops[0]
     return max((checkpoint.step for checkpoint in list_checkpoints(phase.checkpoints)), default=0)

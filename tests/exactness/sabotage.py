@@ -13,6 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 from neuromanifold_gpt import ResumableDataLoader
 from neuromanifold_gpt.state import rng
 
+from .ingredients.callbacks import CountsHooks
+
 
 def _ignore(*arguments: Any, **options: Any) -> None:
     """In place of what loads a state."""
@@ -27,7 +29,8 @@ def drop_data_position() -> None:
 
 
 def drop_scheduler() -> None:
-    LRScheduler.load_state_dict = _ignore  # type: ignore[method-assign]
+    for kind in [LRScheduler, *LRScheduler.__subclasses__()]:
+        kind.load_state_dict = _ignore  # type: ignore[method-assign]
 
 
 def drop_momentum() -> None:
@@ -63,7 +66,8 @@ def drop_average() -> None:
 
 
 def drop_callback_state() -> None:
-    EarlyStopping.load_state_dict = _ignore  # type: ignore[method-assign]
+    for kind in (EarlyStopping, CountsHooks):
+        kind.load_state_dict = _ignore  # type: ignore[method-assign]
 
 
 SABOTAGES: dict[str, Callable[[], None]] = {

@@ -25,6 +25,9 @@ class Trace:
         self._file = (directory / f"trace-{process}-{rank}.jsonl").open("a")
         self.steps_begun = 0
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trace:
+        return self  # callbacks that average weights copy the module, and the trace with it
+
     def train(self, step: int, loss: Tensor, rates: list[Any], batch: Any) -> None:
         """A training batch, after ``step`` optimizer steps."""
         self.steps_begun += 1

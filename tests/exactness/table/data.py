@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ..cell import EXACT_OR_SAID, EXACT_OR_SAID_AT_START, Cell, both, lightning, loop, warns
+from ..cell import EXACT_OR_SAID, Cell, both, loop
 
-_AT = {"in the middle": (10,), "at an epoch's end": (7,), "twice": (3, 15)}
-_ENDLESS = {"validate": False, "trainer": {"limit_train_batches": 7}}
+_AT = {"in the middle": (10,), "at an epoch's end and again": (7, 16)}
 _UNSEEDED = {"loader": "resumable", "loader_seed": None}
 # The orders that `resumable` can go back to; of the others it must say so.
 _SAMPLERS = (
@@ -32,7 +31,14 @@ _SAMPLERS = (
     "list of batches",
 )
 _PREFETCH = {"workers": 2, "persistent_workers": True, "loader_options": {"prefetch_factor": 4}}
-_STREAM_SKIPPED = warns("CheckpointWarning", keeps=("all",), times=1)
+_SPAWNED = {
+    "workers": 1,
+    "persistent_workers": True,
+    "loader_options": {"multiprocessing_context": "spawn"},
+    "validate": False,
+    "steps": 10,
+    "stops": (5,),
+}
 
 
 def _each(group: str, loader: str, varies: str, **fields: object) -> list[Cell]:
@@ -71,9 +77,7 @@ CELLS: list[Cell] = [
     *both(
         "data, ResumableDataLoader", "worker_init_fn seeds", workers=2, loader_options={"worker_init_fn": "seed_worker"}
     ),
-    *both(
-        "data, ResumableDataLoader", "spawned workers", workers=1, loader_options={"multiprocessing_context": "spawn"}
-    ),
+    *both("data, ResumableDataLoader", "spawned workers", **_SPAWNED),
     *[
         cell
         for own in ("own NumPy generator", "own Python generator")
@@ -147,8 +151,7 @@ CELLS: list[Cell] = [
         "data, resumable()",
         "spawned workers",
         loader="resumable",
-        workers=1,
-        loader_options={"multiprocessing_context": "spawn"},
+        **_SPAWNED,
     ),
     *both("data, resumable()", "in fresh interpreters", loader="resumable", workers=2, fresh_interpreter=True),
     *[
@@ -180,256 +183,4 @@ CELLS: list[Cell] = [
         schedule=None,
         loop=frozenset({"saves after epochs"}),
     ),
-    # streams
-    *[
-        cell
-        for dataset in ("stateful stream", "sized stateful stream")
-        for workers in (0, 2)
-        for cell in _each(
-            "data, streams",
-            "resumable",
-            f"{dataset}, {workers} workers",
-            dataset=dataset,
-            sampler="stream",
-            workers=workers,
-        )
-    ],
-    *[
-        cell
-        for dataset in ("still stream", "stream", "shuffled stream")
-        for workers in (0, 2)
-        for cell in _each(
-            "data, streams",
-            "resumable",
-            f"{dataset}, {workers} workers",
-            dataset=dataset,
-            sampler="stream",
-            workers=workers,
-            expected=_STREAM_SKIPPED,
-        )
-    ],
-    *both(
-        "data, streams",
-        "stateful, not batched",
-        loader="resumable",
-        dataset="stateful stream",
-        sampler="stream",
-        batch_size=None,
-        network="dropout",
-        steps=60,
-        stops=(30,),
-    ),
-    *both(
-        "data, streams",
-        "not batched",
-        loader="resumable",
-        dataset="stream",
-        sampler="stream",
-        batch_size=None,
-        network="dropout",
-        steps=60,
-        stops=(30,),
-        expected=_STREAM_SKIPPED,
-    ),
-    *both(
-        "data, streams",
-        "stateful, 2 workers, then 0",
-        loader="resumable",
-        dataset="stateful stream",
-        sampler="stream",
-        workers=2,
-        changes={"workers": 0},
-        expected=EXACT_OR_SAID,
-    ),
-    *both(
-        "data, streams",
-        "2 workers, then 0",
-        loader="resumable",
-        dataset="stream",
-        sampler="stream",
-        workers=2,
-        changes={"workers": 0},
-        expected=EXACT_OR_SAID,
-    ),
-    *both(
-        "data, streams",
-        "stateful, persistent workers",
-        loader="resumable",
-        dataset="stateful stream",
-        sampler="stream",
-        workers=2,
-        persistent_workers=True,
-    ),
-    *both(
-        "data, streams",
-        "collate that draws",
-        loader="resumable",
-        dataset="stream",
-        sampler="stream",
-        collate="masked",
-        expected=_STREAM_SKIPPED,
-    ),
-    *both(
-        "data, streams",
-        "short batch left out",
-        loader="resumable",
-        dataset="stateful stream",
-        sampler="stream",
-        drop_last=True,
-        stops=(6, 10),
-    ),
-    loop(
-        "data, streams",
-        "endless",
-        loader="resumable",
-        dataset="endless stream",
-        sampler="stream",
-        expected=_STREAM_SKIPPED,
-    ),
-    loop(
-        "data, streams",
-        "endless, 2 workers",
-        loader="resumable",
-        dataset="endless stream",
-        sampler="stream",
-        workers=2,
-        expected=_STREAM_SKIPPED,
-    ),
-    lightning(
-        "data, streams",
-        "endless",
-        loader="resumable",
-        dataset="endless stream",
-        sampler="stream",
-        **_ENDLESS,
-        expected=_STREAM_SKIPPED,
-    ),
-    lightning(
-        "data, streams",
-        "iterable with state_dict, not in a loader",
-        loader="bare",
-        dataset="sized stateful stream",
-        network="dropout",
-        batch_size=None,
-    ),
-    lightning(
-        "data, streams",
-        "iterable with state_dict and no length, not in a loader",
-        loader="bare",
-        dataset="stateful stream",
-        network="dropout",
-        batch_size=None,
-        expected=EXACT_OR_SAID,
-    ),
-]
-# a plain DataLoader, in Lightning
-CELLS += [
-    lightning(
-        "data, plain DataLoader",
-        f"{sampler}, {data}, {workers} workers, {where}",
-        loader="plain",
-        sampler=sampler,
-        dataset=data,
-        workers=workers,
-        stops=stops,
-        expected=EXACT_OR_SAID_AT_START,
-    )
-    for sampler in (
-        "sequential",
-        "shuffle",
-        "shuffle, own generator",
-        "weighted",
-        "own",
-        "own, random state",
-        "own, global random",
-        "own, counts epochs",
-        "own, set_epoch",
-        "own random batches",
-        "with replacement",
-    )
-    for data in ("still", "augmented")
-    for workers in (0, 2)
-    for where, stops in (("in the middle", (10,)), ("at an epoch's end", (7,)))
-]
-CELLS += [
-    lightning(
-        "data, plain DataLoader",
-        "persistent workers",
-        loader="plain",
-        workers=2,
-        persistent_workers=True,
-        expected=EXACT_OR_SAID_AT_START,
-    ),
-    lightning(
-        "data, plain DataLoader",
-        "collate that draws",
-        loader="plain",
-        collate="masked",
-        expected=EXACT_OR_SAID_AT_START,
-    ),
-    lightning(
-        "data, plain DataLoader",
-        "stream",
-        loader="plain",
-        dataset="stream",
-        sampler="stream",
-        expected=EXACT_OR_SAID_AT_START,
-    ),
-    lightning(
-        "data, plain DataLoader",
-        "stream, 2 workers",
-        loader="plain",
-        dataset="stream",
-        sampler="stream",
-        workers=2,
-        expected=EXACT_OR_SAID_AT_START,
-    ),
-    lightning(
-        "data, plain DataLoader",
-        "stateful stream",
-        loader="plain",
-        dataset="stateful stream",
-        sampler="stream",
-        expected=EXACT_OR_SAID_AT_START,
-    ),
-    lightning(
-        "data, plain DataLoader",
-        "endless stream",
-        loader="plain",
-        dataset="endless stream",
-        sampler="stream",
-        **_ENDLESS,
-        expected=EXACT_OR_SAID_AT_START,
-    ),
-    lightning(
-        "data, plain DataLoader",
-        "2 workers, then 0",
-        loader="plain",
-        workers=2,
-        changes={"workers": 0},
-        expected=EXACT_OR_SAID_AT_START,
-    ),
-]
-# several loaders at once
-CELLS += [
-    lightning(
-        "data, CombinedLoader", f"{mode} of {loader}, stopped at {stop}", loader=loader, combined=mode, stops=(stop,)
-    )
-    for mode in ("max_size_cycle", "min_size", "max_size", "dict", "list")
-    for loader in ("own", "resumable")
-    for stop in (2, 3, 5, 7, 10)
-]
-CELLS += [
-    lightning("data, CombinedLoader", "max_size_cycle, 2 workers", combined="max_size_cycle", workers=2, stops=(4, 10)),
-    lightning(
-        "data, CombinedLoader",
-        "max_size_cycle of plain loaders",
-        loader="plain",
-        combined="max_size_cycle",
-        expected=EXACT_OR_SAID_AT_START,
-    ),
-    *[
-        loop("data, CombinedLoader", f"two zipped loaders, {kind}", combined="list", loader=kind, stops=(2, 3, 10))
-        for kind in ("own", "resumable")
-    ],
 ]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from ..cell import BATCHES_PER_EPOCH, Cell, both, lightning, loop, warns
+from ..cell import BATCHES_PER_EPOCH, EXACT_OR_SAID, Cell, both, lightning, loop
 
 _EPOCH = BATCHES_PER_EPOCH
 _DIVISIBLE = {"samples": 24}  # 6 batches an epoch, none of them short
 _CUT = {"drop_last": True}  # 26 samples, 6 batches
 _SAVE_IN_HOOKS = {
     "on_train_batch_start": 6,
-    "on_before_zero_grad": 6,
     "on_train_batch_end": 5,
     "on_train_batch_end, validation due": 6,
     "on_train_batch_end, last of the epoch": 7,
@@ -94,9 +93,9 @@ CELLS: list[Cell] = [
             f"in the middle of a step, {hook}",
             save_in_hook=hook,
             stops=(5,),
-            expected=warns("InexactResumeWarning"),
+            expected=EXACT_OR_SAID,
         )
-        for hook in ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
+        for hook in ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
     ],
     lightning("saved by hand", "in on_train_start", save_in_hook="on_train_start", stops=(0,)),
     lightning(
