@@ -46,7 +46,6 @@ _KEYS = {
     "counters": "loop",
     "progress": "loop",
     "trained": "loop",
-    "metrics": "loop",
 }
 _END = 10**9
 
@@ -110,10 +109,10 @@ def differences_of_traces(
             if found and found[0]["ids"] in ids:
                 expected = expected[ids.index(found[0]["ids"]) :]
         else:
-            # The validation of the very step was before the save, or comes behind it.
+            # A validation of the very step was before the save, or comes behind it.
             at_once = [entry for entry in expected if entry["step"] == resumed_at]
-            if found[: len(at_once)] != at_once or not at_once:
-                expected = expected[len(at_once) :]
+            before = next(n for n in range(len(at_once) + 1) if found[: len(at_once) - n] == at_once[n:])
+            expected = expected[before:]
         yield from _first_of_lines(expected, found, kind, last=last, fields=fields)
 
 
@@ -217,7 +216,7 @@ def component_of(path: list[str] | tuple[str, ...], buffers: set[str]) -> str:
     if path[0] in ("state_dict", "weights and buffers"):
         return "buffers" if path[1] in buffers else "weights"
     if path[0] == "exact_resume":
-        return "random number generators" if path[1] == "rng_states" else "loop"
+        return {"rng_states": "random number generators", "callback_metrics": "metrics"}.get(path[1], "loop")
     if path[:2] in (("stateful", "average"), ["stateful", "average"]):
         return "averages"
     if "combined_loader" in path:

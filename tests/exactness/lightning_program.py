@@ -20,7 +20,7 @@ from .ingredients.callbacks import CALLBACKS
 from .ingredients.data import make_loader, make_validation_loader
 from .ingredients.modules import MODULES, Plain
 from .phase import Phase
-from .trace import Trace, dump
+from .trace import Trace, by_name, dump
 
 
 def run(phase: Phase, cell: Cell, trace: Trace) -> None:
@@ -151,7 +151,7 @@ def final_state(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         "counters": {"global_step": trainer.global_step, "epoch": trainer.current_epoch},
         "progress": {"batch": vars(loop.epoch_loop.batch_progress.total), "epoch": vars(loop.epoch_progress.total)},
         "lr_schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
-        "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+        "optimizers": [by_name(optimizer, module) for optimizer in trainer.optimizers],
         "weights and buffers": module.state_dict(),
         "trained": {name: parameter.requires_grad for name, parameter in module.named_parameters()},
         "averages": [average.state_dict() for average in averages],

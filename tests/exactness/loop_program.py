@@ -18,7 +18,7 @@ from .ingredients.data import make_loader, make_validation_loader
 from .ingredients.networks import NETWORKS, error_of
 from .ingredients.optimization import AVERAGES, make_optimizers, make_schedules
 from .phase import Phase
-from .trace import Trace, dump
+from .trace import Trace, by_name, dump
 
 _UNFREEZE_AT_STEP = 8
 
@@ -121,6 +121,7 @@ class Loop:
     def _batch(self, batch: Any) -> None:
         self.batches += 1
         ends_epoch = self._ends_epoch()
+        self._unfreeze()
         self._forward_and_backward(batch)
         if self.batches % self.cell.accumulate and not ends_epoch:
             self._in_window()
@@ -160,7 +161,6 @@ class Loop:
         return loss
 
     def _update(self, batch: Any) -> None:
-        self._unfreeze()
         for optimizer in self.optimizers:
             self._update_with(optimizer, batch)
         if self.scaler is not None:
@@ -228,7 +228,7 @@ class Loop:
         return {
             "counters": {"step": self.step, **self.state_dict()},
             "lr_schedulers": [scheduler.state_dict() for _, scheduler in self.schedules],
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": [by_name(optimizer, self.network) for optimizer in self.optimizers],
             "weights and buffers": self.network.state_dict(),
             "trained": {name: parameter.requires_grad for name, parameter in self.network.named_parameters()},
             "averages": [self.average.state_dict()] if self.average else [],

@@ -70,6 +70,16 @@ def dump(path: Path, state: dict[str, Any]) -> None:
     torch.save({**state, "rng": generators()}, path)
 
 
+def by_name(optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> dict[str, Any]:
+    """State and options of an optimizer by the names of the parameters: the order of declaration does not matter."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    members = {
+        names[id(p)]: options[number] for number, group in enumerate(optimizer.param_groups) for p in group["params"]
+    }
+    return {"options": members, "state": {names[id(p)]: state for p, state in optimizer.state.items()}}
+
+
 def generators() -> dict[str, Any]:
     """States of the global random number generators."""
     return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}

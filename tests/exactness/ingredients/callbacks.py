@@ -94,14 +94,6 @@ class UnfreezeLater(BaseFinetuning):
             self.unfreeze_and_add_param_group([pl_module.network.first, pl_module.network.norm], optimizer, lr=1e-3)
 
 
-class Backbone(BackboneFinetuning):
-    """The backbone is the first layer."""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        pl_module.backbone = pl_module.network.first
-        super().on_fit_start(trainer, pl_module)
-
-
 class StopsLater(Callback):
     """A user who sets should_stop."""
 
@@ -141,7 +133,7 @@ CALLBACKS: dict[str, Callable[[Path], list[Callback]]] = {
         StochasticWeightAveraging(0.005, swa_epoch_start=1, annealing_epochs=3, annealing_strategy="linear")
     ],
     "unfreeze later": lambda d: [UnfreezeLater()],
-    "BackboneFinetuning": lambda d: [Backbone(unfreeze_backbone_at_epoch=1, backbone_initial_lr=1e-3)],
+    "BackboneFinetuning": lambda d: [BackboneFinetuning(unfreeze_backbone_at_epoch=1, backbone_initial_lr=1e-3)],
     "accumulation schedule": lambda d: [GradientAccumulationScheduler({0: 2, 1: 3})],
     "counts hooks": lambda d: [CountsHooks()],
     "draws everywhere": lambda d: [DrawsEverywhere()],

@@ -195,6 +195,17 @@ class OwnLoaderIterator(Plain):
         return loss
 
 
+class WithBackbone(Plain):
+    """A backbone beside the head, for BackboneFinetuning."""
+
+    def __init__(self, cell: Cell, trace: Trace) -> None:
+        super().__init__(cell, trace)
+        self.backbone = nn.Sequential(nn.Linear(FEATURES, FEATURES), nn.BatchNorm1d(FEATURES), nn.ReLU())
+
+    def error(self, batch: Any) -> Tensor:
+        return error_of(self.network, {**batch, "x": self.backbone(batch["x"])})
+
+
 class ByHand(Plain):
     """Several optimizers, manual optimization."""
 
@@ -289,6 +300,7 @@ MODULES: dict[str, type[Plain]] = {
     "curriculum": Curriculum,
     "freezes by epoch": FreezesByEpoch,
     "iterator": OwnLoaderIterator,
+    "backbone": WithBackbone,
     "by hand": ByHand,
     "accumulates by hand": AccumulatesByHand,
     "GAN": Adversarial,

@@ -112,9 +112,9 @@ def plain(kind: type[Network] = Network, **more: nn.Module) -> Network:
     )
 
 
-def equal_layers(kind: type[Network] = Network, count: int = 3) -> Network:
+def equal_layers(kind: type[Network] = Network) -> Network:
     """Layers of one shape: a mix-up would pass every check of shapes."""
-    layers = {f"layer{number}": nn.Linear(FEATURES, FEATURES) for number in range(count)}
+    layers = {f"layer{number}": nn.Linear(FEATURES, FEATURES) for number in range(3)}
     return kind(**layers, act=nn.Tanh(), drop=nn.Dropout(0.2), head=nn.Linear(FEATURES, 1))
 
 
@@ -173,8 +173,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "equal layers": equal_layers,
     "equal layers, reordered": lambda: equal_layers(Reordered),
-    "a layer less": lambda: equal_layers(count=2),
-    "a layer more": lambda: equal_layers(count=4),
     "double": lambda: plain().double(),
     "bfloat16": lambda: plain().bfloat16(),
 }
