@@ -13,8 +13,7 @@ from typing import Any
 
 from neuromanifold_gpt.checkpoint.discovery import candidates, list_checkpoints, verify_checkpoint
 from neuromanifold_gpt.checkpoint.errors import CheckpointError, CheckpointNotFoundError, CheckpointWarning
-from neuromanifold_gpt.data.errors import DatasetError
-from neuromanifold_gpt.data.loader import DataOrderWarning
+from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.state.compare import compare_checkpoints
 
 _EXIT_BAD_INPUT = 2

@@ -26,7 +26,7 @@ BELOW = {
     "checkpoint": set(),
 }
 CORE = {"state", "data", "gpt", "checkpoint"}
-CORE_NEEDS = {"torch", "numpy", "xxhash", "typing_extensions"}  # the last comes with torch
+CORE_NEEDS = {"torch", "numpy", "tqdm", "xxhash", "typing_extensions"}  # the last comes with torch
 
 
 def all_below(room):

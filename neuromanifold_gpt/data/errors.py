@@ -1,4 +1,4 @@
-"""The error of this package."""
+"""The error and the warnings of this room."""
 
 
 class DatasetError(ValueError):
@@ -6,3 +6,11 @@ class DatasetError(ValueError):
 
     The message names the file or the argument, what was expected, what was found, and what to do.
     """
+
+
+class DataOrderWarning(UserWarning):
+    """The data continues at the saved position, but not in the saved order."""
+
+
+class StreamSkippedWarning(UserWarning):
+    """A stream cannot go to its position, and is read again up to there."""

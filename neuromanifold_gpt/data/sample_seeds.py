@@ -1,4 +1,4 @@
-"""Give each sample random numbers of its own: a pure function of (seed, epoch, sample id).
+"""Give each sample random numbers of its own: a pure function of (seed, epoch, number of the sample in the epoch).
 
 Whatever a dataset draws from ``random``, ``numpy.random`` or torch while it makes a sample is then the same in every
 process, in any order of fetching, and before and after a resume. The generators of the fetching process are put back
@@ -17,8 +17,9 @@ import torch
 from torch.utils.data import Dataset
 
 from neuromanifold_gpt.data.order import mixed
+from neuromanifold_gpt.data.owned_state import OwnedState
 
-SampleKey = tuple[int, int]  # epoch, sample id
+SampleKey = tuple[int, int, int, Any]  # seed, epoch, number of the sample in the epoch, sample id
 _COLLATION = 1  # so that a batch of one does not draw its sample's numbers again
 
 
@@ -31,36 +32,45 @@ class SampleBatch(list[Any]):
 
 
 class SeededSamples(Dataset[Any]):
-    """``source`` addressed by (epoch, sample id), each sample made under its own seed.
+    """``source`` addressed by :data:`SampleKey`, each sample made under its own seed.
+
+    Generators that ``source`` owns, its transforms included, are seeded like the global ones.
 
     Args:
         source: a map-style dataset.
-        seed: of the data order.
         seed_samples: ``False`` for datasets that draw no random numbers; it saves some 50 µs a sample.
     """
 
-    def __init__(self, source: Any, seed: int, seed_samples: bool) -> None:
+    def __init__(self, source: Any, seed_samples: bool) -> None:
         self.source = source
-        self._seed = seed
         self._seed_samples = seed_samples
+        self._owned: OwnedState | None = None
 
     def __len__(self) -> int:
         return len(self.source)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_owned": None}  # each worker looks for those of its own copy
+
     def __getitems__(self, keys: list[SampleKey]) -> SampleBatch:
         """What ``DataLoader`` calls for a batch."""
-        epoch, ids = keys[0][0], [sample_id for _, sample_id in keys]
-        batch_seed = mixed(self._seed, _COLLATION, epoch, *ids) if self._seed_samples else 0
+        ids = [sample_id for *_, sample_id in keys]
         if not self._seed_samples:
             fetch_many = getattr(self.source, "__getitems__", None)
             samples = fetch_many(ids) if fetch_many else [self.source[sample_id] for sample_id in ids]
-            return SampleBatch(samples, batch_seed)
+            return SampleBatch(samples, 0)
+        seed, epoch, *_ = keys[0]
         with isolated_generators():
-            return SampleBatch([self._seeded_sample(key) for key in keys], batch_seed)
+            samples = [self._seeded_sample(key) for key in keys]
+        return SampleBatch(samples, mixed(seed, _COLLATION, epoch, *(number for _, _, number, _ in keys)))
 
     def _seeded_sample(self, key: SampleKey) -> Any:
-        seed_generators(mixed(self._seed, *key))
-        return self.source[key[1]]
+        if self._owned is None:
+            self._owned = OwnedState({"dataset": self.source})
+        seed = mixed(*key[:3])
+        seed_generators(seed)
+        self._owned.reseed(seed)
+        return self.source[key[3]]
 
 
 class SeededCollate:
@@ -68,12 +78,38 @@ class SeededCollate:
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self._collate = collate
+        self._owned: OwnedState | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_owned": None}
 
     def __call__(self, samples: SampleBatch) -> Any:
         """Collate the samples of one batch."""
+        if self._owned is None:
+            self._owned = OwnedState({"collate_fn": self._collate})
         with isolated_generators():
             seed_generators(samples.seed)
+            self._owned.reseed(samples.seed)
             return self._collate(list(samples))
+
+
+class OwnGenerators:
+    """CPU generators beside the global ones, for what draws now and then and must not depend on who else draws."""
+
+    def __init__(self, seed: int) -> None:
+        with isolated_generators():
+            seed_generators(seed)
+            self._states = _generator_states()
+
+    @contextmanager
+    def in_place_of_global_ones(self) -> Iterator[None]:
+        """What is drawn from the global generators inside is drawn from these."""
+        with isolated_generators():
+            _set_generator_states(self._states)
+            try:
+                yield
+            finally:
+                self._states = _generator_states()
 
 
 def seed_generators(seed: int) -> None:
@@ -86,11 +122,18 @@ def seed_generators(seed: int) -> None:
 @contextmanager
 def isolated_generators() -> Iterator[None]:
     """Put the CPU generators back, whatever is drawn inside."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    torch_state = torch.default_generator.get_state()
+    states = _generator_states()
     try:
         yield
     finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        torch.default_generator.set_state(torch_state)
+        _set_generator_states(states)
+
+
+def _generator_states() -> tuple[Any, Any, torch.Tensor]:
+    return random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+
+
+def _set_generator_states(states: tuple[Any, Any, torch.Tensor]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.default_generator.set_state(states[2])

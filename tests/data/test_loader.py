@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import neuromanifold_gpt
-from neuromanifold_gpt.data.errors import DatasetError
-from neuromanifold_gpt.data.loader import DataOrderWarning, ResumableDataLoader
+from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
+from neuromanifold_gpt.data.loader import ResumableDataLoader
 
 SIZE, BATCH, EPOCHS = 22, 4, 3
 BATCHES = 6  # of an epoch, the last one with 2 samples

@@ -136,9 +136,9 @@ class TestSamples:
         assert type(loader.state_dict()["seed"]) is int
 
     def test_are_a_pure_function_of_seed_epoch_and_id(self):
-        samples = SeededSamples(Drawing(), 5, True)
-        one, two = samples.__getitems__([(0, 3), (1, 3)])
-        again = samples.__getitems__([(1, 3), (0, 3), (0, 3)])
+        samples = SeededSamples(Drawing(), True)
+        one, two = samples.__getitems__([(5, 0, 3, 3), (5, 1, 3, 3)])
+        again = samples.__getitems__([(5, 1, 3, 3), (5, 0, 3, 3), (5, 0, 3, 3)])
         assert [value.tolist() for _, value in again] == [value.tolist() for _, value in (two, one, one)]
         assert one[1].tolist() != two[1].tolist()
 

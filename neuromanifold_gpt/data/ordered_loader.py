@@ -1,0 +1,82 @@
+"""A loader over a map-style dataset, in an order that can be begun anywhere."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, cast
+
+from neuromanifold_gpt.data.positioned_loader import EpochOrder, Position, PositionedLoader, Progress
+from neuromanifold_gpt.data.sample_seeds import SampleKey, SeededCollate, SeededSamples
+
+
+class BatchOrder(EpochOrder, Protocol):
+    """The batches of sample ids of each epoch."""
+
+    def batches(self, epoch: int, progress: Progress) -> Iterator[tuple[list[SampleKey], Progress]]:
+        """This rank's batches from ``progress`` on, each with the position behind it."""
+        ...
+
+
+class OrderedLoader(PositionedLoader):
+    """Gives the samples of a dataset in the order of a :class:`BatchOrder`.
+
+    Args:
+        dataset: map-style.
+        order: of its samples.
+        batch_size: what the attribute of this name shows.
+        seed_samples, num_workers, collate_fn, options: as for :class:`ResumableDataLoader`.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        order: BatchOrder,
+        *,
+        batch_size: int | None,
+        seed_samples: bool,
+        num_workers: int,
+        collate_fn: Callable[[list[Any]], Any],
+        **options: Any,
+    ) -> None:
+        self._order = order
+        self._position = Position(order)
+        self._samples = SeededSamples(dataset, seed_samples)
+        super().__init__(
+            self._samples,
+            batch_sampler=_KeysFromPosition(order, self._position),
+            num_workers=num_workers,
+            collate_fn=cast(Any, SeededCollate(collate_fn) if seed_samples else collate_fn),
+            **options,
+        )
+        self.show(dataset=dataset, batch_size=batch_size, drop_last=order.drop_last)
+
+    def _batches(self) -> Iterator[tuple[Any, Progress]]:
+        ahead = cast(_KeysFromPosition, self.batch_sampler).begin()
+        for batch in self._iterator_over(dataset=self._samples):
+            yield batch, ahead.popleft()
+
+    def batches_of_sample_ids(self) -> Iterator[list[Any]]:
+        """Sample ids of this rank's batches, from the current position to the end of the epoch."""
+        for keys, _ in self._order.batches(self._position.epoch, self._position.progress):
+            yield [sample_id for *_, sample_id in keys]
+
+
+class _KeysFromPosition:
+    """The batch sampler: its keys carry seed and epoch to workers that outlive them."""
+
+    def __init__(self, order: BatchOrder, position: Position) -> None:
+        self._order = order
+        self._position = position
+        self._ahead: deque[Progress] = deque()
+
+    def begin(self) -> deque[Progress]:
+        """A queue for the positions behind the batches that the next iteration fetches."""
+        self._ahead = deque()
+        return self._ahead
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        ahead = self._ahead
+        for keys, progress in self._order.batches(self._position.epoch, self._position.progress):
+            ahead.append(progress)
+            yield keys

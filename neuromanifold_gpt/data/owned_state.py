@@ -1,0 +1,201 @@
+"""State that users' own objects keep: random number generators, and values that change while they are used.
+
+A sampler with ``self.rng = random.Random(1)``, a dataset with a NumPy ``Generator`` for its augmentation, a batch
+sampler that counts its epochs: nothing of it is in a state dict, and all of it decides what the next batch is.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from neuromanifold_gpt.data.order import mixed
+
+Generator = random.Random | np.random.Generator | np.random.RandomState | torch.Generator
+_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+_SCALARS = (bool, int, float, str, type(None))
+_OPAQUE = (str, bytes, int, float, complex, type, types.ModuleType, Tensor, np.ndarray, nn.Module, type(None))
+_MAXIMUM_DEPTH = 6
+_MAXIMUM_ITEMS = 100  # of a list or dict that is searched: longer ones hold data
+
+
+class OwnedState:
+    """The state of some objects and of what they refer to, found once, when this is made.
+
+    Args:
+        roots: objects by name, such as ``{"sampler": sampler}``; the names begin the paths in :meth:`capture`.
+        ignored: objects that are not searched.
+        with_containers: attributes that are lists, tuples, arrays or tensors count as state too, not only numbers and
+            strings: a sampler may shuffle its list of indices in place, while a dataset keeps its data in such lists.
+    """
+
+    def __init__(self, roots: dict[str, Any], ignored: tuple[Any, ...] = (), *, with_containers: bool = False) -> None:
+        self._with_containers = with_containers
+        self._owners: dict[str, Any] = {}
+        self._generators: dict[str, Generator] = {}
+        seen = {id(thing) for thing in ignored}
+        for name, root in roots.items():
+            self._search(name, root, seen, 0)
+        self._as_made = self._values()
+
+    @property
+    def has_generators(self) -> bool:
+        """Whether there is a random number generator that :meth:`reseed` would seed."""
+        return bool(self._generators)
+
+    def reseed(self, seed: int) -> None:
+        """Seed every generator, each with a number of its own."""
+        for number, generator in enumerate(self._generators.values()):
+            _seed(generator, mixed(seed, number))
+
+    def generator_states(self) -> dict[str, Any]:
+        """The generators, as plain values and tensors, by path."""
+        return {path: _generator_state(generator) for path, generator in self._generators.items()}
+
+    def restore_generators(self, states: dict[str, Any]) -> None:
+        """Put back :meth:`generator_states`; what is no longer there is passed over."""
+        for path, saved in states.items():
+            if path in self._generators:
+                _set_generator_state(self._generators[path], saved)
+
+    def changed_values(self) -> dict[str, Any]:
+        """The values that are no longer those of the beginning, by path."""
+        values = self._values()
+        return {path: value for path, value in values.items() if not _equal(value, self._as_made.get(path, ...))}
+
+    def restore_values(self, changed: dict[str, Any]) -> None:
+        """Put back :meth:`changed_values`, and the others as they were in the beginning."""
+        for path, value in {**self._as_made, **changed}.items():
+            owner, _, name = path.rpartition(".")
+            if owner in self._owners:
+                vars(self._owners[owner])[name] = _as_it_was(value, vars(self._owners[owner]).get(name))
+
+    def _search(self, path: str, thing: Any, seen: set[int], depth: int) -> None:
+        if id(thing) in seen or depth > _MAXIMUM_DEPTH:
+            return
+        seen.add(id(thing))
+        if isinstance(thing, _GENERATORS):
+            self._generators[path] = thing
+        elif not isinstance(thing, _OPAQUE):
+            if hasattr(thing, "__dict__") and not callable(getattr(thing, "__code__", None)):
+                self._owners[path] = thing
+            for name, part in _parts(thing):
+                self._search(f"{path}.{name}", part, seen, depth + 1)
+
+    def _values(self) -> dict[str, Any]:
+        found = {}
+        for path, owner in self._owners.items():
+            for name, value in vars(owner).items():
+                if isinstance(value, _SCALARS):
+                    found[f"{path}.{name}"] = value
+                elif self._with_containers and (copied := _copy_of(value)) is not None:
+                    found[f"{path}.{name}"] = copied
+        return found
+
+
+def is_stateful(thing: Any) -> bool:
+    """Whether it has torchdata's two methods."""
+    return hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
+
+
+def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(thing, dict):
+        if len(thing) <= _MAXIMUM_ITEMS:
+            yield from ((str(key), value) for key, value in thing.items())
+    elif isinstance(thing, list | tuple):
+        if len(thing) <= _MAXIMUM_ITEMS:
+            yield from ((str(number), value) for number, value in enumerate(thing))
+    elif isinstance(thing, types.FunctionType):
+        names = thing.__code__.co_freevars
+        for name, cell in zip(names, thing.__closure__ or (), strict=True):
+            if cell != types.CellType():  # an empty one is not filled yet
+                yield name, cell.cell_contents
+    elif isinstance(thing, types.MethodType):
+        yield "self", thing.__self__
+    elif isinstance(thing, functools.partial):
+        yield from (("func", thing.func), ("args", thing.args), ("keywords", thing.keywords))
+    else:
+        yield from list(getattr(thing, "__dict__", {}).items())
+
+
+def _seed(generator: Generator, seed: int) -> None:
+    if isinstance(generator, np.random.RandomState):
+        generator.seed([seed & 0xFFFFFFFF, seed >> 32])
+    elif isinstance(generator, np.random.Generator):
+        fresh: Callable[[int], np.random.BitGenerator] = type(generator.bit_generator)
+        generator.bit_generator.state = fresh(seed).state
+    elif isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    else:
+        generator.seed(seed)
+
+
+def _generator_state(generator: Generator) -> Any:
+    if isinstance(generator, np.random.RandomState):
+        return _plain(generator.get_state(legacy=False))
+    if isinstance(generator, np.random.Generator):
+        return _plain(generator.bit_generator.state)
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    version, internal, gauss = generator.getstate()
+    return [version, torch.tensor(internal, dtype=torch.int64), gauss]
+
+
+def _set_generator_state(generator: Generator, state: Any) -> None:
+    if isinstance(generator, np.random.RandomState):
+        generator.set_state(_arrays(state))
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = _arrays(state)
+    elif isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    else:
+        version, internal, gauss = state
+        generator.setstate((version, tuple(internal.tolist()), gauss))
+
+
+def _plain(state: Any) -> Any:
+    """NumPy's description of a generator, without NumPy's types."""
+    if isinstance(state, dict):
+        return {key: _plain(value) for key, value in state.items()}
+    if isinstance(state, np.ndarray):  # of unsigned 32 or 64 bits
+        return [str(state.dtype), torch.from_numpy(state.view(np.uint8).copy())]
+    return state.item() if isinstance(state, np.generic) else state
+
+
+def _arrays(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {key: _arrays(value) for key, value in state.items()}
+    if isinstance(state, list):
+        dtype, data = state
+        return data.numpy().view(np.dtype(dtype))
+    return state
+
+
+def _copy_of(value: Any) -> Any:
+    """A copy of a flat container of numbers or strings; ``None`` if it is none."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.from_numpy(value.copy())
+    if isinstance(value, list | tuple) and all(isinstance(item, _SCALARS) for item in value):
+        return type(value)(value) if type(value) in (list, tuple) else None
+    return None
+
+
+def _as_it_was(saved: Any, current: Any) -> Any:
+    if isinstance(saved, Tensor):
+        return saved.numpy().copy() if isinstance(current, np.ndarray) else saved.clone()
+    return list(saved) if isinstance(saved, list) else saved
+
+
+def _equal(value: Any, other: Any) -> bool:
+    if isinstance(value, Tensor) or isinstance(other, Tensor):
+        return isinstance(value, Tensor) and isinstance(other, Tensor) and torch.equal(value, other)
+    return type(value) is type(other) and value == other

@@ -1,0 +1,225 @@
+"""What loaders that continue at a position have in common: passes, epochs, and what a position consists of."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+import torch.distributed
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+
+from neuromanifold_gpt.data.errors import DataOrderWarning
+from neuromanifold_gpt.data.order import mixed
+
+# Position within an epoch as plain values; the order that made it knows its keys.
+Progress = dict[str, Any]
+
+
+class EpochOrder(Protocol):
+    """What comes in which order in each epoch."""
+
+    seed: int
+    drop_last: bool
+
+    @property
+    def size(self) -> int | None:
+        """Units of an epoch, on all ranks: samples, or batches; ``None`` if that is not known."""
+        ...
+
+    @property
+    def units_per_step(self) -> int:
+        """Units that all ranks together take at once."""
+        ...
+
+    def consumed(self, progress: Progress) -> int:
+        """Units behind ``progress``."""
+        ...
+
+    def beginning(self) -> Progress:
+        """The beginning of the epoch that comes next."""
+        ...
+
+    def description(self) -> dict[str, Any]:
+        """What else decides the order, for the state dict."""
+        ...
+
+    def adopt(self, state: dict[str, Any]) -> list[str]:
+        """Take from a state dict what is needed to continue from it; return what differs and changes the order."""
+        ...
+
+
+class Position:
+    """Where in which epoch the last batch that was handed out ended.
+
+    It does not refer to the loader: a cycle would leave loader and workers to the garbage collector, which takes them
+    apart in any order, and torch then waits five seconds for each worker that can no longer be told to end.
+    """
+
+    def __init__(self, order: EpochOrder) -> None:
+        self.order = order
+        self.epoch = 0
+        self.progress = order.beginning()
+        self.moves = 0  # how often the position was set rather than reached
+        self.is_exhausted = False  # for orders whose size is not known
+        self._continue_pass = False
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the next pass is the next epoch."""
+        size = self.order.size
+        if self.is_exhausted or size is None:
+            return self.is_exhausted
+        left = size - self.order.consumed(self.progress)
+        return left < (self.order.units_per_step if self.order.drop_last else 1)
+
+    @property
+    def batches_per_epoch(self) -> int | None:
+        """Of this rank, if that is known."""
+        size, step = self.order.size, self.order.units_per_step
+        if size is None:
+            return None
+        return size // step if self.order.drop_last else -(-size // step)
+
+    def go_to(self, epoch: int, progress: Progress, *, continue_pass: bool) -> None:
+        """Set the position; the next pass begins there if ``continue_pass``."""
+        self.epoch, self.progress, self._continue_pass = epoch, progress, continue_pass
+        self.is_exhausted = False
+        self.moves += 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch's beginning, unless that epoch is under way."""
+        if epoch != self.epoch or self.is_at_end:
+            self.go_to(epoch, self.order.beginning(), continue_pass=False)
+
+    def begin_pass(self) -> None:
+        """Go to where a new pass begins."""
+        if self.is_at_end:
+            self.set_epoch(self.epoch + 1)
+        elif not self._continue_pass:
+            self.progress = self.order.beginning()
+        self._continue_pass = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position; at the end of an epoch, the beginning of the next one."""
+        if self.is_at_end:
+            return {"epoch": self.epoch + 1, **self.order.beginning(), **self.order.description()}
+        return {"epoch": self.epoch, **self.progress, **self.order.description()}
+
+
+class PositionedLoader(DataLoader[Any]):
+    """A loader that knows its position, and continues there: see :class:`ResumableDataLoader` and :func:`resumable`.
+
+    Each pass over the loader is one epoch, and the next pass the next epoch. A pass that was left early starts over
+    in the next one, unless :meth:`load_state_dict` or :meth:`set_epoch` says otherwise.
+
+    Subclasses call :meth:`show` when they are made, and say in :meth:`_batches` what comes from the position on.
+    """
+
+    _position: Position
+
+    def show(self, *, dataset: Any, batch_size: int | None, drop_last: bool) -> None:
+        """Let the public attributes be those that users expect, not what ``DataLoader`` is made to work with.
+
+        ``DataLoader`` guards them after construction. Lightning calls ``sampler.set_epoch``, and would replace a
+        sampler that it does not take for a distributed one.
+        """
+        shown = {"dataset": dataset, "batch_size": batch_size, "drop_last": drop_last}
+        for name, value in {**shown, "sampler": EpochSetter(self._position)}.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def seed(self) -> int:
+        """Seed of the samples' randomness, and of the order where it is shuffled."""
+        return self._position.order.seed
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last batch that was handed out, or where the next pass begins if it was set since."""
+        return self._position.epoch
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, wherever it is continued."""
+        batches = self._position.batches_per_epoch
+        if batches is None:
+            raise TypeError("the sampler or stream has no length, so the loader has none.")
+        return batches
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # A generator: nothing here happens before the first batch is asked for, so iterators that are only created
+        # (Lightning makes several) do not use up the position to continue from.
+        position = self._position
+        position.begin_pass()
+        moves, epoch = position.moves, position.epoch
+        for batch, progress in self._batches():
+            # Counted as it is handed out: what workers have prefetched is not consumed.
+            if position.moves == moves:  # else the position was set meanwhile, and this pass has no say in it
+                position.epoch, position.progress = epoch, progress
+            yield batch
+        if position.moves == moves and position.epoch == epoch:
+            position.is_exhausted = True
+
+    def _batches(self) -> Iterator[tuple[Any, Progress]]:
+        """What comes from the position on, each batch with the position behind it."""
+        raise NotImplementedError
+
+    def _iterator_over(self, **attributes: Any) -> Iterator[Any]:
+        """A new iterator of ``DataLoader``, for which some attributes have other values."""
+        # Workers' base seed comes from the generator, else from the global one. Persistent workers keep their first.
+        seed = self.seed if self.persistent_workers else mixed(self.seed, self._position.epoch)
+        attributes["generator"] = torch.Generator().manual_seed(mixed(seed) >> 1)  # kept, it could not be pickled
+        shown = {name: getattr(self, name) for name in attributes}
+        vars(self).update(attributes)
+        try:
+            return super().__iter__()
+        finally:
+            vars(self).update(shown)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch; the epoch that is under way goes on, one that is over starts again.
+
+        A pass over another epoch may be finished, but its batches no longer count.
+        """
+        self._position.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position behind the last batch that was handed out."""
+        return self._position.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a position; the next pass begins there, and a pass under way no longer counts.
+
+        Warns:
+            DataOrderWarning: seed, shuffling or the number of samples differ, so the order is another one.
+        """
+        order = self._position.order
+        changed = order.adopt(state_dict)
+        progress = {key: state_dict[key] for key in order.beginning()}
+        if changed:
+            warnings.warn(
+                f"the data goes on after sample {order.consumed(progress)} of epoch {state_dict['epoch']}, but in "
+                f"another order: {', '.join(changed)}.",
+                DataOrderWarning,
+                stacklevel=2,
+            )
+        self._position.go_to(state_dict["epoch"], progress, continue_pass=True)
+
+
+class EpochSetter(DistributedSampler[Any]):
+    """Passes ``set_epoch`` on."""
+
+    def __init__(self, position: Position) -> None:  # not super(): that one wants a process group
+        self._position = position
+
+    def set_epoch(self, epoch: int) -> None:
+        """See :meth:`Position.set_epoch`."""
+        self._position.set_epoch(epoch)
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Rank of this process and number of ranks; 0 and 1 without ``torch.distributed``."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

@@ -1,0 +1,162 @@
+"""A loader over a stream that continues with the next batch."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any, cast
+
+from torch.utils.data import DataLoader
+
+from neuromanifold_gpt.data.errors import StreamSkippedWarning
+from neuromanifold_gpt.data.owned_state import OwnedState
+from neuromanifold_gpt.data.positioned_loader import Position, PositionedLoader, Progress, rank_and_world_size
+from neuromanifold_gpt.data.stream_shards import Item, ShardsInTurn, StreamOptions
+
+_BEGINNING = {"samples": 0, "state": None, "is_done": False}
+
+
+class ResumableStreamLoader(PositionedLoader):
+    """What :func:`resumable` makes of a ``DataLoader`` over an ``IterableDataset``.
+
+    With workers, each reads a stream of its own, as with ``DataLoader``: what it reads is the dataset's affair
+    (``get_worker_info()``), and each pass begins with a new copy of the dataset. A run that continues with another
+    number of workers goes on reading as many streams as before, so that the batches stay the same. Workers are started
+    anew for each epoch, also with ``persistent_workers``.
+
+    A stream whose iterator, or which itself, has ``state_dict`` and ``load_state_dict`` is put at its position. What it
+    draws from random number generators for a sample is a function of (seed, epoch, worker, number of the sample); what
+    it decides once, such as the order of its files, must be in its state. A stream without these methods is read
+    again up to the position.
+
+    With ``torch.distributed``, what a rank reads is the dataset's affair too, and each rank has a position of its own.
+
+    Args:
+        loader: the stock loader.
+        seed: of the samples' randomness; ``None`` where any will do and a checkpoint may bring another.
+        default_seed: where ``seed`` is ``None``.
+        seed_samples: ``False`` if nothing that makes a batch draws random numbers.
+        options: further arguments of ``DataLoader``.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        seed: int | None,
+        default_seed: int,
+        *,
+        seed_samples: bool,
+        options: dict[str, Any],
+    ) -> None:
+        self._stream = loader.dataset
+        self._options = StreamOptions(
+            batch_size=loader.batch_size,
+            drop_last=loader.drop_last,
+            collate_fn=loader.collate_fn,
+            worker_init_fn=options.pop("worker_init_fn", None),
+            seed_samples=seed_samples,
+        )
+        self._turns = _Turns(loader, seed, default_seed)
+        self._position = Position(self._turns)
+        super().__init__(
+            cast(Any, loader.dataset),
+            batch_size=None,
+            num_workers=loader.num_workers,
+            collate_fn=cast(Any, _as_it_is),
+            **options,
+        )
+        self._tasks = self.sampler  # DataLoader draws one for each batch
+        self.show(dataset=loader.dataset, batch_size=loader.batch_size, drop_last=loader.drop_last)
+
+    def _batches(self) -> Iterator[tuple[Any, Progress]]:
+        position, workers = self._position, self.num_workers
+        progress = position.progress
+        shards = len(progress["shards"])
+        hosts = math.gcd(shards, workers) if workers and progress["workers"] else 0
+        stream = ShardsInTurn(
+            self._stream,
+            self._options,
+            self.seed,
+            position.epoch,
+            starts=progress["shards"],
+            next_shard=progress["next_shard"],
+            as_workers=progress["workers"] > 0,
+            hosts=hosts,
+        )
+        items: Iterator[Item] = self._iterator_over(
+            dataset=stream, num_workers=hosts, sampler=self._tasks, drop_last=False
+        )
+        self._say_how_it_continues(progress, hosts)
+        for number, state, batch in items:
+            shards_now = [state if other == number else start for other, start in enumerate(progress["shards"])]
+            progress = {**progress, "shards": shards_now, "next_shard": (number + 1) % shards}
+            if batch:
+                progress["batches_consumed"] += 1
+                yield batch[0], progress
+
+    def _say_how_it_continues(self, progress: Progress, hosts: int) -> None:
+        again = [shard["samples"] for shard in progress["shards"] if shard["state"] is None and not shard["is_done"]]
+        if any(again):
+            warnings.warn(
+                f"{type(self._stream).__name__} has no state_dict and load_state_dict: it is read again up to where it "
+                f"stopped, {sum(again)} samples. Give it the two methods, and it goes there at once.",
+                StreamSkippedWarning,
+                stacklevel=2,
+            )
+        if hosts != self.num_workers:
+            warnings.warn(
+                f"the stream was begun with {progress['workers']} workers, and is read as then, so that the batches "
+                f"stay the same: {hosts} of {self.num_workers} workers can take part in it.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+class _Turns:
+    """The position in the streams, as an order of batches of each epoch."""
+
+    units_per_step = 1
+    drop_last = False
+
+    def __init__(self, loader: DataLoader[Any], seed: int | None, default_seed: int) -> None:
+        self.seed = default_seed if seed is None else seed
+        self._seed_is_given = seed is not None
+        self._workers = loader.num_workers
+        self._loader = loader  # which knows the number of batches
+        self._owned = OwnedState({"dataset": loader.dataset})
+
+    @property
+    def size(self) -> int | None:
+        try:
+            return len(self._loader)
+        except (TypeError, NotImplementedError):
+            return None
+
+    def consumed(self, progress: Progress) -> int:
+        return int(progress["batches_consumed"])
+
+    def beginning(self) -> Progress:
+        return {
+            "batches_consumed": 0,
+            "workers": self._workers,
+            "shards": [_BEGINNING] * max(self._workers, 1),
+            "next_shard": 0,
+            "dataset_values": self._owned.changed_values(),
+        }
+
+    def description(self) -> dict[str, Any]:
+        return {"seed": self.seed, "ranks": rank_and_world_size()[1]}
+
+    def adopt(self, state: dict[str, Any]) -> list[str]:
+        if not self._seed_is_given:
+            self.seed = state["seed"]
+        self._workers = state["workers"]
+        self._owned.restore_values(state["dataset_values"])
+        return [
+            f"{key} was {state[key]} and is {value}" for key, value in self.description().items() if state[key] != value
+        ]
+
+
+def _as_it_is(item: Item) -> Item:
+    return item

@@ -1,0 +1,177 @@
+"""The part of a stream that one data worker reads: batches, and the position behind each.
+
+With workers, each reads a stream of its own (its *shard*), and batches are taken from the shards in turn. A shard keeps
+its number and ``get_worker_info()`` wherever it is read, so that a run may continue with another number of workers.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data._utils import worker as torch_worker
+from tqdm import tqdm
+
+from neuromanifold_gpt.data.order import mixed
+from neuromanifold_gpt.data.owned_state import OwnedState, is_stateful
+from neuromanifold_gpt.data.sample_seeds import isolated_generators, seed_generators
+
+# The number of a shard, the state to begin from behind the batch, and the batch: a list of one, or of none at the end.
+Item = tuple[int, dict[str, Any], list[Any]]
+_COLLATION = -1  # in place of the number of a sample
+_NOTHING = object()
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How batches are made of samples; as the arguments of ``DataLoader``."""
+
+    batch_size: int | None
+    drop_last: bool
+    collate_fn: Callable[[Any], Any]
+    worker_init_fn: Callable[[int], None] | None
+    seed_samples: bool
+
+
+class ShardsInTurn(IterableDataset[Item]):
+    """What ``DataLoader`` iterates over: in each of ``hosts`` processes, the shards that are read there, in turn.
+
+    Args:
+        dataset: the stream.
+        options: see there.
+        seed, epoch: of the samples' randomness.
+        starts: for each shard, the state to begin from.
+        next_shard: whose turn it is.
+        as_workers: whether shards are data workers' or, a single one, that of the main process.
+        hosts: number of worker processes, a divisor of the number of shards; 0 reads them all here.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        options: StreamOptions,
+        seed: int,
+        epoch: int,
+        *,
+        starts: list[dict[str, Any]],
+        next_shard: int,
+        as_workers: bool,
+        hosts: int,
+    ) -> None:
+        self._dataset, self._options, self._seed, self._epoch = dataset, options, seed, epoch
+        self._starts, self._next_shard, self._as_workers, self._hosts = starts, next_shard, as_workers, hosts
+
+    def __iter__(self) -> Iterator[Item]:
+        info = get_worker_info()
+        host, count = info.id if info else 0, len(self._starts)
+        turns = [(self._next_shard + turn) % count for turn in range(host, count, max(self._hosts, 1))]
+        alive = [self._shard(number, own_copy=len(turns) > 1 or (self._as_workers and not info)) for number in turns]
+        for shard in alive:
+            shard.shows_progress = shard is alive[0] and host == 0
+        # One that has ended keeps its turn until all have: elsewhere, others go on in theirs.
+        while not all(shard.is_done for shard in alive):
+            for shard in alive:
+                yield shard.next_item()
+
+    def _shard(self, number: int, *, own_copy: bool) -> Shard:
+        dataset = copy.deepcopy(self._dataset) if own_copy else self._dataset
+        workers = len(self._starts) if self._as_workers else 0
+        seed = mixed(self._seed, self._epoch, number)
+        return Shard(dataset, self._options, seed, number, workers, self._starts[number])
+
+
+class Shard:
+    """One stream, from a position on."""
+
+    shows_progress = False
+
+    def __init__(
+        self, dataset: Any, options: StreamOptions, seed: int, number: int, workers: int, start: dict[str, Any]
+    ) -> None:
+        self._dataset, self._options, self._seed = dataset, options, seed
+        self._number, self._workers = number, workers
+        self._samples = 0
+        self._start = start
+        self._iterator: Any = None
+        self._owned = OwnedState({"dataset": dataset, "collate_fn": options.collate_fn})
+        self.is_done = bool(start["is_done"])
+
+    def next_item(self) -> Item:
+        """The next batch, or the end."""
+        if self.is_done:
+            return self._number, self._start, []
+        with isolated_generators(), self._as_its_worker():
+            if self._iterator is None:
+                self._begin()
+            samples = self._next_samples()
+            state = (
+                None if self.is_done else self._state()
+            )  # at its end, a stream may already be at its beginning again
+            self._start = {"samples": self._samples, "state": state, "is_done": self.is_done}
+            if not samples:
+                return self._number, self._start, []
+            self._seed_all(_COLLATION, self._samples)
+            batch = self._options.collate_fn(samples if self._options.batch_size is not None else samples[0])
+            return self._number, self._start, [batch]
+
+    def _begin(self) -> None:
+        if self._options.worker_init_fn is not None and self._workers:
+            self._options.worker_init_fn(self._number)
+        self._seed_all(0)
+        saved, samples = self._start["state"], self._start["samples"]
+        if saved is not None and saved["of"] == "dataset":
+            self._dataset.load_state_dict(copy.deepcopy(saved["state"]))
+        self._iterator = iter(self._dataset)
+        if saved is not None and saved["of"] == "iterator":
+            self._iterator.load_state_dict(copy.deepcopy(saved["state"]))
+        if saved is not None:
+            self._samples = samples
+            return
+        hidden = not (samples and self.shows_progress)
+        with tqdm(total=samples, desc="Reading the stream again", disable=hidden, file=sys.stderr) as bar:
+            while self._samples < samples and self._next_sample() is not _NOTHING:
+                bar.update()
+
+    def _next_samples(self) -> list[Any]:
+        size = self._options.batch_size or 1
+        samples: list[Any] = []
+        while len(samples) < size and (sample := self._next_sample()) is not _NOTHING:
+            samples.append(sample)
+        self.is_done = len(samples) < size
+        return [] if self._options.drop_last and self.is_done else samples
+
+    def _next_sample(self) -> Any:
+        self._seed_all(self._samples)
+        sample = next(self._iterator, _NOTHING)
+        self._samples += sample is not _NOTHING
+        return sample
+
+    def _seed_all(self, *position: int) -> None:
+        if self._options.seed_samples:
+            seed = mixed(self._seed, *position)
+            seed_generators(seed)
+            self._owned.reseed(seed)
+
+    def _state(self) -> dict[str, Any] | None:
+        for of, owner in (("iterator", self._iterator), ("dataset", self._dataset)):
+            if is_stateful(owner):
+                return {"of": of, "state": copy.deepcopy(owner.state_dict())}
+        return None
+
+    @contextmanager
+    def _as_its_worker(self) -> Iterator[None]:
+        """Let ``get_worker_info()`` say what it says in the data worker of this shard's number."""
+        actual = torch_worker._worker_info
+        if self._workers:
+            torch_worker._worker_info = torch_worker.WorkerInfo(
+                id=self._number, num_workers=self._workers, seed=self._seed >> 1, dataset=self._dataset
+            )
+        try:
+            yield
+        finally:
+            torch_worker._worker_info = actual
