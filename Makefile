@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/
 # Two OpenMP threads beside another busy process slow down tenfold, and bits depend on their number.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test env lint types suite sixphase bench lock clean
+.PHONY: demo test env lint types suite sixphase exactness bench lock clean
 
 demo: env ## Train, stop, resume, compare the files of both runs, then the six-phase test
 	PATH="$(abspath $(VENV))/bin:$$PATH" OMP_NUM_THREADS=2 bash scripts/demo.sh
@@ -33,6 +33,10 @@ suite: env
 
 sixphase: env ## The six-phase test alone
 	$(RUN)python test_training_resumption.py
+
+exactness: env ## Every cell of the exactness matrix in real processes, and the negative controls; half an hour
+	$(RUN)pytest -q tests/exactness/test_negative_controls.py
+	$(RUN)python -m tests.exactness.matrix
 
 bench: env ## Speed and memory of saving and loading, against torch.save and torch.load
 	$(RUN)python benchmarks/io/bench_io.py

@@ -225,12 +225,13 @@ class Loop:
 
     def final_state(self) -> dict[str, Any]:
         """Everything that a run can end in, by the objects' own methods."""
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return {
             "counters": {"step": self.step, **self.state_dict()},
             "lr_schedulers": [scheduler.state_dict() for _, scheduler in self.schedules],
-            "optimizers": [by_name(optimizer, self.network) for optimizer in self.optimizers],
-            "weights and buffers": self.network.state_dict(),
-            "trained": {name: parameter.requires_grad for name, parameter in self.network.named_parameters()},
+            "optimizers": [by_name(optimizer, network) for optimizer in self.optimizers],
+            "weights and buffers": network.state_dict(),
+            "trained": {name: parameter.requires_grad for name, parameter in network.named_parameters()},
             "averages": [self.average.state_dict()] if self.average else [],
             "scaler": self.scaler.state_dict() if self.scaler else {},
         }

@@ -67,7 +67,14 @@ def _ids(batch: Any) -> Iterator[Any]:
 
 def dump(path: Path, state: dict[str, Any]) -> None:
     """The final state, by plain ``torch.save``: a bug in the package's writer cannot hide a difference."""
-    torch.save({**state, "rng": generators()}, path)
+    torch.save(_clean({**state, "rng": generators()}), path)
+
+
+def _clean(tree: Any) -> Any:
+    """Without the prefix that ``torch.compile`` gives to names."""
+    if isinstance(tree, dict):
+        return {str(key).replace("_orig_mod.", ""): _clean(value) for key, value in tree.items()}
+    return [_clean(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def by_name(optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> dict[str, Any]:
