@@ -14,7 +14,7 @@ from typing import Any, Literal
 # middle of the third epoch.
 BATCHES_PER_EPOCH = 7
 
-Driver = Literal["lightning", "loop"]
+Driver = Literal["lightning", "loop", "train.py"]
 Ending = Literal[
     "kill",  # SIGKILL, when the next batch is there
     "finish",  # max_steps is reached and the process exits
@@ -36,7 +36,7 @@ class Expected:
         says: name of the class of the warning or error, or of a base class of it.
         keeps: compare only this of the trace: ``"ids"``, ``"lr"``, ``"loss"``; ``"all"``: a warning, and exact.
         match: must be in the message.
-        times: how often the warning is given by each resumed process; ``None``: at least once.
+        times: how often a resumed process gives the warning at most; ``None``: does not matter.
     """
 
     outcome: Literal["exact", "warns", "error", "exact or said", "exact or said at start"]
@@ -101,6 +101,7 @@ class Cell:
     loop: frozenset[str] = frozenset()
     save: Mapping[str, Any] = field(default_factory=lambda: {"every_n_train_steps": 1, "save_top_k": -1})
     ranks: int = 1
+    flags: Mapping[str, Any] = field(default_factory=dict)
     # the interruption
     stops: tuple[int, ...] = (10,)
     ending: Ending = "kill"
@@ -153,3 +154,8 @@ def lightning(group: str, varies: str, **fields: Any) -> Cell:
 def loop(group: str, varies: str, **fields: Any) -> Cell:
     """A scenario of a plain loop."""
     return Cell(group, varies, "loop", **fields)
+
+
+def train_py(group: str, varies: str, **fields: Any) -> Cell:
+    """A scenario of ``train.py``, told by flags."""
+    return Cell(group, varies, "train.py", **fields)

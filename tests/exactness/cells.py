@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .cell import Cell
-from .table import changes, data, interruptions, loops, models, optimization, ranks, stock_loaders, streams
+from .table import changes, data, interruptions, loops, models, optimization, ranks, stock_loaders, streams, train_flags
 
 CELLS: list[Cell] = [
     *interruptions.CELLS,
@@ -15,6 +15,7 @@ CELLS: list[Cell] = [
     *loops.CELLS,
     *ranks.CELLS,
     *changes.CELLS,
+    *train_flags.CELLS,
 ]
 CELLS_BY_NAME: dict[str, Cell] = {cell.name: cell for cell in CELLS}
 assert len(CELLS_BY_NAME) == len(CELLS), "two cells have the same name"

@@ -10,14 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import lightning_program, loop_program
+from . import lightning_program, loop_program, train_program
 from .cells import CELLS_BY_NAME
 from .environments import simulate
 from .phase import Phase
 from .sabotage import SABOTAGES
 from .trace import Trace, record_warnings
 
-_PROGRAMS: dict[str, Callable[..., None]] = {"lightning": lightning_program.run, "loop": loop_program.run}
+_PROGRAMS: dict[str, Callable[..., None]] = {
+    "lightning": lightning_program.run,
+    "loop": loop_program.run,
+    "train.py": train_program.run,
+}
 
 
 def run_phases(phases: list[dict[str, Any]]) -> int:
@@ -64,7 +68,8 @@ def _record(error: BaseException, phase: Phase) -> None:
     traceback.print_exc()
     classes = [base.__name__ for base in type(error).__mro__]
     path = Path(phase.directory) / f"error-{phase.process}-{phase.rank}.json"
-    path.write_text(json.dumps({"classes": classes, "message": str(error)}))
+    ours = any(base.__module__.startswith("neuromanifold_gpt.") for base in type(error).__mro__)
+    path.write_text(json.dumps({"classes": classes, "message": str(error), "ours": ours}))
 
 
 if __name__ == "__main__":

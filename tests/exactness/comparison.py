@@ -188,6 +188,9 @@ def differences_of_logs(a: Path, b: Path, resumed_at: list[int]) -> Iterator[tup
             return
     if len(expected) != len(found):
         yield _END, Difference(None, "logged metrics", "metrics.csv", f"{len(expected)} rows", f"{len(found)} rows")
+    one, other = (run / CHECKPOINTS / "metrics.csv" for run in (a, b))  # of train.py
+    if one.exists() and one.read_bytes() != other.read_bytes():
+        yield _END, Difference(None, "logged metrics", "metrics.csv of train.py", "", "other bytes")
 
 
 def _rows(run: Path, process: int) -> list[dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,8 +98,9 @@ def record_warnings(path: Path, trace: Trace) -> TextIO:
     file = path.open("a")
 
     def write(message: Warning | str, category: type[Warning], *arguments: Any, **keywords: Any) -> None:
+        ours = sys._getframe(1).f_globals.get("__name__", "").startswith("neuromanifold_gpt.")
         bases = [base.__name__ for base in category.__mro__]
-        entry = {"classes": bases, "message": str(message), "at_start": trace.steps_begun == 0}
+        entry = {"classes": bases, "message": str(message), "at_start": trace.steps_begun == 0, "ours": ours}
         print(json.dumps(entry), file=file, flush=True)
 
     warnings.simplefilter("always")

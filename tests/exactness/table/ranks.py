@@ -6,7 +6,7 @@ from ..cell import Cell, both, lightning, loop, warns
 
 _TWO = {"ranks": 2, "batch_size": 2, "network": "dropout"}
 _ONE = {"ranks": 1, "batch_size": 4}
-_ORDER_STAYS = warns("CheckpointWarning", keeps=("ids",))
+_ORDER_STAYS = warns("UserWarning", keeps=("ids",))
 
 CELLS: list[Cell] = [
     *both("ranks", "2, one killed in the middle", stops=(10,), **_TWO),

@@ -6,7 +6,7 @@ from ..cell import EXACT_OR_SAID, Cell, both, lightning, loop, warns
 
 _AT = {"in the middle": (10,), "at an epoch's end and again": (7, 16)}
 _ENDLESS = {"validate": False, "trainer": {"limit_train_batches": 7}}
-_STREAM_SKIPPED = warns("CheckpointWarning", keeps=("all",), times=1)
+_STREAM_SKIPPED = warns("StreamSkippedWarning", keeps=("all",), times=1)
 
 
 def _each(group: str, loader: str, varies: str, **fields: object) -> list[Cell]:
@@ -29,6 +29,7 @@ CELLS: list[Cell] = [
             f"{dataset}, {workers} workers",
             dataset=dataset,
             sampler="stream",
+            network="dropout",
             workers=workers,
         )
     ],
@@ -42,6 +43,7 @@ CELLS: list[Cell] = [
             f"{dataset}, {workers} workers",
             dataset=dataset,
             sampler="stream",
+            network="dropout",
             workers=workers,
             expected=_STREAM_SKIPPED,
         )
@@ -52,8 +54,8 @@ CELLS: list[Cell] = [
         loader="resumable",
         dataset="stateful stream",
         sampler="stream",
-        batch_size=None,
         network="dropout",
+        batch_size=None,
         steps=60,
         stops=(30,),
     ),
@@ -63,8 +65,8 @@ CELLS: list[Cell] = [
         loader="resumable",
         dataset="stream",
         sampler="stream",
-        batch_size=None,
         network="dropout",
+        batch_size=None,
         steps=60,
         stops=(30,),
         expected=_STREAM_SKIPPED,
@@ -75,6 +77,7 @@ CELLS: list[Cell] = [
         loader="resumable",
         dataset="stateful stream",
         sampler="stream",
+        network="dropout",
         workers=2,
         changes={"workers": 0},
         expected=EXACT_OR_SAID,
@@ -85,6 +88,7 @@ CELLS: list[Cell] = [
         loader="resumable",
         dataset="stream",
         sampler="stream",
+        network="dropout",
         workers=2,
         changes={"workers": 0},
         expected=EXACT_OR_SAID,
@@ -95,6 +99,7 @@ CELLS: list[Cell] = [
         loader="resumable",
         dataset="stateful stream",
         sampler="stream",
+        network="dropout",
         workers=2,
         persistent_workers=True,
     ),
@@ -104,6 +109,7 @@ CELLS: list[Cell] = [
         loader="resumable",
         dataset="stream",
         sampler="stream",
+        network="dropout",
         collate="masked",
         expected=_STREAM_SKIPPED,
     ),
@@ -113,6 +119,7 @@ CELLS: list[Cell] = [
         loader="resumable",
         dataset="stateful stream",
         sampler="stream",
+        network="dropout",
         drop_last=True,
         stops=(6, 10),
     ),
@@ -122,6 +129,7 @@ CELLS: list[Cell] = [
         loader="resumable",
         dataset="endless stream",
         sampler="stream",
+        network="dropout",
         expected=_STREAM_SKIPPED,
     ),
     loop(
@@ -130,6 +138,7 @@ CELLS: list[Cell] = [
         loader="resumable",
         dataset="endless stream",
         sampler="stream",
+        network="dropout",
         workers=2,
         expected=_STREAM_SKIPPED,
     ),
@@ -139,6 +148,7 @@ CELLS: list[Cell] = [
         loader="resumable",
         dataset="endless stream",
         sampler="stream",
+        network="dropout",
         **_ENDLESS,
         expected=_STREAM_SKIPPED,
     ),
@@ -146,16 +156,16 @@ CELLS: list[Cell] = [
         "data, streams",
         "iterable with state_dict, not in a loader",
         loader="bare",
-        dataset="sized stateful stream",
         network="dropout",
+        dataset="sized stateful stream",
         batch_size=None,
     ),
     lightning(
         "data, streams",
         "iterable with state_dict and no length, not in a loader",
         loader="bare",
-        dataset="stateful stream",
         network="dropout",
+        dataset="stateful stream",
         batch_size=None,
         expected=EXACT_OR_SAID,
     ),
