@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO
 
 import numpy as np
@@ -98,7 +99,7 @@ def record_warnings(path: Path, trace: Trace) -> TextIO:
     file = path.open("a")
 
     def write(message: Warning | str, category: type[Warning], *arguments: Any, **keywords: Any) -> None:
-        ours = sys._getframe(1).f_globals.get("__name__", "").startswith("neuromanifold_gpt.")
+        ours = _who_warned().startswith("neuromanifold_gpt.")
         bases = [base.__name__ for base in category.__mro__]
         entry = {"classes": bases, "message": str(message), "at_start": trace.steps_begun == 0, "ours": ours}
         print(json.dumps(entry), file=file, flush=True)
@@ -106,3 +107,11 @@ def record_warnings(path: Path, trace: Trace) -> TextIO:
     warnings.simplefilter("always")
     warnings.showwarning = write
     return file
+
+
+def _who_warned() -> str:
+    """The module that called ``warnings.warn``, whatever its stacklevel blames."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") == "warnings":
+        frame = frame.f_back
+    return "" if frame is None else str(frame.f_globals.get("__name__"))

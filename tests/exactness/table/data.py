@@ -96,7 +96,12 @@ CELLS: list[Cell] = [
         for sampler in _SAMPLERS
         for workers in (0, 2)
         for cell in _each(
-            "data, resumable()", "resumable", f"{sampler}, {workers} workers", sampler=sampler, workers=workers
+            "data, resumable()",
+            "resumable",
+            f"{sampler}, {workers} workers",
+            sampler=sampler,
+            workers=workers,
+            network="dropout",  # batches of one sample are among them
         )
     ],
     *_each("data, resumable()", "resumable", "persistent workers", workers=2, persistent_workers=True),
