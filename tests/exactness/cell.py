@@ -33,22 +33,26 @@ class Expected:
         outcome: ``exact``: B equals A. ``warns``: a resume says ``says``. ``error``: a resume refuses with ``says``.
             ``exact or said``: B equals A, or a warning ``says`` is given by the first resume at the latest.
             ``exact or said at start``: B equals A, or the first process warns before its first step.
+            ``not silent``: a resume warns, or refuses.
         says: name of the class of the warning or error, or of a base class of it.
         keeps: compare only this of the trace: ``"ids"``, ``"lr"``, ``"loss"``; ``"all"``: a warning, and exact.
         match: must be in the message.
         times: how often a resumed process gives the warning at most; ``None``: does not matter.
+        by_anyone: the warning may be Lightning's.
     """
 
-    outcome: Literal["exact", "warns", "error", "exact or said", "exact or said at start"]
+    outcome: Literal["exact", "warns", "error", "exact or said", "exact or said at start", "not silent"]
     says: str = ""
     keeps: tuple[str, ...] = ()
     match: str = ""
     times: int | None = None
+    by_anyone: bool = False
 
 
 EXACT = Expected("exact", "InexactResumeWarning")  # a false alarm would be shown
 SAME_COURSE = Expected("exact", keeps=("ids", "lr", "loss"))  # the final states have other parts
 EXACT_OR_SAID = Expected("exact or said", "UserWarning")
+NOT_SILENT = Expected("not silent", "Exception")
 EXACT_OR_SAID_AT_START = Expected("exact or said at start", "UserWarning")
 
 
@@ -106,6 +110,7 @@ class Cell:
     stops: tuple[int, ...] = (10,)
     ending: Ending = "kill"
     save_in_hook: str | None = None
+    starts_over: bool = False
     changes: Mapping[str, Any] = field(default_factory=dict)
     strict: bool = True
     environment: str | None = None
@@ -132,6 +137,7 @@ class Cell:
             stops=(),
             ending="kill",
             save_in_hook=None,
+            starts_over=False,
             changes={},
             strict=True,
             environment=None,

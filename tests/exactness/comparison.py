@@ -72,8 +72,12 @@ class Difference:
         return f"{self.component}, {at}: {self.where}: {self.expected[:90]} / {self.found[:90]}"
 
 
-def read_trace(directory: Path, process: int, rank: int = 0, kind: str = "train") -> list[dict[str, Any]]:
-    """What one process has done."""
+def read_trace(directory: Path, process: int, rank: int | None = 0, kind: str = "train") -> list[dict[str, Any]]:
+    """What one process has done; with ``rank=None``, all ranks together, their samples in the order of the ranks."""
+    if rank is None:
+        ranks = range(len(list(directory.glob(f"trace-{process}-*.jsonl"))))
+        steps = zip(*(read_trace(directory, process, rank, kind) for rank in ranks), strict=False)
+        return [{**entries[0], "ids": [number for entry in entries for number in entry["ids"]]} for entries in steps]
     path = directory / f"trace-{process}-{rank}.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]
@@ -85,7 +89,7 @@ def differences_of_traces(
     process: int,
     resumed_at: int,
     *,
-    rank: int = 0,
+    rank: int | None = 0,
     last: bool = True,
     fields: tuple[str, ...] = (),
     window: int = 1,
@@ -94,13 +98,13 @@ def differences_of_traces(
 
     Args:
         a, b: directories of the runs.
-        process, rank: the process of run B.
+        process, rank: the process of run B; ``None``: all ranks together.
         resumed_at: step of the checkpoint that it resumed from.
         last: it trained to the end.
         fields: compare these only.
         window: batches of an accumulation window: a resume may go back to its beginning, or not.
     """
-    for kind in ("train", "validation"):
+    for kind in ("train",) if fields else ("train", "validation"):
         expected = [entry for entry in read_trace(a, 0, rank, kind) if entry["step"] >= resumed_at]
         found = read_trace(b, process, rank, kind)
         if kind == "train":

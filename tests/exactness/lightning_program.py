@@ -97,10 +97,11 @@ class _Ends(Callback):
     """Ends the process when the batch after the last step is there."""
 
     def __init__(self, phase: Phase, cell: Cell) -> None:
-        self._phase, self._cell, self._ended = phase, cell, False
+        assert phase.stop is not None
+        self._phase, self._cell, self._stop, self._ended = phase, cell, phase.stop, False
 
     def on_train_batch_start(self, trainer: Trainer, *arguments: Any) -> None:
-        if trainer.global_step == self._phase.stop and not self._ended:
+        if trainer.global_step >= self._stop and not self._ended:
             self._ended = True
             self._phase.end(self._cell)
 

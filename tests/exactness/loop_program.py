@@ -240,6 +240,8 @@ class Loop:
 def run(phase: Phase, cell: Cell, trace: Trace) -> None:
     """Train from the newest checkpoint of the run, if there is one, to the end of the phase."""
     phase.seed()
+    if cell.ranks > 1:
+        torch.distributed.init_process_group("gloo")
     loop = Loop(phase, cell, trace)
     loop.restore()
     loop.train()

@@ -67,7 +67,9 @@ class Phase:
         torch.manual_seed(seed)
 
     def end(self, cell: Cell) -> None:
-        """End this process as the cell says, now."""
+        """End this process as the cell says, now; of several ranks, the last one is killed, and the others find out."""
+        if self.rank < self.ranks - 1 and cell.ending == "kill":
+            return
         if cell.ending == "exception":
             raise StoppedError(f"stopped after step {self.stop}")
         os.kill(os.getpid(), signal.SIGTERM if cell.ending == "sigterm" else signal.SIGKILL)

@@ -2,129 +2,90 @@
 
 from __future__ import annotations
 
-from ..cell import Cell, both, lightning, loop, refuses, warns
+from typing import Any
 
-_SAID = warns("UserWarning")
-_ENVIRONMENT = warns("EnvironmentChangedWarning", keeps=("all",))
+from ..cell import NOT_SILENT, Cell, Expected, both, lightning, loop, refuses, warns
+
+_GROUP = "changed on resume"
+_ENVIRONMENT = "EnvironmentChangedWarning"
+
+
+def _options(**options: Any) -> dict[str, Any]:
+    return {"optimizer_options": {"lr": 0.01, **options}}
+
 
 CELLS: list[Cell] = [
-    *both("changed on resume", "more steps", ending="finish", stops=(10,), schedule="steps"),
-    *both(
-        "changed on resume",
-        "learning rate, no schedule",
-        schedule=None,
-        changes={"optimizer_options": {"lr": 0.003}},
-        expected=_SAID,
-    ),
-    *both("changed on resume", "learning rate, warm-up", changes={"optimizer_options": {"lr": 0.003}}, expected=_SAID),
-    *both(
-        "changed on resume",
-        "weight decay",
-        changes={"optimizer_options": {"lr": 0.01, "weight_decay": 0.5}},
-        expected=_SAID,
-    ),
-    *both(
-        "changed on resume", "betas", changes={"optimizer_options": {"lr": 0.01, "betas": (0.5, 0.9)}}, expected=_SAID
-    ),
+    # passes
+    *both(_GROUP, "more steps", ending="finish", stops=(10,), schedule="steps"),
+    *both(_GROUP, "seed of everything"),  # every resumed process has another one
+    # changes the trajectory
+    *both(_GROUP, "learning rate, no schedule", schedule=None, changes=_options(lr=0.003), expected=NOT_SILENT),
+    *both(_GROUP, "learning rate, warm-up", changes=_options(lr=0.003), expected=NOT_SILENT),
+    *both(_GROUP, "weight decay", changes=_options(weight_decay=0.5), expected=NOT_SILENT),
+    *both(_GROUP, "betas", changes=_options(betas=(0.5, 0.9)), expected=NOT_SILENT),
     *[
         cell
         for loader in ("own", "resumable")
-        for cell in [
-            *both(
-                "changed on resume", f"batch size, {loader}", loader=loader, changes={"batch_size": 8}, expected=_SAID
-            ),
-            *both(
-                "changed on resume",
-                f"seed of the order, {loader}",
-                loader=loader,
-                changes={"loader_seed": 6},
-                expected=_SAID,
-            ),
-            *both(
-                "changed on resume",
-                f"size of the dataset, {loader}",
-                loader=loader,
-                changes={"samples": 30},
-                expected=_SAID,
-            ),
-            *both(
-                "changed on resume",
-                f"shuffling, {loader}",
-                loader=loader,
-                changes={"sampler": "sequential"},
-                expected=_SAID,
-            ),
-            *both(
-                "changed on resume", f"drop_last, {loader}", loader=loader, changes={"drop_last": True}, expected=_SAID
-            ),
-        ]
+        for what, changes in {
+            "batch size": {"batch_size": 8},
+            "seed of the order": {"loader_seed": 6},
+            "size of the dataset": {"samples": 30},
+            "shuffling": {"sampler": "sequential"},
+            "drop_last": {"drop_last": True},
+        }.items()
+        for cell in both(_GROUP, f"{what}, {loader}", loader=loader, changes=changes, expected=NOT_SILENT)
     ],
+    *both(_GROUP, "sampler", loader="resumable", sampler="weighted", changes={"sampler": "own"}, expected=NOT_SILENT),
+    *both(_GROUP, "ResumableDataLoader, then resumable()", changes={"loader": "resumable"}, expected=NOT_SILENT),
     *both(
-        "changed on resume",
-        "sampler, resumable",
+        _GROUP,
+        "resumable(), then ResumableDataLoader",
         loader="resumable",
-        sampler="weighted",
-        changes={"sampler": "own"},
-        expected=_SAID,
+        changes={"loader": "own"},
+        expected=NOT_SILENT,
     ),
-    *both("changed on resume", "another loader", changes={"loader": "resumable"}, expected=_SAID),
-    *both("changed on resume", "seed of everything", stops=(10,)),  # every resumed process has another one
-    *both("changed on resume", "torch version", environment="another torch", expected=_ENVIRONMENT),
-    *both(
-        "changed on resume",
-        "number of threads",
-        environment="another number of threads",
-        expected=warns("EnvironmentChangedWarning"),
+    lightning(
+        _GROUP,
+        "plain DataLoader, then ResumableDataLoader",
+        loader="plain",
+        changes={"loader": "own"},
+        expected=NOT_SILENT,
     ),
-    *both(
-        "changed on resume",
-        "deterministic algorithms",
-        environment="deterministic algorithms",
-        expected=warns("EnvironmentChangedWarning"),
+    lightning(_GROUP, "ResumableDataLoader, then plain DataLoader", changes={"loader": "plain"}, expected=NOT_SILENT),
+    *both(_GROUP, "another scheduler", changes={"schedule": "cosine"}, expected=NOT_SILENT),
+    *both(_GROUP, "a scheduler less", changes={"schedule": None}, expected=NOT_SILENT),
+    *both(_GROUP, "a scheduler more", schedule=None, changes={"schedule": "cosine"}, expected=NOT_SILENT),
+    lightning(
+        _GROUP, "accumulation", accumulate=4, steps=9, stops=(3,), changes={"accumulate": 2}, expected=NOT_SILENT
     ),
+    lightning(_GROUP, "clipping", clip=0.1, changes={"clip": None}, expected=NOT_SILENT),
+    lightning(_GROUP, "precision", precision="bf16-mixed", changes={"precision": None}, expected=NOT_SILENT),
+    lightning(
+        _GROUP,
+        "a callback less",
+        callbacks=("EarlyStopping",),
+        changes={"callbacks": ()},
+        expected=Expected("not silent", "UserWarning", match="callbacks used to create the checkpoint", by_anyone=True),
+    ),
+    loop(_GROUP, "an average less", average="EMA", changes={"average": None}, expected=NOT_SILENT),
+    # another environment
+    *both(_GROUP, "torch version", environment="another torch", expected=warns(_ENVIRONMENT, keeps=("all",))),
+    *both(_GROUP, "number of threads", environment="another number of threads", expected=warns(_ENVIRONMENT)),
+    *both(_GROUP, "deterministic algorithms", environment="deterministic algorithms", expected=warns(_ENVIRONMENT)),
+    # cannot be
     *both(
-        "changed on resume",
+        _GROUP,
         "another optimizer",
         changes={"optimizer": "SGD", "optimizer_options": {"lr": 0.01}},
         expected=refuses("CheckpointError"),
     ),
-    *both("changed on resume", "another scheduler", changes={"schedule": "cosine"}, expected=_SAID),
-    *both("changed on resume", "a scheduler less", changes={"schedule": None}, expected=_SAID),
-    *both("changed on resume", "a scheduler more", schedule=None, changes={"schedule": "cosine"}, expected=_SAID),
     *both(
-        "changed on resume",
+        _GROUP,
         "order of the groups",
         optimizer="head and body",
-        changes={"optimizer_options": {"lr": 0.01, "reversed": True}},
+        changes=_options(reversed=True),
         expected=refuses("StateMismatchError"),
     ),
-    *both(
-        "changed on resume",
-        "accumulation",
-        accumulate=4,
-        steps=9,
-        stops=(3,),
-        changes={"accumulate": 2},
-        expected=_SAID,
-    ),
-    *both("changed on resume", "clipping", clip=0.1, changes={"clip": None}, expected=_SAID),
-    *both("changed on resume", "precision", precision="bf16-mixed", changes={"precision": None}, expected=_SAID),
-    lightning(
-        "changed on resume", "a callback less", callbacks=("EarlyStopping",), changes={"callbacks": ()}, expected=_SAID
-    ),
-    lightning(
-        "changed on resume",
-        "validation interval",
-        trainer={"val_check_interval": 3},
-        changes={"trainer": {"val_check_interval": 2}},
-        expected=_SAID,
-    ),
-    loop("changed on resume", "an average less", average="EMA", changes={"average": None}, expected=_SAID),
-    loop(
-        "changed on resume",
-        "an average more",
-        changes={"average": "EMA"},
-        expected=refuses("StateMismatchError", "average"),
-    ),
-    loop("changed on resume", "a loader more", changes={"combined": "list"}, expected=refuses("StateMismatchError")),
+    loop(_GROUP, "an average more", changes={"average": "EMA"}, expected=refuses("StateMismatchError", "average")),
+    loop(_GROUP, "a loader more", changes={"combined": "list"}, expected=refuses("StateMismatchError")),
 ]

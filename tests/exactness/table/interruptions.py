@@ -55,7 +55,11 @@ CELLS: list[Cell] = [
         save={"every_n_train_steps": 4, "save_top_k": -1},
     ),
     *both(
-        "interruption", "killed before the first save", stops=(2,), save={"every_n_train_steps": 4, "save_top_k": -1}
+        "interruption",
+        "killed before the first save",
+        stops=(2,),
+        starts_over=True,
+        save={"every_n_train_steps": 4, "save_top_k": -1},
     ),
     *both("interruption", "in fresh interpreters", stops=(10,), fresh_interpreter=True),
     *both("interruption", "in fresh interpreters, with workers", stops=(8, 13), workers=2, fresh_interpreter=True),

@@ -178,7 +178,7 @@ CELLS: list[Cell] = [
         "by hand, open at the epoch's end",
         module="accumulates by hand",
         steps=10,
-        stops=(2,),
+        stops=(3,),
         schedule=None,
         validate=False,
         save={"every_n_epochs": 1, "save_top_k": -1},
