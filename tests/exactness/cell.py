@@ -31,7 +31,7 @@ class Expected:
 
     Attributes:
         outcome: ``exact``: B equals A. ``warns``: a resume says ``says``. ``error``: a resume refuses with ``says``.
-            ``exact or said``: B equals A, or a warning ``says`` is given by the first resume at the latest.
+            ``exact or said``: B equals A, or a resume warns or refuses.
             ``exact or said at start``: B equals A, or the first process warns before its first step.
             ``not silent``: a resume warns, or refuses.
         says: name of the class of the warning or error, or of a base class of it.
@@ -51,7 +51,7 @@ class Expected:
 
 EXACT = Expected("exact", "InexactResumeWarning")  # a false alarm would be shown
 SAME_COURSE = Expected("exact", keeps=("ids", "lr", "loss"))  # the final states have other parts
-EXACT_OR_SAID = Expected("exact or said", "UserWarning")
+EXACT_OR_SAID = Expected("exact or said", "Exception")
 NOT_SILENT = Expected("not silent", "Exception")
 EXACT_OR_SAID_AT_START = Expected("exact or said at start", "UserWarning")
 
@@ -68,7 +68,22 @@ def refuses(says: str, match: str = "") -> Expected:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training scenario, one way of interrupting it, and what must come of it."""
+    """One training scenario, one way of interrupting it, and what must come of it.
+
+    Attributes, where the name does not say it:
+        driver: the program that trains; see ``*_program.py``.
+        loader: ``ResumableDataLoader``, ``resumable(DataLoader)``, a stock ``DataLoader``, or the dataset itself.
+        module: hooks of a Lightning module. loop: what a plain loop does beside the usual.
+        save: options of ``SeparatedCheckpoint``; a plain loop takes ``every_n_train_steps``.
+        stops: B is ended after each of these steps, counted from the beginning of training.
+        save_in_hook: B saves by hand in that hook, and ends there.
+        starts_over: B has nothing to resume from.
+        same_place: A and B write to the same path, one after the other; stock callbacks store absolute paths.
+        clocks: keys in checkpoints that hold times, and so are never equal.
+        changes: fields that are different in the processes after the first.
+        environment: that they find; see ``environments.py``.
+        fresh_interpreter: real interpreters rather than forks, to show that forking does not flatter.
+    """
 
     group: str
     varies: str
@@ -111,6 +126,8 @@ class Cell:
     ending: Ending = "kill"
     save_in_hook: str | None = None
     starts_over: bool = False
+    same_place: bool = False
+    clocks: tuple[str, ...] = ()
     changes: Mapping[str, Any] = field(default_factory=dict)
     strict: bool = True
     environment: str | None = None

@@ -20,13 +20,15 @@ CELLS: list[Cell] = [
 CELLS_BY_NAME: dict[str, Cell] = {cell.name: cell for cell in CELLS}
 assert len(CELLS_BY_NAME) == len(CELLS), "two cells have the same name"
 
+_SAMPLED_OF_GROUP = 3
+
 
 def _sample() -> set[str]:
     """Of each group and driver, a few, spread over the group."""
     groups: dict[tuple[str, str], list[str]] = {}
     for cell in CELLS:
         groups.setdefault((cell.group, cell.driver), []).append(cell.name)
-    return {name for names in groups.values() for name in names[:: max(1, len(names) // 6)][:6]}
+    return {name for names in groups.values() for name in names[:: -(-len(names) // _SAMPLED_OF_GROUP)]}
 
 
 SAMPLE = _sample()

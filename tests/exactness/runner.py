@@ -108,10 +108,10 @@ class Runner:
         if unequal is not None:
             return Verdict(cell.name, "unusable", expected=False, first=unequal)
         at_start = [entry["message"] for entry in _warnings_of(a, 0, cell.expected) if entry["at_start"]]
-        b = self._new_directory()
+        b = self._new_directory(cell)
         error, resumed_at = self._run_b(cell, b, sabotage)
         if error is not None:
-            expected = cell.expected.outcome in ("error", "not silent") and _is(error, cell.expected)
+            expected = cell.expected.outcome in ("error", "not silent", "exact or said") and _is(error, cell.expected)
             return Verdict(cell.name, "error", expected, said=[f"{error['classes'][0]}: {error['message']}"])
         if cell.starts_over != (max(resumed_at) == 0 and cell.save_in_hook is None):
             raise FailedError(f"the processes of run B began at steps {resumed_at}: what does the cell prove?")
@@ -124,12 +124,12 @@ class Runner:
         return _verdict(cell, first, said, [len(process) for process in entries], at_start)
 
     def _run_a(self, cell: Cell) -> tuple[Path, Difference | None]:
-        """Run A, and how a second one differs from it, which saves no checkpoints where that is possible."""
+        """Run A, and how a second one differs from it, which saves no checkpoints: saving must not disturb either."""
         if cell.uninterrupted not in self._uninterrupted:
-            a, again = self._new_directory(), self._new_directory()
+            a, again = self._new_directory(cell), self._new_directory()
             for directory, saves in ((a, True), (again, cell.loader == "plain" or cell.driver == "train.py")):
                 phase = Phase(cell.name, str(directory), saves=saves, ranks=cell.ranks)
-                outcome = self._start(cell, [[phase]], directory)
+                outcome = self._start(cell, [phase], directory, forked=True)
                 if outcome["codes"] != [0] * cell.ranks:
                     raise FailedError(f"run A ended with {outcome['codes']}: {_log(directory)}")
             found = [
@@ -140,6 +140,8 @@ class Runner:
                     *differences_of_dumps(a, again, rank=rank),
                 ]
             ]
+            if cell.same_place:
+                a = a.rename(self._new_directory())
             self._uninterrupted[cell.uninterrupted] = a, first_difference(found)
             shutil.rmtree(again)
         return self._uninterrupted[cell.uninterrupted]
@@ -154,7 +156,7 @@ class Runner:
             for process, stop in enumerate(stops)
         ]
         if cell.ending in ("same process", "same trainer"):
-            outcome = self._start(cell, [phases], b)
+            outcome = self._start(cell, phases, b)
             if outcome["codes"] != [0] * cell.ranks:
                 return _error_of(b, len(stops) - 1), []
             return None, [0, *cell.stops]
@@ -163,7 +165,7 @@ class Runner:
             phase = replace(phase, first=not _has_saved(phase))
             resumed_at.append(_newest_step(cell, phase))
             ranks = cell.ranks if phase.first else cell.resumed.ranks
-            outcome = self._start(cell, [[phase]], b, ranks=ranks)
+            outcome = self._start(cell, [phase], b, ranks=ranks)
             expected = 0 if phase.stop is None else _ENDED[cell.ending]
             if outcome["codes"][-1] != expected:
                 if phase.stop is None:
@@ -171,11 +173,13 @@ class Runner:
                 raise FailedError(f"process {phase.process} ended with {outcome['codes']}: {_log(b)}")
         return None, resumed_at
 
-    def _start(self, cell: Cell, processes: list[list[Phase]], directory: Path, ranks: int | None = None) -> Any:
+    def _start(
+        self, cell: Cell, phases: list[Phase], directory: Path, *, ranks: int | None = None, forked: bool = False
+    ) -> Any:
+        """Run the phases of one process, or of one on each rank. Run A is always forked, to compare both ways."""
         ranks = ranks or cell.ranks
-        phases = processes[0]
         jobs = [[{**asdict(phase), "rank": rank, "ranks": ranks} for phase in phases] for rank in range(ranks)]
-        if cell.fresh_interpreter:
+        if cell.fresh_interpreter and not forked:
             return self._start_fresh(jobs[0], directory)
         assert self._server.stdin is not None
         assert self._server.stdout is not None
@@ -194,9 +198,9 @@ class Runner:
             )
         return {"codes": [done.returncode]}
 
-    def _new_directory(self) -> Path:
+    def _new_directory(self, cell: Cell | None = None) -> Path:
         self._runs += 1
-        directory = self._directory / f"run{self._runs}"
+        directory = self._directory / ("place" if cell is not None and cell.same_place else f"run{self._runs}")
         directory.mkdir(parents=True)
         return directory
 
@@ -219,7 +223,7 @@ def _differences(cell: Cell, a: Path, b: Path, resumed_at: list[int]) -> Iterato
     if not fields:
         if "network" not in cell.changes:  # parameters are numbered in another order then
             buffers = buffer_names(torch.load(a / "dump-0.pt", weights_only=False))
-            yield from differences_of_checkpoints(a, b, resumed_at, buffers)
+            yield from differences_of_checkpoints(a, b, resumed_at, buffers, cell.clocks)
         yield from differences_of_logs(a, b, resumed_at)
         for rank in range(cell.ranks):
             yield from differences_of_dumps(a, b, rank=rank)

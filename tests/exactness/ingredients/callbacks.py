@@ -12,7 +12,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BaseFinetuning,
-    BatchSizeFinder,
     EarlyStopping,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
@@ -20,7 +19,6 @@ from lightning.pytorch.callbacks import (
     LearningRateMonitor,
     ModelCheckpoint,
     ModelPruning,
-    SpikeDetection,
     StochasticWeightAveraging,
     Timer,
     TQDMProgressBar,
@@ -117,7 +115,7 @@ CALLBACKS: dict[str, Callable[[Path], list[Callback]]] = {
     "EarlyStopping, training loss": lambda d: [
         EarlyStopping("train_loss", patience=2, min_delta=10.0, check_on_train_epoch_end=True)
     ],
-    "EarlyStopping, threshold": lambda d: [EarlyStopping("val_loss", stopping_threshold=0.9, patience=100)],
+    "EarlyStopping, threshold": lambda d: [EarlyStopping("val_loss", stopping_threshold=-0.05, patience=100)],
     "best": lambda d: [SeparatedCheckpoint(d / "best", monitor="val_loss", save_top_k=2)],
     "best of training": lambda d: [
         SeparatedCheckpoint(d / "best", monitor="train_loss", save_top_k=2, every_n_train_steps=3)
@@ -142,8 +140,6 @@ CALLBACKS: dict[str, Callable[[Path], list[Callback]]] = {
     "progress bar": lambda d: [TQDMProgressBar()],
     "pruning": lambda d: [ModelPruning("l1_unstructured", amount=0.2)],
     "LearningRateFinder": lambda d: [LearningRateFinder(num_training_steps=5, max_lr=0.1)],
-    "BatchSizeFinder": lambda d: [BatchSizeFinder(steps_per_trial=2, max_trials=2)],
-    "SpikeDetection": lambda d: [SpikeDetection(window=3, warmup=2, rtol=5)],
     "stops later": lambda d: [StopsLater()],
     "changes the rate": lambda d: [NewLearningRate()],
 }

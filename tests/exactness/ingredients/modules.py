@@ -195,6 +195,17 @@ class OwnLoaderIterator(Plain):
         return loss
 
 
+class Tunable(Plain):
+    """Has the attribute that LearningRateFinder sets."""
+
+    def __init__(self, cell: Cell, trace: Trace) -> None:
+        super().__init__(cell, trace)
+        self.lr = 0.01
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=self.lr)
+
+
 class WithBackbone(Plain):
     """A backbone beside the head, for BackboneFinetuning."""
 
@@ -300,6 +311,7 @@ MODULES: dict[str, type[Plain]] = {
     "curriculum": Curriculum,
     "freezes by epoch": FreezesByEpoch,
     "iterator": OwnLoaderIterator,
+    "tunable": Tunable,
     "backbone": WithBackbone,
     "by hand": ByHand,
     "accumulates by hand": AccumulatesByHand,

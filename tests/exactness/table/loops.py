@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..cell import EXACT_OR_SAID, Cell, lightning, warns
+from ..cell import EXACT_OR_SAID, NOT_SILENT, Cell, lightning, warns
 
 _TRAINERS: dict[str, dict[str, Any]] = {
     "validation every third batch": {"val_check_interval": 3},
@@ -89,12 +89,23 @@ CELLS: list[Cell] = [
     ),
     *[
         lightning("callbacks", f"{best}, {where}", callbacks=(best,), stops=stops, trainer={"val_check_interval": 3})
-        for best in ("best", "best of training", "stock best")
+        for best in ("best", "best of training")
+        for where, stops in _STOPS.items()
+    ],
+    *[
+        lightning(
+            "callbacks",
+            f"stock best, {where}",
+            callbacks=("stock best",),
+            stops=stops,
+            trainer={"val_check_interval": 3},
+            same_place=True,
+        )
         for where, stops in _STOPS.items()
     ],
     *[
         lightning("callbacks", f"{name}, {where}", callbacks=(name,), stops=stops)
-        for name in ("counts hooks", "draws everywhere", "Timer", "progress bar")
+        for name in ("counts hooks", "draws everywhere", "progress bar")
         for where, stops in _STOPS.items()
     ],
     lightning("callbacks", "counts hooks, cut short by max_steps", callbacks=("counts hooks",), ending="finish"),
@@ -113,9 +124,11 @@ CELLS: list[Cell] = [
         save={"every_n_train_steps": 4, "save_top_k": -1, "save_on_exception": True},
     ),
     lightning("callbacks", "should_stop set by the user, later", callbacks=("stops later",), stops=(10,)),
-    lightning("callbacks", "SpikeDetection", callbacks=("SpikeDetection",), expected=EXACT_OR_SAID),
-    lightning("callbacks", "ModelPruning", callbacks=("pruning",), expected=EXACT_OR_SAID),
-    lightning("callbacks", "LearningRateFinder", callbacks=("LearningRateFinder",), expected=EXACT_OR_SAID),
+    lightning("callbacks", "Timer", callbacks=("Timer",), clocks=("time_elapsed",)),
+    lightning("callbacks", "ModelPruning", callbacks=("pruning",), expected=NOT_SILENT),
+    lightning(
+        "callbacks", "LearningRateFinder", callbacks=("LearningRateFinder",), module="tunable", expected=EXACT_OR_SAID
+    ),
     lightning(
         "callbacks",
         "several at once",
