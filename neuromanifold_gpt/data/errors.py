@@ -12,5 +12,5 @@ class DataOrderWarning(UserWarning):
     """The data continues at the saved position, but not in the saved order."""
 
 
-class StreamSkippedWarning(UserWarning):
-    """A stream cannot go to its position, and is read again up to there."""
+class ReadAgainWarning(UserWarning):
+    """Data that cannot go to its position is read again up to there."""

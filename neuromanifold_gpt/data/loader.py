@@ -112,6 +112,12 @@ class _PermutedOrder:
     def beginning(self) -> Progress:
         return {"samples_consumed": 0}
 
+    def begin_again(self, progress: Progress) -> Progress:
+        return self.beginning()
+
+    def leave(self, epoch: int, progress: Progress) -> None:
+        """Nothing is left behind."""
+
     def description(self) -> dict[str, Any]:
         return {"seed": self.seed, "shuffle": self.shuffle, "dataset_size": self.size}
 

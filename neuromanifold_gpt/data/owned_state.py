@@ -6,6 +6,7 @@ sampler that counts its epochs: nothing of it is in a state dict, and all of it 
 
 from __future__ import annotations
 
+import copy
 import functools
 import random
 import types
@@ -32,23 +33,19 @@ class OwnedState:
     Args:
         roots: objects by name, such as ``{"sampler": sampler}``; the names begin the paths in :meth:`capture`.
         ignored: objects that are not searched.
-        with_containers: attributes that are lists, tuples, arrays or tensors count as state too, not only numbers and
-            strings: a sampler may shuffle its list of indices in place, while a dataset keeps its data in such lists.
+        thorough: attributes that are lists, tuples, arrays or tensors count as state too, not only numbers and
+            strings, and so does what ``state_dict`` returns. For samplers, which may shuffle a list of indices in
+            place; a dataset keeps its data in such lists.
     """
 
-    def __init__(self, roots: dict[str, Any], ignored: tuple[Any, ...] = (), *, with_containers: bool = False) -> None:
-        self._with_containers = with_containers
+    def __init__(self, roots: dict[str, Any], ignored: tuple[Any, ...] = (), *, thorough: bool = False) -> None:
+        self._thorough = thorough
         self._owners: dict[str, Any] = {}
         self._generators: dict[str, Generator] = {}
         seen = {id(thing) for thing in ignored}
         for name, root in roots.items():
             self._search(name, root, seen, 0)
         self._as_made = self._values()
-
-    @property
-    def has_generators(self) -> bool:
-        """Whether there is a random number generator that :meth:`reseed` would seed."""
-        return bool(self._generators)
 
     def reseed(self, seed: int) -> None:
         """Seed every generator, each with a number of its own."""
@@ -68,13 +65,19 @@ class OwnedState:
     def changed_values(self) -> dict[str, Any]:
         """The values that are no longer those of the beginning, by path."""
         values = self._values()
-        return {path: value for path, value in values.items() if not _equal(value, self._as_made.get(path, ...))}
+        changed = {path: value for path, value in values.items() if not _equal(value, self._as_made.get(path, ...))}
+        for path, owner in self._owners.items():
+            if self._thorough and is_stateful(owner):
+                changed[path] = copy.deepcopy(owner.state_dict())
+        return changed
 
     def restore_values(self, changed: dict[str, Any]) -> None:
         """Put back :meth:`changed_values`, and the others as they were in the beginning."""
         for path, value in {**self._as_made, **changed}.items():
             owner, _, name = path.rpartition(".")
-            if owner in self._owners:
+            if path in self._owners:
+                self._owners[path].load_state_dict(copy.deepcopy(value))
+            elif owner in self._owners:
                 vars(self._owners[owner])[name] = _as_it_was(value, vars(self._owners[owner]).get(name))
 
     def _search(self, path: str, thing: Any, seen: set[int], depth: int) -> None:
@@ -95,7 +98,7 @@ class OwnedState:
             for name, value in vars(owner).items():
                 if isinstance(value, _SCALARS):
                     found[f"{path}.{name}"] = value
-                elif self._with_containers and (copied := _copy_of(value)) is not None:
+                elif self._thorough and (copied := _copy_of(value)) is not None:
                     found[f"{path}.{name}"] = copied
         return found
 

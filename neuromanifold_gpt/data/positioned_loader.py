@@ -42,6 +42,14 @@ class EpochOrder(Protocol):
         """The beginning of the epoch that comes next."""
         ...
 
+    def begin_again(self, progress: Progress) -> Progress:
+        """The beginning of the epoch of ``progress``, which was left in the middle."""
+        ...
+
+    def leave(self, epoch: int, progress: Progress) -> None:
+        """Do what was done up to ``progress``, which was loaded and is not continued."""
+        ...
+
     def description(self) -> dict[str, Any]:
         """What else decides the order, for the state dict."""
         ...
@@ -65,6 +73,7 @@ class Position:
         self.moves = 0  # how often the position was set rather than reached
         self.is_exhausted = False  # for orders whose size is not known
         self._continue_pass = False
+        self._is_loaded = False
 
     @property
     def is_at_end(self) -> bool:
@@ -85,13 +94,16 @@ class Position:
 
     def go_to(self, epoch: int, progress: Progress, *, continue_pass: bool) -> None:
         """Set the position; the next pass begins there if ``continue_pass``."""
-        self.epoch, self.progress, self._continue_pass = epoch, progress, continue_pass
+        self.epoch, self.progress = epoch, progress
+        self._continue_pass = self._is_loaded = continue_pass
         self.is_exhausted = False
         self.moves += 1
 
     def set_epoch(self, epoch: int) -> None:
         """Go to an epoch's beginning, unless that epoch is under way."""
         if epoch != self.epoch or self.is_at_end:
+            if self._is_loaded:
+                self.order.leave(self.epoch, self.progress)
             self.go_to(epoch, self.order.beginning(), continue_pass=False)
 
     def begin_pass(self) -> None:
@@ -99,7 +111,11 @@ class Position:
         if self.is_at_end:
             self.set_epoch(self.epoch + 1)
         elif not self._continue_pass:
-            self.progress = self.order.beginning()
+            self.progress = self.order.begin_again(self.progress)
+        self._continue_pass = self._is_loaded = False
+
+    def leave_pass(self) -> None:
+        """Let the next pass begin the epoch again, if it is not another epoch."""
         self._continue_pass = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -183,6 +199,15 @@ class PositionedLoader(DataLoader[Any]):
         A pass over another epoch may be finished, but its batches no longer count.
         """
         self._position.set_epoch(epoch)
+
+    def leave_pass(self) -> None:
+        """Let the next pass begin the epoch again, also where a position was loaded: as if this pass had been left."""
+        self._position.leave_pass()
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the epoch is over."""
+        return self._position.is_at_end
 
     def state_dict(self) -> dict[str, Any]:
         """The position behind the last batch that was handed out."""

@@ -13,7 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.data.order import mixed
-from neuromanifold_gpt.data.owned_state import OwnedState, is_stateful
+from neuromanifold_gpt.data.owned_state import OwnedState
 from neuromanifold_gpt.data.positioned_loader import Progress, rank_and_world_size
 from neuromanifold_gpt.data.sample_seeds import OwnGenerators, SampleKey
 
@@ -50,7 +50,7 @@ class SamplerOrder:
         self._shares_itself = any(
             isinstance(sampler, DistributedSampler) or hasattr(sampler, "num_replicas") for sampler in self._samplers
         )
-        self._owned = OwnedState({"sampler": self._source}, ignored=(loader.dataset,), with_containers=True)
+        self._owned = OwnedState({"sampler": self._source}, ignored=(loader.dataset,), thorough=True)
         self._unit = "samples_consumed" if self._in_samples else "batches_consumed"
 
     @property
@@ -72,8 +72,17 @@ class SamplerOrder:
 
     def beginning(self) -> Progress:
         """The sampler as it is now, before its next epoch."""
-        own = [sampler.state_dict() if is_stateful(sampler) else None for sampler in self._samplers]
-        return {self._unit: 0, "ids_digest": "", "sampler_values": self._owned.changed_values(), "sampler_states": own}
+        return {self._unit: 0, "ids_digest": "", "sampler": self._owned.changed_values()}
+
+    def begin_again(self, progress: Progress) -> Progress:
+        """Put the sampler back to where it was when the epoch began."""
+        self._owned.restore_values(progress["sampler"])
+        return {**progress, self._unit: 0, "ids_digest": ""}
+
+    def leave(self, epoch: int, progress: Progress) -> None:
+        """Let the sampler do what it did before it was left in the middle of an epoch."""
+        for _ in itertools.islice(self._units(epoch), self.consumed(progress)):
+            pass
 
     def description(self) -> dict[str, Any]:
         """What a resume compares."""
@@ -83,10 +92,7 @@ class SamplerOrder:
         """Put the sampler into the state that it had when the saved epoch began."""
         if not self._seed_is_given:
             self.seed = state["seed"]
-        self._owned.restore_values(state["sampler_values"])
-        for sampler, own in zip(self._samplers, state["sampler_states"], strict=False):
-            if own is not None and is_stateful(sampler):
-                sampler.load_state_dict(own)
+        self._owned.restore_values(state["sampler"])
         return [
             f"{key} was {state[key]} and is {value}" for key, value in self.description().items() if state[key] != value
         ]

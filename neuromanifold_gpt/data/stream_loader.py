@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch.utils.data import DataLoader
 
-from neuromanifold_gpt.data.errors import StreamSkippedWarning
+from neuromanifold_gpt.data.errors import ReadAgainWarning
 from neuromanifold_gpt.data.owned_state import OwnedState
 from neuromanifold_gpt.data.positioned_loader import Position, PositionedLoader, Progress, rank_and_world_size
 from neuromanifold_gpt.data.stream_shards import Item, ShardsInTurn, StreamOptions
@@ -101,7 +101,7 @@ class ResumableStreamLoader(PositionedLoader):
             warnings.warn(
                 f"{type(self._stream).__name__} has no state_dict and load_state_dict: it is read again up to where it "
                 f"stopped, {sum(again)} samples. Give it the two methods, and it goes there at once.",
-                StreamSkippedWarning,
+                ReadAgainWarning,
                 stacklevel=2,
             )
         if hosts != self.num_workers:
@@ -144,6 +144,13 @@ class _Turns:
             "next_shard": 0,
             "dataset_values": self._owned.changed_values(),
         }
+
+    def begin_again(self, progress: Progress) -> Progress:
+        self._owned.restore_values(progress["dataset_values"])
+        return {**self.beginning(), "dataset_values": progress["dataset_values"]}
+
+    def leave(self, epoch: int, progress: Progress) -> None:
+        """Nothing: each pass begins with a new copy of the stream, or with the stream as it is."""
 
     def description(self) -> dict[str, Any]:
         return {"seed": self.seed, "ranks": rank_and_world_size()[1]}

@@ -27,6 +27,8 @@ from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.loops.progress import _BaseProgress
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from neuromanifold_gpt.lightning_io.data_position import DataPosition
+
 BETWEEN_STEPS = "between_steps"
 BETWEEN_EPOCHS = "between_epochs"
 # A user's own hook saved at the end of a step or epoch: what is left of it is done on resuming.
@@ -43,6 +45,7 @@ class LoopBoundaries:
         on_boundary: called with :data:`BETWEEN_STEPS` or :data:`BETWEEN_EPOCHS`.
         on_fit_left: called when the loop stops in the middle of an epoch, after the hooks of the epoch's end.
         on_resume: called once, with nothing, at the point given to :meth:`resume_at`.
+        data: told when Lightning gets loaders, makes iterators and fetches batches.
     """
 
     def __init__(
@@ -51,16 +54,21 @@ class LoopBoundaries:
         on_boundary: Callable[[str], None],
         on_fit_left: Callable[[], None],
         on_resume: Callable[[], None],
+        data: DataPosition,
     ) -> None:
         self._fit_loop = trainer.fit_loop
         self._on_boundary = on_boundary
         self._on_fit_left = on_fit_left
         self._on_resume = on_resume
+        self._data = data
         self._resume_point: str | None = None
         self._loop_state: dict[str, Any] = {}
+        self._epoch_is_over = False  # where data ends before its length, or has none
         epoch_loop = self._fit_loop.epoch_loop
         _wrap(epoch_loop, "on_advance_end", after=self._after_step)
-        _wrap(epoch_loop, "advance", instead=self._resume_between_steps)
+        _wrap(epoch_loop, "advance", instead=self._before_step, if_data_ends=self._data_ended)
+        _wrap(epoch_loop, "on_run_start", instead=self._before_iterator)
+        _wrap(self._fit_loop, "_load_combined_loader_states", after=data.loaders_are_new)
         _wrap(self._fit_loop, "on_advance_start", instead=self._resume_between_epochs)
         _wrap(self._fit_loop, "on_advance_end", after=self._after_epoch)
 
@@ -72,8 +80,12 @@ class LoopBoundaries:
         if not self._fit_loop.epoch_loop._num_ready_batches_reached() and not self._window_is_open():
             self._on_boundary(BETWEEN_STEPS)
 
+    def _data_ended(self) -> None:
+        self._epoch_is_over = True
+
     def _after_epoch(self) -> None:
-        if self._fit_loop.epoch_loop._num_ready_batches_reached():
+        is_over, self._epoch_is_over = self._epoch_is_over, False
+        if is_over or self._fit_loop.epoch_loop._num_ready_batches_reached():
             self._on_boundary(BETWEEN_EPOCHS)
         else:
             self._on_fit_left()
@@ -81,6 +93,19 @@ class LoopBoundaries:
     def _window_is_open(self) -> bool:
         """Whether gradients of an accumulation window wait for its last batch: they are in no checkpoint."""
         return self._fit_loop._should_accumulate()
+
+    def _before_iterator(self) -> bool:
+        # The condition in on_run_start; else Lightning goes on with the iterator that it made with its loaders.
+        loop = self._fit_loop
+        if loop.trainer.current_epoch > 0 and not loop.is_resuming and not loop.epoch_loop.restarting:
+            self._data.iterator_is_made()
+        return False
+
+    def _before_step(self) -> bool:
+        step_is_done = self._resume_between_steps()
+        if not step_is_done:
+            self._data.batch_is_fetched()
+        return step_is_done
 
     def _resume_between_steps(self) -> bool:
         point = self._resume_point
@@ -125,7 +150,12 @@ def _load_progress(loop: _Loop, state: dict[str, Any], prefix: str) -> None:
 
 
 def _wrap(
-    loop: _Loop, name: str, *, instead: Callable[[], bool] | None = None, after: Callable[[], None] | None = None
+    loop: _Loop,
+    name: str,
+    *,
+    instead: Callable[[], bool] | None = None,
+    after: Callable[[], None] | None = None,
+    if_data_ends: Callable[[], None] | None = None,
 ) -> None:
     """Follow a method: skip it if ``instead()`` is true, and call ``after`` when it has returned."""
     original = getattr(loop, name)
@@ -135,6 +165,10 @@ def _wrap(
             return
         try:
             original(*arguments)
+        except StopIteration:
+            if if_data_ends is not None:
+                if_data_ends()
+            raise
         except SIGTERMException:  # raised when all else is done
             if after is not None:
                 after()

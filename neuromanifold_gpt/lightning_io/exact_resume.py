@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping
-from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.trainer.states import TrainerFn
 
 from neuromanifold_gpt.checkpoint.environment import current_environment, warn_if_changed
-from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, MissingOptimizerError, StateMismatchError
-from neuromanifold_gpt.data.loader import ResumableDataLoader
+from neuromanifold_gpt.checkpoint.errors import (
+    CheckpointError,
+    InexactResumeWarning,
+    MissingOptimizerError,
+)
 from neuromanifold_gpt.lightning_io.boundaries import BETWEEN_EPOCHS, EPOCH_END, LoopBoundaries
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY
+from neuromanifold_gpt.lightning_io.data_position import DataPosition
+from neuromanifold_gpt.lightning_io.epoch_metrics import restore_epoch_metrics
 from neuromanifold_gpt.lightning_io.epoch_setup import set_up_epoch_again, warn_of_epoch_hooks
+from neuromanifold_gpt.lightning_io.loader_warnings import warn_of_shared_loaders
+from neuromanifold_gpt.lightning_io.other_callbacks import (
+    inexact_here,
+    keep_stopped,
+    refuse_tuners,
+    warn_of_other_modes,
+)
 from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker
-from neuromanifold_gpt.state.modules import listed, module_modes, parameter_names, restore_modes, under_own_names
+from neuromanifold_gpt.lightning_io.state_loading import load_doubles, load_optimizer_states, own_names_hook
+from neuromanifold_gpt.state.modules import (
+    gradients,
+    module_modes,
+    parameter_names,
+    restore_gradients,
+    restore_modes,
+    warn_if_rounded,
+)
 from neuromanifold_gpt.state.optimizers import (
     add_names,
-    check_group_order,
     group_names,
-    keep_saved_dtypes,
-    match_optimizer_state,
-    without_names,
 )
-from neuromanifold_gpt.state.rng import gather_across_ranks, restore_own_rng_state
+from neuromanifold_gpt.state.rng import gather_across_ranks, own_state, restore_own_rng_state
 
 
 class ExactResume(Callback):
@@ -40,15 +51,20 @@ class ExactResume(Callback):
     - the names of the optimizers' parameters, by which their state is matched;
     - metrics that callbacks and schedulers monitor;
     - which parameters are frozen and which modules are in evaluation mode;
+    - the position in the training data, whatever loader it comes from;
+    - metrics that are being accumulated over the epoch;
     - the point of the loop, so that validation, schedulers and batches are neither skipped nor repeated.
 
     :class:`SeparatedCheckpoint` puts it in front of the trainer's callbacks.
     """
 
+    _data: DataPosition  # from setup on
+    _tracker: ResumePointTracker
+
     def __init__(self) -> None:
         self._boundaries: LoopBoundaries | None = None
-        self._tracker = ResumePointTracker()
         self._loaded: dict[str, Any] | None = None
+        self._optimizers_are_loaded = False
         self._name_hook: Any = None
         self._listeners: list[Callable[[Trainer], None]] = []
 
@@ -73,24 +89,33 @@ class ExactResume(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Follow the fit loop, and let checkpoints be loaded whose names are clean of ``torch.compile``."""
         if self._boundaries is None:
+            self._data = DataPosition(trainer.fit_loop)
+            self._tracker = ResumePointTracker(self._data)
             self._boundaries = LoopBoundaries(
                 trainer,
                 on_boundary=lambda point: self._on_boundary(trainer, point),
                 on_fit_left=lambda: self._notify(trainer),
                 on_resume=lambda: self._restore(trainer),
+                data=self._data,
             )
             load = trainer.strategy.load_optimizer_state_dict
 
             def load_by_name(checkpoint: Mapping[str, Any]) -> None:
-                self._load_optimizer_states(trainer, load, checkpoint)
+                load_optimizer_states(trainer, load, checkpoint)
+                self._optimizers_are_loaded = True
 
             trainer.strategy.load_optimizer_state_dict = load_by_name  # type: ignore[method-assign]
         if self._name_hook is None:
-            self._name_hook = pl_module.register_load_state_dict_pre_hook(_own_names_hook(pl_module))
+            self._name_hook = pl_module.register_load_state_dict_pre_hook(own_names_hook(pl_module))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the module as it was."""
         self._remove_name_hook()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The module and the data are set up."""
+        warn_of_shared_loaders(trainer)
+        self._tracker.training_begins(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The weights are loaded; what users load later is theirs. A save inside the validation goes back to here."""
@@ -113,7 +138,17 @@ class ExactResume(Callback):
     # ------------------------------------------------------------------ save
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Complete Lightning's checkpoint."""
+        """Complete Lightning's checkpoint.
+
+        Raises:
+            CheckpointError: it would have the optimizers of the beginning, since those of the checkpoint that training
+                resumes from are not loaded yet.
+        """
+        if self._loaded is not None and not self._optimizers_are_loaded:
+            raise CheckpointError(
+                "this save comes too early: the optimizers of the checkpoint that training resumes from are not loaded "
+                "yet. Save in on_train_start, or later."
+            )
         loop = self._tracker.current(trainer)
         checkpoint["loops"]["fit_loop"] = loop.fit_loop
         checkpoint["epoch"] = loop.epoch
@@ -126,14 +161,23 @@ class ExactResume(Callback):
             add_names(state, group_names(optimizer, names))
             for state, optimizer in zip(checkpoint["optimizer_states"], trainer.optimizers, strict=True)
         ]
+        ranks = gather_across_ranks(
+            {
+                "rng_states": loop.rng,
+                "data": loop.data,
+                "epoch_metrics": loop.epoch_metrics,
+                "gradients": gradients(pl_module) if loop.open_window else {},
+            }
+        )
         checkpoint[RESUME_KEY] = {
             "point": loop.point,
-            "rng_states": gather_across_ranks(loop.rng),
+            **{key: [rank[key] for rank in ranks] for key in ranks[0]},
             # Before the first step after a resume, the loaded ones are not in place yet.
             "callback_metrics": dict(
                 sorted({**(self._loaded or {}).get("callback_metrics", {}), **trainer.callback_metrics}.items())
             ),
             "modes": module_modes(pl_module),
+            "inexact": inexact_here(trainer, loop.point),
         }
 
     def _on_boundary(self, trainer: Trainer, point: str) -> None:
@@ -151,6 +195,7 @@ class ExactResume(Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         self._loaded = checkpoint.get(RESUME_KEY)
+        self._optimizers_are_loaded = False
         self._tracker.whole = None
         if self._loaded is None:
             warnings.warn(
@@ -173,79 +218,32 @@ class ExactResume(Callback):
                 "one, or start anew from its weights: load_checkpoint(path, load_optimizer=False)."
             )
 
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
-        if checkpoint and any(stopper.stopping_reason != EarlyStoppingReason.NOT_STOPPED for stopper in stoppers):
-            trainer.should_stop = True  # it had decided to stop, and Lightning forgets that
-
-    def _load_optimizer_states(
-        self, trainer: Trainer, load: Callable[[Any], None], checkpoint: Mapping[str, Any]
-    ) -> None:
-        """In place of the strategy's own loading, which goes by position and casts."""
-        names = parameter_names(trainer.lightning_module)
-        saved = checkpoint["optimizer_states"]
-        if len(saved) != len(trainer.optimizers):
-            raise StateMismatchError(
-                f"the checkpoint has the state of {len(saved)} optimizers, the module configures "
-                f"{len(trainer.optimizers)}. Configure them as at the save."
-            )
-        if trainer.lr_scheduler_configs:  # their state counts groups
-            for optimizer, state in zip(trainer.optimizers, saved, strict=True):
-                check_group_order(optimizer, state, names)
-        matched = [match_optimizer_state(*pair, names) for pair in zip(trainer.optimizers, saved, strict=True)]
-        load({**checkpoint, "optimizer_states": [without_names(state) for state in matched]})
-        for optimizer, state in zip(trainer.optimizers, matched, strict=True):
-            keep_saved_dtypes(optimizer, state)
+        if checkpoint:
+            refuse_tuners(trainer)
+            keep_stopped(trainer)
+            load_doubles(pl_module, checkpoint["state_dict"])
+            warn_if_rounded(pl_module, checkpoint["state_dict"])
 
     def _restore(self, trainer: Trainer) -> None:
         """Called at the very point: nothing runs between this and the next step."""
         loaded, self._loaded = self._loaded, None
         assert loaded is not None, "the loop resumes only from a checkpoint that was loaded"
+        for reason in loaded["inexact"]:
+            warnings.warn(f"this resume is not exact: {reason}.", InexactResumeWarning, stacklevel=2)
         changed = restore_modes(trainer.lightning_module, loaded["modes"])
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if changed and not any(isinstance(callback, BaseFinetuning) for callback in callbacks):
-            warnings.warn(
-                "frozen and trained parameters are those of the checkpoint; this run had set otherwise: "
-                f"{listed(changed)}.",
-                InexactResumeWarning,
-                stacklevel=2,
-            )
+        warn_of_other_modes(trainer, changed)
         middle_of_epoch = loaded["point"] not in (BETWEEN_EPOCHS, EPOCH_END)
-        if middle_of_epoch:
-            self._restore_loaders(trainer)
+        if middle_of_epoch or trainer.current_epoch == 0:  # else Lightning makes a new iterator by itself
+            self._data.go_on_in_epoch(own_state(loaded["data"]))
+        else:
+            self._data.go_on_between_epochs(own_state(loaded["data"]))
+        restore_gradients(trainer.lightning_module, own_state(loaded["gradients"]))
         trainer._logger_connector._callback_metrics.update(loaded["callback_metrics"])
         if "environment" in loaded:  # a unified file has none
             here = current_environment(trainer.strategy.root_device.type, trainer.world_size)
             warn_if_changed(loaded["environment"], here)
         if middle_of_epoch:
+            restore_epoch_metrics(trainer, own_state(loaded["epoch_metrics"]))
             set_up_epoch_again(trainer)
             warn_of_epoch_hooks(trainer)
         restore_own_rng_state(loaded["rng_states"])
-
-    def _restore_loaders(self, trainer: Trainer) -> None:
-        """Put loaders where they were: Lightning has loaded them, and then told them the number of the epoch.
-
-        A loader that is cycled beside a longer one is in an epoch of its own.
-        """
-        combined, whole = trainer.fit_loop._combined_loader, self._tracker.whole
-        assert combined is not None
-        assert whole is not None
-        loaders = [loader for loader in combined.flattened if isinstance(loader, _Stateful)]
-        for loader, state in zip(loaders, whole.fit_loop["state_dict"].get("combined_loader", []), strict=False):
-            if isinstance(loader, ResumableDataLoader):
-                loader.load_state_dict(state)
-
-
-def _own_names_hook(pl_module: LightningModule) -> Callable[..., None]:
-    """A ``load_state_dict`` pre-hook: translate clean names, and say what does not fit before anything is changed."""
-    expected = weakref.ref(pl_module)
-
-    def use_own_names(module: torch.nn.Module, state: dict[str, Any], *arguments: Any) -> None:
-        _prefix, _metadata, strict, *_ = arguments
-        if module is not expected():
-            return  # a copy of the module, such as an average of its weights: not what Lightning loads into
-        renamed = under_own_names(module, state, strict=strict)
-        state.clear()
-        state.update(renamed)
-
-    return use_own_names

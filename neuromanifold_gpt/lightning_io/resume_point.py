@@ -7,12 +7,21 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.call import _call_callbacks_state_dict
+from torchmetrics import Metric
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
-from neuromanifold_gpt.lightning_io.boundaries import BETWEEN_EPOCHS, EPOCH_END, STEP_END, STEP_END_VALIDATED
-from neuromanifold_gpt.state.rng import capture_rng_state, own_rng_state
+from neuromanifold_gpt.lightning_io.boundaries import (
+    BETWEEN_EPOCHS,
+    BETWEEN_STEPS,
+    EPOCH_END,
+    STEP_END,
+    STEP_END_VALIDATED,
+)
+from neuromanifold_gpt.lightning_io.data_position import DataPosition
+from neuromanifold_gpt.lightning_io.epoch_metrics import capture_epoch_metrics, metrics_of
+from neuromanifold_gpt.state.rng import capture_rng_state, own_state
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,9 @@ class LoopState:
         epoch: epoch of the last of them.
         fit_loop: the counters, ``fit_loop.state_dict()``.
         rng: random number generators of this process.
+        data: position in the training data, see :class:`DataPosition`.
+        epoch_metrics: what has been accumulated in the epoch, see ``epoch_metrics.py``.
+        open_window: gradients have been accumulated that no optimizer step has used yet.
         callbacks: states of the callbacks there, if they may have changed since.
     """
 
@@ -33,21 +45,31 @@ class LoopState:
     epoch: int
     fit_loop: dict[str, Any]
     rng: dict[str, Any]
+    data: dict[str, Any]
+    epoch_metrics: dict[str, Any]
+    open_window: bool = False
     callbacks: dict[str, Any] | None = None
 
 
 class ResumePointTracker:
     """Remembers the last point at which the state was whole; taking it costs some 0.1 ms a step."""
 
-    def __init__(self) -> None:
+    def __init__(self, data: DataPosition) -> None:
         self.whole: LoopState | None = None
+        self._data = data
+        self._metrics: dict[str, Metric] = {}
         self._before_validation: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
         self._validated = False
+
+    def training_begins(self, module: LightningModule) -> None:
+        """The module has all of its parts."""
+        self._metrics = metrics_of(module)
 
     def reached(self, trainer: Trainer, point: str) -> None:
         """The state is whole now."""
         # When the loop is left in the middle of an epoch, hooks of the epoch's end follow that an undisturbed run would
         # not have called yet: what they change in callbacks is not part of the state.
+        stepped = self.whole is None or trainer.global_step != self.whole.global_step
         leaving = trainer.should_stop or trainer.fit_loop.epoch_loop._is_training_done
         self.whole = LoopState(
             point=point,
@@ -55,6 +77,9 @@ class ResumePointTracker:
             epoch=trainer.current_epoch - (point == BETWEEN_EPOCHS),
             fit_loop=trainer.fit_loop.state_dict(),
             rng=capture_rng_state(),
+            data=self._data.current(),
+            epoch_metrics=capture_epoch_metrics(trainer, self._metrics) if point == BETWEEN_STEPS else {},
+            open_window=not stepped and _has_gradients(trainer),
             callbacks=copy.deepcopy(_call_callbacks_state_dict(trainer)) if leaving else None,
         )
 
@@ -65,7 +90,9 @@ class ResumePointTracker:
             global_step=checkpoint["global_step"],
             epoch=checkpoint["epoch"],
             fit_loop=copy.deepcopy(checkpoint["loops"]["fit_loop"]),
-            rng=own_rng_state(resume["rng_states"]),
+            rng=own_state(resume["rng_states"]),
+            data=own_state(resume["data"]),
+            epoch_metrics=own_state(resume["epoch_metrics"]),
         )
 
     def validation_begins(self, trainer: Trainer) -> None:
@@ -81,35 +108,55 @@ class ResumePointTracker:
         """Where a checkpoint that is taken now resumes.
 
         Warns:
-            InexactResumeWarning: in the middle of a step, after its optimizer step.
+            InexactResumeWarning: in the middle of a step, which may have changed weights or buffers.
         """
-        if self.whole is not None and trainer.global_step == self.whole.global_step:
-            return self.whole  # no weight has changed since
-        point, fit_loop, rng = self._inside_hook(trainer, trainer.fit_loop.state_dict(), capture_rng_state())
-        return LoopState(point, trainer.global_step, trainer.current_epoch, fit_loop, rng)
+        fit_loop = trainer.fit_loop.state_dict()
+        batches = fit_loop["epoch_loop.batch_progress"]
+        inside_step = batches["current"]["started"] > batches["current"]["processed"]
+        same_weights = self.whole is not None and trainer.global_step == self.whole.global_step
+        if inside_step and not (same_weights and not any(True for _ in trainer.lightning_module.buffers())):
+            warnings.warn(
+                f"step {trainer.global_step} is saved before it is finished: a resume from it cannot be exact. Save "
+                "between steps, or let SeparatedCheckpoint do it.",
+                InexactResumeWarning,
+                stacklevel=2,
+            )
+        if self.whole is not None and same_weights:
+            before = self.whole.fit_loop["epoch_loop.batch_progress"]["total"]["processed"]
+            if inside_step or batches["total"]["processed"] == before:
+                return self.whole
+        point, fit_loop, rng = self._inside_hook(trainer, fit_loop, capture_rng_state())
+        return LoopState(
+            point=None if inside_step else point,
+            global_step=trainer.global_step,
+            epoch=trainer.current_epoch,
+            fit_loop=fit_loop,
+            rng=rng,
+            data=self._data.current(),
+            epoch_metrics=capture_epoch_metrics(trainer, self._metrics),
+            open_window=trainer.fit_loop._should_accumulate() and _has_gradients(trainer),
+        )
 
     def _inside_hook(
         self, trainer: Trainer, fit_loop: dict[str, Any], rng: dict[str, Any]
-    ) -> tuple[str | None, dict[str, Any], dict[str, Any]]:
+    ) -> tuple[str, dict[str, Any], dict[str, Any]]:
         """A user saves in a hook of his own, after the step and before the state is whole."""
-        epoch, batch = fit_loop["epoch_progress"], fit_loop["epoch_loop.batch_progress"]
-        if not epoch["current"]["ready"]:
-            return BETWEEN_EPOCHS, fit_loop, rng  # before the first epoch
+        epoch = fit_loop["epoch_progress"]
         if epoch["current"]["processed"] > epoch["current"]["completed"]:
             _complete(epoch)
             return EPOCH_END, fit_loop, rng
-        if batch["current"]["ready"] == batch["current"]["processed"]:
-            if trainer.validating and not self._validated:
-                fit_loop, rng = copy.deepcopy(self._before_validation)  # the validation starts again
-            _complete(fit_loop["epoch_loop.batch_progress"])
-            return STEP_END_VALIDATED if trainer.validating and self._validated else STEP_END, fit_loop, rng
-        warnings.warn(
-            f"step {trainer.global_step} is saved before it is finished: a resume from it cannot be exact. Save "
-            "between steps, or let SeparatedCheckpoint do it.",
-            InexactResumeWarning,
-            stacklevel=2,
-        )
-        return None, fit_loop, rng
+        if epoch["current"]["started"] == epoch["current"]["processed"]:
+            for counts in (epoch["total"], epoch["current"]):
+                counts["ready"] = counts["started"]  # the epoch's beginning will count it
+            return BETWEEN_EPOCHS, fit_loop, rng
+        if trainer.validating and not self._validated:
+            fit_loop, rng = copy.deepcopy(self._before_validation)  # the validation starts again
+        _complete(fit_loop["epoch_loop.batch_progress"])
+        return STEP_END_VALIDATED if trainer.validating and self._validated else STEP_END, fit_loop, rng
+
+
+def _has_gradients(trainer: Trainer) -> bool:
+    return any(parameter.grad is not None for parameter in trainer.lightning_module.parameters())
 
 
 def _complete(progress: dict[str, Any]) -> None:

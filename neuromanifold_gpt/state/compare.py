@@ -27,9 +27,11 @@ _COMPONENTS = {
     "data": "position in the data",
     "loops": "position in the loop",
     "rng_states": "random number generators",
-    "exact_resume": "random number generators",
+    "exact_resume": "position in the loop",
+    "gradients": "gradients",
     "state_dict": "weights and buffers",
     "optimizer_states": "optimizer state",
+    "epoch_metrics": "metrics of the epoch",
     "stateful": "further objects",
     "callbacks": "callbacks",
 }
@@ -160,7 +162,9 @@ def _difference(path: tuple[str, ...], a: Any, b: Any) -> Difference:
     if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and a.numel():
         numbers = (a.to(torch.complex128), b.to(torch.complex128)) if a.is_complex() else (a.double(), b.double())
         largest = (numbers[0] - numbers[1]).abs().max().item()
-    component = _COMPONENTS.get(path[0], path[0]) if path else "everything"
+    # In Lightning's checkpoints, some lie one level deeper.
+    name = next((part for part in path[1::-1] if part in _COMPONENTS), path[0] if path else "")
+    component = _COMPONENTS.get(name, name) or "everything"
     return Difference(component, "/".join(path), _described(a), _described(b), largest)
 
 

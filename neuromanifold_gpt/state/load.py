@@ -26,14 +26,14 @@ from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER, looks_like_m
 from neuromanifold_gpt.checkpoint.naming import paths_of_any_file
 from neuromanifold_gpt.checkpoint.reader import read_file
 from neuromanifold_gpt.checkpoint.writer import STAMP_KEY
-from neuromanifold_gpt.state.modules import load_module_state, parameter_names
+from neuromanifold_gpt.state.modules import load_module_state, parameter_names, restore_gradients, warn_if_rounded
 from neuromanifold_gpt.state.optimizers import (
     check_group_order,
     has_names,
     load_matched_state,
     match_optimizer_state,
 )
-from neuromanifold_gpt.state.rng import distributed, restore_own_rng_state
+from neuromanifold_gpt.state.rng import distributed, own_state, restore_own_rng_state
 from neuromanifold_gpt.state.save import Stateful, as_list
 
 
@@ -50,7 +50,8 @@ class LoadedCheckpoint:
         lr_scheduler_states: state dict of each learning-rate scheduler.
         config: configuration stored with the model.
         rng_states: random number generators of each rank; empty where the file has none.
-        loader_states: position in the data of each loader.
+        loader_states: position in the data of each loader, on this rank.
+        gradients: of each rank, by parameter name; empty unless they were saved.
         stateful_states: further objects by name.
         checkpoint: the files it came from; ``None`` for a unified checkpoint.
     """
@@ -64,6 +65,7 @@ class LoadedCheckpoint:
     config: dict[str, Any] = field(default_factory=dict)
     rng_states: list[dict[str, Any]] = field(default_factory=list)
     loader_states: list[dict[str, Any]] = field(default_factory=list)
+    gradients: list[dict[str, Any]] = field(default_factory=list)
     stateful_states: dict[str, Any] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
 
@@ -92,6 +94,7 @@ class LoadedCheckpoint:
 
         Warns:
             EnvironmentChangedWarning: torch, threads, device or determinism settings differ from the save.
+            InexactResumeWarning: weights are rounded, since the model holds them in a narrower type.
         """
         optimizers, schedulers, loaders = as_list(optimizers), as_list(schedulers), as_list(loaders)
         optimizer_states = self._optimizer_states_for(optimizers)
@@ -115,6 +118,10 @@ class LoadedCheckpoint:
                 check_group_order(optimizer, state, names)
         if model is not None:
             load_module_state(model, self.model_state, strict=strict)
+            if optimizers:
+                warn_if_rounded(model, self.model_state)
+            if self.gradients:
+                restore_gradients(model, own_state(self.gradients))
         for optimizer, state in zip(optimizers, matched, strict=True):
             load_matched_state(optimizer, state)
         targets = [*schedulers, *loaders, *(stateful or {}).values()]
@@ -206,7 +213,8 @@ def _load_separated(checkpoint: Checkpoint, load_optimizer: bool, verify: bool, 
         loaded.optimizer_states = content.get("optimizer_states", [])
         loaded.lr_scheduler_states = content.get("lr_schedulers", [])
         loaded.rng_states = content.get("rng_states", [])
-        loaded.loader_states = content.get("data", [])
+        loaded.loader_states = own_state(content.get("data") or [[]])
+        loaded.gradients = content.get("gradients", [])
         loaded.stateful_states = content.get("stateful", {})
     return loaded
 

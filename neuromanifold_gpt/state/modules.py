@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from neuromanifold_gpt.checkpoint.errors import StateMismatchError
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
 from neuromanifold_gpt.checkpoint.foreign import clean_name
 
 _SHOWN_NAMES = 12
@@ -86,8 +88,39 @@ def under_own_names(module: nn.Module, state: dict[str, Any], *, strict: bool = 
 
 
 def parameter_names(module: nn.Module) -> dict[int, str]:
-    """Clean name of each parameter, by ``id``; a tied parameter has the first of its names."""
-    return {id(parameter): clean_name(name) for name, parameter in unwrap(module).named_parameters()}
+    """Clean name of each parameter, by ``id``; of the names of a tied one, the first in the alphabet.
+
+    So names do not depend on the order in which modules are declared.
+    """
+    names: dict[int, str] = {}
+    for name, parameter in unwrap(module).named_parameters(remove_duplicate=False):
+        clean = clean_name(name)
+        names[id(parameter)] = min(clean, names.get(id(parameter), clean))
+    return names
+
+
+def warn_if_rounded(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Say which weights lose digits, since the module holds them in a narrower type than the checkpoint.
+
+    Warns:
+        InexactResumeWarning: names them.
+    """
+    live = {clean_name(name): value for name, value in unwrap(module).state_dict().items()}
+    rounded = [
+        f"{name} from {saved.dtype} to {live[name].dtype}"
+        for name, saved in clean_state(dict(state)).items()
+        if isinstance(saved, Tensor)
+        and isinstance(live.get(name), Tensor)
+        and saved.is_floating_point()
+        and torch.promote_types(saved.dtype, live[name].dtype) != live[name].dtype
+    ]
+    if rounded:
+        warnings.warn(
+            f"weights are rounded to the model's type: {listed(rounded)}. Build the model in the precision of the "
+            "save.",
+            InexactResumeWarning,
+            stacklevel=2,
+        )
 
 
 def module_modes(module: nn.Module) -> dict[str, list[str]]:
@@ -118,6 +151,22 @@ def restore_modes(module: nn.Module, modes: Mapping[str, list[str]]) -> list[str
         if _module_name(name) in evaluating:
             child.training = False
     return changed
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    """The gradient of each parameter that has one, under its clean name. The tensors are the live ones."""
+    return {
+        clean_name(name): parameter.grad
+        for name, parameter in unwrap(module).named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def restore_gradients(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Put back :func:`gradients`; parameters that had none keep what they have."""
+    for name, parameter in unwrap(module).named_parameters():
+        if clean_name(name) in saved:
+            parameter.grad = saved[clean_name(name)].to(parameter.device, copy=True)
 
 
 def _module_name(name: str) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from neuromanifold_gpt.checkpoint.errors import StateMismatchError
+from neuromanifold_gpt.checkpoint.foreign import clean_name
 from neuromanifold_gpt.state.modules import listed
 
 NAMES_KEY = "param_names"
@@ -114,10 +115,13 @@ def match_by_name(state: Mapping[str, Any], current: list[list[str]], *, strict:
         StateMismatchError: see :func:`match_optimizer_state`.
     """
     saved_groups = state["param_groups"]
-    saved_names = [group.get(NAMES_KEY) for group in saved_groups]
-    if any(names is None for names in saved_names):
+    if not has_names(state):
         _check_counts(saved_groups, current)
         return dict(state)
+    # torch writes names as well, of compiled modules with their prefix.
+    saved_groups = [{**group, NAMES_KEY: [clean_name(name) for name in group[NAMES_KEY]]} for group in saved_groups]
+    state = {**state, "param_groups": saved_groups}
+    saved_names = [group[NAMES_KEY] for group in saved_groups]
     problems = _differences(saved_names, current)
     if problems and (strict or len(saved_groups) != len(current)):
         raise StateMismatchError(
@@ -156,7 +160,7 @@ def group_places(state: Mapping[str, Any], current: list[list[str]]) -> list[int
 
 def has_names(state: Mapping[str, Any]) -> bool:
     """Whether state has to be matched by name."""
-    return all(NAMES_KEY in group for group in state["param_groups"])
+    return all(group.get(NAMES_KEY) is not None for group in state["param_groups"])
 
 
 def check_group_order(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], names: Mapping[int, str]) -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import random
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed
 
 from neuromanifold_gpt.checkpoint.errors import CheckpointWarning
+
+T = TypeVar("T")
 
 
 class RandomStateWarning(CheckpointWarning):
@@ -62,7 +65,7 @@ def restore_rng_state(state: dict[str, Any]) -> None:
 
 
 def gather_across_ranks(mine: dict[str, Any]) -> list[dict[str, Any]]:
-    """The captured states of every rank, by rank. Collective: with torch.distributed, every rank must call it."""
+    """The states of every rank, by rank. Collective: with torch.distributed, every rank must call it."""
     if not distributed():
         return [mine]
     states: list[Any] = [None] * torch.distributed.get_world_size()
@@ -70,7 +73,7 @@ def gather_across_ranks(mine: dict[str, Any]) -> list[dict[str, Any]]:
     return states
 
 
-def own_rng_state(states: list[dict[str, Any]]) -> dict[str, Any]:
+def own_state(states: Sequence[T]) -> T:
     """This rank's state of those that :func:`gather_across_ranks` returned; that of rank 0 where it has none."""
     rank = torch.distributed.get_rank() if distributed() else 0
     return states[rank] if rank < len(states) else states[0]
@@ -91,7 +94,7 @@ def restore_own_rng_state(states: list[dict[str, Any]]) -> None:
             RandomStateWarning,
             stacklevel=2,
         )
-    restore_rng_state(own_rng_state(states))
+    restore_rng_state(own_state(states))
     if rank < len(states):
         return
     seed = int(torch.randint(2**31, (rank + 1,))[rank])

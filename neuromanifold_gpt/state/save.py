@@ -22,7 +22,7 @@ from neuromanifold_gpt.checkpoint.writer import (
     stage_checkpoint,
     write_checkpoint,
 )
-from neuromanifold_gpt.state.modules import module_state, parameter_names
+from neuromanifold_gpt.state.modules import gradients, module_state, parameter_names
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
 from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks
 
@@ -56,6 +56,7 @@ def save_checkpoint(
     config: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
     save_model_only: bool = False,
+    save_gradients: bool = False,
     name: str | None = None,
 ) -> Checkpoint:
     """Save everything that training needs to continue exactly. On return it survives a power loss.
@@ -75,6 +76,7 @@ def save_checkpoint(
             belong here: they would make the bytes of equal runs differ.
         metrics: numbers that describe the state, stored in the manifest.
         save_model_only: write no optimizer file.
+        save_gradients: store the gradients too: for a save in the middle of an accumulation window.
         name: instead of ``checkpoint-step000050``.
 
     Returns:
@@ -86,7 +88,12 @@ def save_checkpoint(
         ValueError: ``step`` or ``epoch`` is negative.
     """
     step, epoch = _count("step", step), None if epoch is None else _count("epoch", epoch)
-    rng_states = gather_across_ranks(capture_rng_state())
+    of_this_rank = {
+        "rng": capture_rng_state(),
+        "data": [loader.state_dict() for loader in as_list(loaders)],
+        "gradients": gradients(model) if save_gradients else {},
+    }
+    rank_states = gather_across_ranks(of_this_rank)
     names = parameter_names(model)
     model_content = {
         "epoch": epoch or 0,
@@ -100,8 +107,9 @@ def save_checkpoint(
         "global_step": step,
         "optimizer_states": [named_optimizer_state(optimizer, names) for optimizer in as_list(optimizers)],
         "lr_schedulers": [scheduler.state_dict() for scheduler in as_list(schedulers)],
-        "rng_states": rng_states,
-        "data": [loader.state_dict() for loader in as_list(loaders)],
+        "rng_states": [state["rng"] for state in rank_states],
+        "data": [state["data"] for state in rank_states],
+        "gradients": [state["gradients"] for state in rank_states] if save_gradients else [],
         "stateful": {key: value.state_dict() for key, value in sorted((stateful or {}).items())},
     }
     staged = stage_checkpoint(
@@ -110,7 +118,7 @@ def save_checkpoint(
         None if save_model_only else optimizer_content,
         epoch=epoch,
         metrics={key: float(value) for key, value in (metrics or {}).items()},
-        environment=current_environment(_device_type(model), len(rng_states)),
+        environment=current_environment(_device_type(model), len(rank_states)),
     )
     paths = paths_of_name(resolve_directory(directory), name or step_name(step))
     return _written_by_rank_0(paths, staged) if distributed() else write_checkpoint(paths, staged)

@@ -17,13 +17,13 @@ from torch.utils.data import (
 )
 
 from neuromanifold_gpt import ResumableDataLoader, resumable
-from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError, StreamSkippedWarning
+from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError, ReadAgainWarning
 from neuromanifold_gpt.data.owned_state import OwnedState
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
     pytest.mark.filterwarnings("ignore:the stream was begun with"),
-    pytest.mark.filterwarnings("ignore::neuromanifold_gpt.data.errors.StreamSkippedWarning"),
+    pytest.mark.filterwarnings("ignore::neuromanifold_gpt.data.errors.ReadAgainWarning"),
 ]
 SIZE = 22
 BATCHES = 18  # three epochs
@@ -235,7 +235,7 @@ def test_a_stream_without_state_is_read_again_with_one_warning_and_a_bar(capfd):
     _, states = take(loader, 3)
     resumed = resumable(DataLoader(Stream(), 4))
     resumed.load_state_dict(states[-1])
-    with pytest.warns(StreamSkippedWarning, match="12 samples") as caught:
+    with pytest.warns(ReadAgainWarning, match="12 samples") as caught:
         take(resumed, 1)
     assert len(caught) == 1
     assert "Reading the stream again: 100%" in capfd.readouterr().err
@@ -388,7 +388,7 @@ class TestOwnedState:
 
     def test_puts_back_values_that_changed_and_those_that_had_not(self):
         sampler = Shuffling()
-        state = OwnedState({"sampler": sampler}, with_containers=True)
+        state = OwnedState({"sampler": sampler}, thorough=True)
         unchanged = state.changed_values()
         assert unchanged == {}
         list(sampler)

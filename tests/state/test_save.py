@@ -72,7 +72,7 @@ class TestFiles:
         assert (of_model["global_step"], of_model["config"]) == (50, {"n_layer": 2})
         of_optimizer = torch.load(checkpoint.optimizer_path, weights_only=True)
         assert len(of_optimizer["optimizer_states"]) == len(of_optimizer["lr_schedulers"]) == 1
-        assert of_optimizer["data"] == [loader.state_dict()]
+        assert of_optimizer["data"] == [[loader.state_dict()]]
         assert list(of_optimizer["stateful"]) == ["alpha", "zeta"]
         assert set(of_model) & set(of_optimizer) == {"epoch", "global_step", "separated_checkpoint"}
 

@@ -1,0 +1,238 @@
+"""Where the training data is, and how to get there again.
+
+Loaders with ``state_dict`` and ``load_state_dict`` are put at their position. All others (stock ``DataLoader``, lists,
+users' own iterables) are read again: the iterator is made as it was made at the beginning of the epoch, with the same
+state of the random number generators, of samplers and of datasets, and the batches that were trained on are passed
+over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from typing import Any
+
+from lightning.fabric.utilities.data import sized_len
+from lightning.fabric.utilities.types import _Stateful
+from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher, _PrefetchDataFetcher
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.utilities.combined_loader import CombinedLoader, _shutdown_workers_and_reset_iterator
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.data.errors import ReadAgainWarning
+from neuromanifold_gpt.data.owned_state import OwnedState
+from neuromanifold_gpt.data.positioned_loader import PositionedLoader
+from neuromanifold_gpt.lightning_io.loader_warnings import warn_of_inexact_loaders
+from neuromanifold_gpt.state.rng import capture_rng_state, restore_rng_state
+
+
+class DataPosition:
+    """Follows the data fetcher of the fit loop, and takes it back to a saved position."""
+
+    def __init__(self, fit_loop: _FitLoop) -> None:
+        self._fit_loop = fit_loop
+        self._owned: dict[str, OwnedState] = {}
+        # At the beginning of the epoch: when the iterator was made, when its first batch was asked for.
+        self._at_iterator: dict[str, Any] = {}
+        self._at_first_batch: dict[str, Any] = {}
+        # Before the last fetch, where one batch is fetched ahead because the length is not known.
+        self._before_fetch: dict[str, Any] = {}
+
+    def loaders_are_new(self) -> None:
+        """Lightning has just got its loaders, and will make an iterator of them."""
+        self._owned = {
+            name: OwnedState({name: part}, ignored, thorough=name.endswith("sampler"))
+            for number, loader in enumerate(self._combined.flattened)
+            if not isinstance(loader, _Stateful)
+            for name, part, ignored in _parts_with_state(number, loader)
+        }
+        self.iterator_is_made()
+        warn_of_inexact_loaders(self._combined.flattened)
+
+    def iterator_is_made(self) -> None:
+        """Lightning is about to make an iterator."""
+        self._at_iterator = {"states": self._combined._state_dicts(), "ended": []}
+        if not self._all_stateful:
+            self._at_iterator.update(rng=capture_rng_state(), owned=self._owned_state())
+
+    def batch_is_fetched(self) -> None:
+        """Lightning is about to fetch a batch."""
+        replayed, ahead = not self._all_stateful, self._fetcher.length is None
+        if replayed and self._batches_taken == 0:
+            self._at_first_batch = capture_rng_state()
+        if ahead:
+            self._before_fetch = self._position_of_stateful()
+            if replayed:
+                self._before_fetch["rng"] = capture_rng_state()
+
+    def current(self) -> dict[str, Any]:
+        """The position behind the batch that was trained on last, as plain values and tensors."""
+        if self._fit_loop._combined_loader is None:
+            return {}
+        if self._all_stateful:
+            ahead = bool(getattr(self._fetcher, "batches", ()))
+            before = self._before_fetch if self._batches_taken else self._at_iterator
+            return before if ahead else self._position_of_stateful()
+        return {
+            "at_iterator": self._at_iterator,
+            "at_first_batch": self._at_first_batch,
+            "before_fetch": self._before_fetch.get("rng"),
+            "batches": self._batches_taken,
+            "workers": [getattr(loader, "num_workers", 0) for loader in self._combined.flattened],
+            "owned": self._owned_state(),
+        }
+
+    def go_on_in_epoch(self, saved: dict[str, Any]) -> None:
+        """Go to a position in the middle of an epoch, and give Lightning a new iterator there.
+
+        Random number generators are used; the caller restores them afterwards.
+        """
+        if not saved:  # saved before there was any data
+            return
+        if "states" not in saved:
+            self._read_again(saved)
+            return
+        self._load_states(saved["states"])
+        self._new_iterator(saved["ended"])
+        # As Lightning does in on_run_start: by it, the fetcher knows which batch is the last.
+        self._fetcher.fetched += self._fit_loop.epoch_loop.batch_progress.current.ready
+
+    def go_on_between_epochs(self, saved: dict[str, Any]) -> None:
+        """Put loaders, samplers and datasets where they were when an epoch was over.
+
+        Lightning then makes a new iterator.
+        """
+        self._restore_owned(saved.get("owned", {}))
+        self._load_states(saved.get("states", []))
+        for loader in self._combined.flattened:
+            if isinstance(loader, PositionedLoader):
+                loader.leave_pass()
+
+    def _read_again(self, saved: dict[str, Any]) -> None:
+        batches, self._at_iterator, self._at_first_batch = (
+            saved["batches"],
+            saved["at_iterator"],
+            saved["at_first_batch"],
+        )
+        self._warn_of_replay(saved)
+        for loader in self._combined.flattened:
+            _shutdown_workers_and_reset_iterator(loader)
+        self._restore_owned(self._at_iterator["owned"])
+        self._load_states(self._at_iterator["states"])
+        restore_rng_state(self._at_iterator["rng"])
+        fetcher = iter(self._fetcher)
+        if isinstance(fetcher, _DataLoaderIterDataFetcher):
+            fetcher = fetcher.iterator_wrapper  # type: ignore[assignment]
+        for number in tqdm(range(batches), desc="Reading the epoch's batches again", disable=not batches):
+            if number == 0:
+                restore_rng_state(self._at_first_batch)
+            if number == batches - 1 and saved["before_fetch"] is not None:
+                restore_rng_state(saved["before_fetch"])
+            next(fetcher)
+
+    def _warn_of_replay(self, saved: dict[str, Any]) -> None:
+        if saved["batches"]:
+            warnings.warn(
+                f"{', '.join(self._names_of_replayed)} cannot go to a position: the {saved['batches']} batches of this "
+                "epoch that were trained on are read again and passed over. resumable(loader) goes there at once.",
+                ReadAgainWarning,
+                stacklevel=2,
+            )
+        workers = [getattr(loader, "num_workers", 0) for loader in self._combined.flattened]
+        if workers != saved["workers"]:
+            warnings.warn(
+                f"the data was read by {saved['workers']} workers, and is read by {workers} now: what samples draw "
+                "from random number generators differs. Use as many as before, or resumable(loader), where their "
+                "number does not matter.",
+                InexactResumeWarning,
+                stacklevel=2,
+            )
+
+    def _load_states(self, states: list[dict[str, Any]]) -> None:
+        stateful = [loader for loader in self._combined.flattened if isinstance(loader, _Stateful)]
+        for loader, state in zip(stateful, states, strict=False):
+            loader.load_state_dict(state)
+
+    def _position_of_stateful(self) -> dict[str, Any]:
+        return {"states": self._combined._state_dicts(), "ended": self._ended()}
+
+    def _ended(self) -> list[bool]:
+        """Which of several loaders have come to an end, and are begun again or waited for."""
+        if self._combined._mode != "max_size":
+            return list(getattr(self._combined._iterator, "_consumed", []))
+        taken = self._fetcher.fetched
+        return [
+            loader.is_at_end if isinstance(loader, PositionedLoader) else (sized_len(loader) or math.inf) <= taken
+            for loader in self._combined.flattened
+        ]
+
+    def _new_iterator(self, ended: list[bool]) -> None:
+        """As ``iter(fetcher)``; but loaders that had come to an end have done so before anything is fetched."""
+        fetcher = self._fetcher
+        if not isinstance(fetcher, _PrefetchDataFetcher):
+            iter(fetcher)
+        else:
+            _DataFetcher.__iter__(fetcher)
+        iterator: Any = self._combined._iterator
+        if ended and hasattr(iterator, "_consumed"):
+            iterator._consumed = list(ended)
+        if self._combined._mode == "max_size":  # those are not begun again
+            for number, has_ended in enumerate(ended):
+                if has_ended:
+                    iterator.iterators[number] = iter(())
+        if isinstance(fetcher, _PrefetchDataFetcher) and fetcher.length is None:
+            with contextlib.suppress(StopIteration):
+                fetcher.batches.append(_DataFetcher.__next__(fetcher))
+
+    def _owned_state(self) -> dict[str, Any]:
+        return {
+            name: {"generators": owned.generator_states(), "values": owned.changed_values()}
+            for name, owned in self._owned.items()
+        }
+
+    def _restore_owned(self, saved: dict[str, Any]) -> None:
+        for name, state in saved.items():
+            if name in self._owned:
+                self._owned[name].restore_values(state["values"])
+                self._owned[name].restore_generators(state["generators"])
+
+    @property
+    def _combined(self) -> CombinedLoader:
+        combined = self._fit_loop._combined_loader
+        assert combined is not None, "the fit loop has set up its data"
+        return combined
+
+    @property
+    def _fetcher(self) -> _DataFetcher:
+        fetcher = self._fit_loop._data_fetcher
+        assert fetcher is not None, "the fit loop has set up its data"
+        return fetcher
+
+    @property
+    def _all_stateful(self) -> bool:
+        return all(isinstance(loader, _Stateful) for loader in self._combined.flattened)
+
+    @property
+    def _batches_taken(self) -> int:
+        return self._fetcher.fetched - len(getattr(self._fetcher, "batches", ()))
+
+    @property
+    def _names_of_replayed(self) -> list[str]:
+        return [type(loader).__name__ for loader in self._combined.flattened if not isinstance(loader, _Stateful)]
+
+
+def _parts_with_state(number: int, loader: Any) -> list[tuple[str, Any, tuple[Any, ...]]]:
+    """What of a loader decides its batches, by name, each with what belongs to another part."""
+    if not isinstance(loader, DataLoader):
+        return [(f"{number}.iterable", loader, ())]
+    sampler = loader.batch_sampler if loader.batch_sampler is not None else loader.sampler
+    parts = [
+        (f"{number}.sampler", sampler, (loader.dataset,)),
+        (f"{number}.generator", loader.generator, ()),
+    ]
+    if loader.num_workers == 0:  # workers have copies of their own, made anew for each epoch
+        parts += [(f"{number}.dataset", loader.dataset, ()), (f"{number}.collate_fn", loader.collate_fn, ())]
+    return parts

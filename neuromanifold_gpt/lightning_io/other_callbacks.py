@@ -1,0 +1,77 @@
+"""What Lightning's own callbacks do that a resume has to know of."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    EarlyStopping,
+    LearningRateFinder,
+    WeightAveraging,
+)
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
+from neuromanifold_gpt.lightning_io.boundaries import BETWEEN_STEPS
+from neuromanifold_gpt.state.modules import listed
+
+
+def refuse_tuners(trainer: Trainer) -> None:
+    """Refuse callbacks that search by training: Lightning forgets the checkpoint then, and begins anew.
+
+    Raises:
+        StateMismatchError: names them.
+    """
+    tuners = [type(callback).__name__ for callback in _of(trainer) if isinstance(callback, _TUNERS)]
+    if tuners:
+        raise StateMismatchError(
+            f"{', '.join(tuners)} would search again, after which Lightning begins anew instead of resuming. Take it "
+            "out when you resume, and set what it had found."
+        )
+
+
+_TUNERS = (LearningRateFinder, BatchSizeFinder)
+
+
+def keep_stopped(trainer: Trainer) -> None:
+    """Stop again what ``EarlyStopping`` had decided to stop, which Lightning forgets."""
+    for callback in _of(trainer):
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            trainer.should_stop = True
+
+
+def warn_of_other_modes(trainer: Trainer, changed: list[str]) -> None:
+    """Say which parameters were frozen or unfrozen to what they were at the save.
+
+    Warns:
+        InexactResumeWarning: unless a callback freezes and unfreezes them anyway.
+    """
+    if changed and not any(isinstance(callback, BaseFinetuning) for callback in _of(trainer)):
+        warnings.warn(
+            "frozen and trained parameters are those of the checkpoint; this run had set otherwise: "
+            f"{listed(changed)}.",
+            InexactResumeWarning,
+            stacklevel=2,
+        )
+
+
+def inexact_here(trainer: Trainer, point: str | None) -> list[str]:
+    """Why a resume from a checkpoint that is taken now is not exact, as far as callbacks know."""
+    # Lightning runs the hooks of the epoch's end also where it stops in the middle of an epoch.
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    if point != BETWEEN_STEPS or progress.processed < progress.started:
+        return []
+    return [
+        f"{type(callback).__name__} averaged weights at the end of an epoch that was cut short, and will do so again"
+        for callback in _of(trainer)
+        if isinstance(callback, WeightAveraging) and callback.should_update(epoch_idx=progress.processed - 1)
+    ]
+
+
+def _of(trainer: Trainer) -> list[Callback]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks

@@ -1,0 +1,71 @@
+"""Load weights and optimizer states by name, where Lightning loads them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from neuromanifold_gpt.checkpoint.errors import StateMismatchError
+from neuromanifold_gpt.state.modules import parameter_names, under_own_names
+from neuromanifold_gpt.state.optimizers import (
+    check_group_order,
+    keep_saved_dtypes,
+    match_optimizer_state,
+    without_names,
+)
+
+
+def own_names_hook(pl_module: LightningModule) -> Callable[..., None]:
+    """A ``load_state_dict`` pre-hook: translate clean names, and say what does not fit before anything is changed."""
+    expected = weakref.ref(pl_module)
+
+    def use_own_names(module: torch.nn.Module, state: dict[str, Any], *_: Any) -> None:
+        own = expected()
+        if module is not own or own is None:
+            return  # a copy of the module, such as an average of its weights: not what Lightning loads into
+        # What is asked for does not reach this hook: torch collects what is missing, and complains later.
+        renamed = under_own_names(module, state, strict=own.strict_loading)
+        state.clear()
+        state.update(renamed)
+
+    return use_own_names
+
+
+def load_doubles(module: LightningModule, state: Mapping[str, Any]) -> None:
+    """Load weights in double precision again: Lightning has loaded them before it made the module one of doubles."""
+    live = module.state_dict()
+    for name, saved in under_own_names(module, dict(state), strict=False).items():
+        if isinstance(saved, torch.Tensor) and saved.dtype == live[name].dtype == torch.float64:
+            live[name].copy_(saved)
+
+
+def load_optimizer_states(trainer: Trainer, load: Callable[[Any], None], checkpoint: Mapping[str, Any]) -> None:
+    """Load optimizer states by the names of parameters, in the types they were saved in.
+
+    The strategy's own function ``load`` goes by position and casts.
+
+    Raises:
+        StateMismatchError: other optimizers, groups or parameters than at the save.
+    """
+    names = parameter_names(trainer.lightning_module)
+    saved = checkpoint["optimizer_states"]
+    if len(saved) != len(trainer.optimizers):
+        raise StateMismatchError(
+            f"the checkpoint has the state of {len(saved)} optimizers, the module configures "
+            f"{len(trainer.optimizers)}. Configure them as at the save."
+        )
+    if trainer.lr_scheduler_configs:  # their state counts groups
+        for optimizer, state in zip(trainer.optimizers, saved, strict=True):
+            check_group_order(optimizer, state, names)
+    strict = trainer.lightning_module.strict_loading
+    matched = [
+        match_optimizer_state(optimizer, state, names, strict=strict)
+        for optimizer, state in zip(trainer.optimizers, saved, strict=True)
+    ]
+    load({**checkpoint, "optimizer_states": [without_names(state) for state in matched]})
+    for optimizer, state in zip(trainer.optimizers, matched, strict=True):
+        keep_saved_dtypes(optimizer, state)

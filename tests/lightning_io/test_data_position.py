@@ -1,0 +1,300 @@
+"""Whatever loader Lightning is given: the next batch is the next batch, or it is said that it cannot be."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import LearningRateFinder, WeightAveraging
+from lightning.pytorch.utilities import CombinedLoader
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+from torchmetrics import MeanMetric
+
+from neuromanifold_gpt import CheckpointError, ResumableDataLoader, SeparatedCheckpoint, resumable
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
+from neuromanifold_gpt.data.errors import ReadAgainWarning
+
+from .toy import NoisySamples, ToyModule, by_step, contents, fit
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::neuromanifold_gpt.data.errors.ReadAgainWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+]
+
+
+class Counted(Sampler):
+    """Shuffles with its own generator; later epochs depend on all before."""
+
+    def __init__(self, size: int) -> None:
+        self.ids, self.generator = list(range(size)), random.Random(3)
+
+    def __iter__(self) -> Any:
+        self.generator.shuffle(self.ids)
+        return iter(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Small(LightningModule):
+    """Trains on one or several loaders; logs a mean over the epoch in both of Lightning's ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 4), nn.Dropout(0.2), nn.Linear(4, 1))
+        self.mean = MeanMetric()
+        self.seen: list[Any] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        batches = list(batch.values()) if isinstance(batch, dict) else [batch]
+        loss = sum(nn.functional.mse_loss(self.net(part[0]), part[1]) for part in batches if part is not None)
+        self.mean(loss.detach())
+        self.log("mean", self.mean, on_step=False, on_epoch=True)
+        self.log("loss", loss, on_step=True, on_epoch=True, batch_size=4)
+        self.seen.append((loss.item(), [None if part is None else part[2].tolist() for part in batches]))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        metrics = self.trainer.callback_metrics
+        self.seen.append(("epoch", metrics["loss_epoch"].item(), metrics["mean"].item()))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+def train(directory: Path, loaders: Any, path: Path | None = None, **options: Any) -> Small:
+    seed_everything(1 if path is None else 7, verbose=False)
+    module = Small()
+    saver = SeparatedCheckpoint(directory, every_n_train_steps=1, save_top_k=-1)
+    trainer = Trainer(
+        **{"max_steps": 16, "max_epochs": -1, "logger": False, **options},
+        accelerator="cpu",
+        callbacks=[saver],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, loaders(), ckpt_path=None if path is None else str(path))
+    return module
+
+
+class OwnIterable:
+    def __iter__(self) -> Any:
+        return iter([(torch.rand(4, 8), torch.ones(4, 1), torch.arange(4) + i) for i in range(7)])
+
+    def __len__(self) -> int:
+        return 7
+
+
+def combined(mode: str, wrap: Any) -> CombinedLoader:
+    long = wrap(DataLoader(NoisySamples(), 4, shuffle=True))
+    short = wrap(DataLoader(NoisySamples(10), 4, sampler=Counted(10)))
+    return CombinedLoader({"long": long, "short": short}, mode)
+
+
+def plain(loader: Any) -> Any:
+    return loader
+
+
+LOADERS: dict[str, Any] = {
+    "shuffled": lambda: DataLoader(NoisySamples(), 4, shuffle=True),
+    "shuffled, with workers": lambda: DataLoader(NoisySamples(), 4, shuffle=True, num_workers=2),
+    "own generator": lambda: DataLoader(
+        NoisySamples(), 4, shuffle=True, generator=torch.Generator().manual_seed(4), num_workers=2
+    ),
+    "own iterable": lambda: OwnIterable(),
+    **{
+        f"{mode} of {wrap.__name__}": lambda mode=mode, wrap=wrap: combined(mode, wrap)
+        for mode in ("max_size_cycle", "max_size", "min_size")
+        for wrap in (plain, resumable)
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore:a resume of this training cannot be exact. the order of Counted")
+@pytest.mark.parametrize("name", LOADERS)
+def test_continues_with_the_next_batch(name: str, tmp_path: Path):
+    whole = train(tmp_path / "a", LOADERS[name])
+    expected = by_step(tmp_path / "a")
+    for step in (2, 5, 6, 7, 12):
+        resumed = train(tmp_path / f"b{step}", LOADERS[name], expected[step].model_path)
+        assert resumed.seen == whole.seen[-len(resumed.seen) :], f"from step {step}"
+        assert contents(by_step(tmp_path / f"b{step}")[16]) == contents(expected[16]), f"from step {step}"
+
+
+def test_data_that_ends_before_its_length_ends_the_epoch_once(tmp_path: Path):
+    class Overstated(Counted):
+        def __len__(self) -> int:
+            return 40
+
+    def loader() -> Any:
+        return resumable(DataLoader(NoisySamples(), 4, sampler=Overstated(26)))
+
+    whole = train(tmp_path / "a", loader)
+    assert [entry[0] for entry in whole.seen].count("epoch") == 3
+    for step in (6, 7, 8, 14):
+        resumed = train(tmp_path / f"b{step}", loader, by_step(tmp_path / "a")[step].model_path)
+        assert resumed.seen == whole.seen[-len(resumed.seen) :]
+        assert contents(by_step(tmp_path / f"b{step}")[16]) == contents(by_step(tmp_path / "a")[16])
+
+
+def test_reading_again_is_said_and_another_number_of_workers_too(tmp_path: Path):
+    train(tmp_path / "a", LOADERS["shuffled"], max_steps=3)
+    path = by_step(tmp_path / "a")[3].model_path
+    with pytest.warns(ReadAgainWarning, match="DataLoader cannot go to a position: the 3 batches"):
+        train(tmp_path / "b", LOADERS["shuffled"], path, max_steps=4)
+    with pytest.warns(InexactResumeWarning, match=r"read by \[0\] workers, and is read by \[2\] now"):
+        train(tmp_path / "c", LOADERS["shuffled, with workers"], path, max_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("loader", "match"),
+    [
+        (lambda: DataLoader(NoisySamples(), 4, num_workers=1, persistent_workers=True), "with persistent_workers"),
+        (lambda: DataLoader(NoisySamples(), 4, sampler=Counted(26)), "order of Counted is repeated"),
+        (lambda: iter(OwnIterable()), "is an iterator, which cannot be begun again"),
+    ],
+)
+def test_what_cannot_be_repeated_is_said_when_training_starts(loader: Any, match: str, tmp_path: Path):
+    with pytest.warns(InexactResumeWarning, match=match):
+        train(tmp_path, loader, max_steps=1)
+
+
+def test_one_loader_for_training_and_validation_is_said(tmp_path: Path):
+    loader = ResumableDataLoader(NoisySamples(), 4)
+    trainer = Trainer(
+        max_steps=1,
+        callbacks=[SeparatedCheckpoint(tmp_path)],
+        logger=False,
+        enable_progress_bar=False,
+        accelerator="cpu",
+    )
+    with pytest.warns(InexactResumeWarning, match="of training and of validation"):
+        trainer.fit(ToyModule(), loader, loader)
+
+
+class SaveIn(Callback):
+    def __init__(self, hook: str, path: Path, call: int = 1) -> None:
+        self._calls, self._call, self._path = 0, call, path
+        setattr(self, hook, self._save)
+
+    def _save(self, trainer: Trainer, *arguments: Any, **keywords: Any) -> None:
+        self._calls += 1
+        if self._calls == self._call:
+            trainer.save_checkpoint(self._path)
+
+
+def saver(directory: Path) -> SeparatedCheckpoint:
+    return SeparatedCheckpoint(directory, every_n_train_steps=1, save_top_k=-1)
+
+
+@pytest.mark.parametrize("batch", [4, 5, 8, 14])
+def test_gradients_of_an_open_window_are_kept(batch: int, tmp_path: Path):
+    options = {"accumulate_grad_batches": 3, "max_steps": 8}
+    fit(saver(tmp_path / "a"), **options)
+    path = tmp_path / "hand-model.pt"
+    fit(saver(tmp_path / "b"), SaveIn("on_train_batch_end", path, batch), **options)
+    fit(saver(tmp_path / "c"), ckpt_path=path, **options)
+    assert contents(by_step(tmp_path / "c")[8]) == contents(by_step(tmp_path / "a")[8])
+
+
+@pytest.mark.parametrize("hook", ["on_train_start", "on_train_epoch_start"])
+def test_a_save_before_the_first_step_resumes_there(hook: str, tmp_path: Path):
+    whole = fit(saver(tmp_path / "a"), max_steps=9)[1]
+    path = tmp_path / "hand-model.pt"
+    fit(saver(tmp_path / "b"), SaveIn(hook, path), max_steps=1)
+    assert fit(saver(tmp_path / "c"), ckpt_path=path, max_steps=9)[1].history == whole.history
+    assert contents(by_step(tmp_path / "c")[9]) == contents(by_step(tmp_path / "a")[9])
+
+
+@pytest.mark.parametrize("hook", ["on_before_zero_grad", "on_after_backward", "on_before_optimizer_step"])
+def test_a_save_in_the_middle_of_a_step_is_said(hook: str, tmp_path: Path):
+    with pytest.warns(InexactResumeWarning, match="saved before it is finished"):
+        fit(SaveIn(hook, tmp_path / "hand-model.pt", 3), saver(tmp_path), max_steps=4)
+
+
+def test_a_save_before_the_optimizers_are_loaded_is_refused(tmp_path: Path):
+    fit(saver(tmp_path), max_steps=2)
+    path = by_step(tmp_path)[2].model_path
+    with pytest.raises(CheckpointError, match="too early"):
+        fit(saver(tmp_path), SaveIn("on_fit_start", tmp_path / "hand-model.pt"), ckpt_path=path, max_steps=3)
+
+
+def test_weights_in_double_precision_keep_all_digits(tmp_path: Path):
+    class Doubles(ToyModule):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return super().training_step([part.double() if part.is_floating_point() else part for part in batch], 0)
+
+    options: dict[str, Any] = {"precision": "64-true", "validate": False, "max_steps": 9}
+    fit(saver(tmp_path / "a"), module=Doubles(), **options)
+    fit(saver(tmp_path / "b"), module=Doubles(), ckpt_path=by_step(tmp_path / "a")[4].model_path, **options)
+    assert contents(by_step(tmp_path / "b")[9]) == contents(by_step(tmp_path / "a")[9])
+
+
+def test_weights_that_would_be_rounded_are_said(tmp_path: Path):
+    fit(saver(tmp_path), max_steps=1, validate=False)
+    path = by_step(tmp_path)[1].model_path
+    with pytest.warns(InexactResumeWarning, match="rounded to the model's type: net.0.weight from torch.float32"):
+        fit(saver(tmp_path), ckpt_path=path, max_steps=1, validate=False, precision="bf16-true")
+
+
+def test_a_search_that_makes_lightning_forget_the_checkpoint_is_refused(tmp_path: Path):
+    fit(saver(tmp_path), max_steps=2)
+    with pytest.raises(StateMismatchError, match="LearningRateFinder would search again"):
+        fit(saver(tmp_path), LearningRateFinder(), ckpt_path=by_step(tmp_path)[2].model_path)
+
+
+class AverageEachEpoch(WeightAveraging):
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return epoch_idx is not None
+
+
+def test_an_average_of_an_epoch_that_was_cut_short_is_said(tmp_path: Path):
+    def by_epoch() -> SeparatedCheckpoint:
+        return SeparatedCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1)
+
+    fit(by_epoch(), AverageEachEpoch(), max_steps=10, validate=False)
+    with pytest.warns(InexactResumeWarning, match="AverageEachEpoch averaged weights at the end of an epoch"):
+        fit(by_epoch(), AverageEachEpoch(), ckpt_path=by_step(tmp_path)[10].model_path, validate=False)
+
+
+def test_modules_declared_in_another_order_that_share_a_weight_keep_its_moments(tmp_path: Path):
+    class Tied(ToyModule):
+        def __init__(self, reverse: bool = False) -> None:
+            super().__init__()
+            del self.net
+            for name in ("encoder", "decoder")[:: -1 if reverse else 1]:
+                setattr(self, name, nn.Linear(8, 8))
+            self.decoder.weight = self.encoder.weight
+            self.head = nn.Linear(8, 1)
+
+        def net(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.decoder(self.encoder(x).relu()))
+
+    _, whole = fit(saver(tmp_path / "a"), module=Tied())
+    path = by_step(tmp_path / "a")[9].model_path
+    _, resumed = fit(saver(tmp_path / "b"), ckpt_path=path, module=Tied(reverse=True))
+    assert resumed.history == [entry for entry in whole.history if entry[0] >= 9]
+
+
+@pytest.mark.parametrize("change", ["added", "removed"])
+def test_a_module_with_strict_loading_off_loads_the_rest(change: str, tmp_path: Path):
+    class Changed(ToyModule):
+        def __init__(self, extra: bool) -> None:
+            super().__init__()
+            self.strict_loading = False
+            if extra:
+                self.extra = nn.Linear(8, 1)
+
+    fit(saver(tmp_path), module=Changed(change == "removed"), max_steps=2, validate=False)
+    path = by_step(tmp_path)[2].model_path
+    trainer, module = fit(
+        saver(tmp_path), module=Changed(change == "added"), ckpt_path=path, max_steps=2, validate=False
+    )
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    assert torch.equal(module.state_dict()["net.0.weight"], saved["net.0.weight"])
+    assert trainer.global_step == 2
