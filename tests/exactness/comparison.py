@@ -157,7 +157,8 @@ def differences_of_checkpoints(
             if not named:
                 continue
         named = named or [Difference(step, "bytes", "checkpoint", "equal content", "other bytes")]
-        averaged = any("current_model_state" in x.read_bytes()[:4096].decode("latin1") for x in files[0])
+        # Where Lightning averages weights, "state_dict" is the average, and the live weights are under another name.
+        averaged = "current_model_state" in torch.load(one.model_path, weights_only=True, mmap=True)
         if averaged and not any(d.where.startswith("checkpoint: current_model_state") for d in named):
             named = [_as_average(d) for d in named]
         yield from ((2 * step, difference) for difference in sorted(named, key=_rank_of))

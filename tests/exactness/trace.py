@@ -82,11 +82,12 @@ def _clean(tree: Any) -> Any:
 def by_name(optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> dict[str, Any]:
     """State and options of an optimizer by the names of the parameters: the order of declaration does not matter."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    members = {
-        names[id(p)]: options[number] for number, group in enumerate(optimizer.param_groups) for p in group["params"]
+    options = {
+        names[id(parameter)]: {key: value for key, value in group.items() if key not in ("params", "param_names")}
+        for group in optimizer.param_groups
+        for parameter in group["params"]
     }
-    return {"options": members, "state": {names[id(p)]: state for p, state in optimizer.state.items()}}
+    return {"options": options, "state": {names[id(parameter)]: state for parameter, state in optimizer.state.items()}}
 
 
 def generators() -> dict[str, Any]:
