@@ -17,7 +17,7 @@ from .phase import Phase
 from .sabotage import SABOTAGES
 from .trace import Trace, record_warnings
 
-_PROGRAMS: dict[str, Callable[..., None]] = {
+PROGRAMS: dict[str, Callable[..., None]] = {
     "lightning": lightning_program.run,
     "loop": loop_program.run,
     "train.py": train_program.run,
@@ -48,7 +48,7 @@ def _run_phase(phase: Phase, first_of_process: bool) -> None:
             simulate(cell.environment)
         if phase.sabotage is not None:
             SABOTAGES[phase.sabotage]()
-    _PROGRAMS[cell.driver](phase, cell, _trace(phase))
+    PROGRAMS[cell.driver](phase, cell, _trace(phase))
 
 
 def _run_on_one_trainer(phases: list[Phase]) -> None:

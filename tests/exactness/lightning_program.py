@@ -57,8 +57,8 @@ def fit(trainer: Trainer, module: Plain, phase: Phase, cell: Cell) -> None:
     trainer.fit(module, make_loader(cell), validation, ckpt_path=path)
 
 
-def make_trainer(phase: Phase, cell: Cell) -> Trainer:
-    """The trainer of a process."""
+def make_trainer(phase: Phase, cell: Cell, checkpoint: type[ModelCheckpoint] = SeparatedCheckpoint) -> Trainer:
+    """The trainer of a process, which saves by ``checkpoint``."""
     options: dict[str, Any] = {"max_epochs": -1, "max_steps": cell.steps, "logger": False, **cell.trainer}
     if phase.stop is not None and cell.ending in ("finish", "same process", "same trainer"):
         options["max_steps"] = phase.stop
@@ -66,7 +66,7 @@ def make_trainer(phase: Phase, cell: Cell) -> Trainer:
         options["logger"] = CSVLogger(phase.directory, name="logs", flush_logs_every_n_steps=1)
     callbacks = [callback for name in cell.callbacks for callback in CALLBACKS[name](Path(phase.directory))]
     if phase.saves:
-        callbacks.append(SeparatedCheckpoint(phase.checkpoints, **_save_options(cell)))
+        callbacks.append(checkpoint(phase.checkpoints, **_save_options(cell)))
     if phase.stop is not None and cell.ending in ("kill", "exception", "sigterm"):
         callbacks.insert(0, _saving_by_hand(phase, cell) if cell.save_in_hook else _Ends(phase, cell))
     if cell.ranks > 1:

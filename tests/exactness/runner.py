@@ -68,16 +68,17 @@ class Runner:
 
     Args:
         directory: an empty one, for everything that the runs write.
+        server: module of the fork server.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, server: str = "tests.exactness.fork_server") -> None:
         self._directory = directory
         self._uninterrupted: dict[str, tuple[Path, Difference | None]] = {}
         self._runs = 0
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_REPOSITORY)}
         self._environment = environment
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.exactness.fork_server"],
+            [sys.executable, "-m", server],
             cwd=_REPOSITORY,
             env=environment,
             stdin=subprocess.PIPE,

@@ -330,10 +330,10 @@ COLLATES = {"masked": masked}
 WORKER_SET_UPS = {"seed_worker": seed_worker}
 
 
-def make_loader(cell: Cell, *, dataset: Any = None) -> Any:
-    """The training loader of a cell."""
+def make_loader(cell: Cell, *, dataset: Any = None, kind: type[DataLoader[Any]] = DataLoader) -> Any:
+    """The training loader of a cell; stock ones are of the ``kind``."""
     if cell.combined is not None and dataset is None:
-        return _combined(cell)
+        return _combined(cell, kind)
     data = DATASETS[cell.dataset](cell.samples) if dataset is None else dataset
     options: dict[str, Any] = {"num_workers": cell.workers, **cell.loader_options}
     if cell.persistent_workers:
@@ -354,7 +354,7 @@ def make_loader(cell: Cell, *, dataset: Any = None) -> Any:
         options["batch_size"] = cell.batch_size
         if cell.drop_last:
             options["drop_last"] = True
-    loader: Any = DataLoader(data, **options)
+    loader: Any = kind(data, **options)
     if cell.loader == "resumable":
         return neuromanifold_gpt.resumable(loader, seed=cell.loader_seed)
     return loader
@@ -368,9 +368,9 @@ def make_validation_loader(cell: Cell) -> Any:
     return DataLoader(data, batch_size=4)
 
 
-def _combined(cell: Cell) -> Any:
-    longer = make_loader(cell, dataset=Augmented(cell.samples))
-    shorter = make_loader(cell, dataset=Augmented(10, first_id=100))
+def _combined(cell: Cell, kind: type[DataLoader[Any]]) -> Any:
+    longer = make_loader(cell, dataset=Augmented(cell.samples), kind=kind)
+    shorter = make_loader(cell, dataset=Augmented(10, first_id=100), kind=kind)
     if cell.combined == "dict":
         return {"a": longer, "b": shorter}
     if cell.combined == "list":
