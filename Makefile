@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/
 # Two OpenMP threads beside another busy process slow down tenfold, and bits depend on their number.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test env lint types suite sixphase exactness bench lock clean
+.PHONY: demo test env lint types suite sixphase exactness bench bench-exactness lock clean
 
 demo: env ## Train, stop, resume, compare the files of both runs, then the six-phase test
 	PATH="$(abspath $(VENV))/bin:$$PATH" OMP_NUM_THREADS=2 bash scripts/demo.sh
@@ -41,9 +41,18 @@ exactness: env ## Every cell of the exactness matrix in real processes, and the 
 bench: env ## Speed and memory of saving and loading, against torch.save and torch.load
 	$(RUN)python benchmarks/io/bench_io.py
 
+bench-exactness: .venv-peers/.complete ## How exactly training resumes here, in Lightning, HF Trainer and accelerate; half an hour, own environment
+	PYTHONPATH=$(CURDIR) nice .venv-peers/bin/python -m benchmarks.exactness.bench_exactness
+
+.venv-peers/.complete: benchmarks/exactness/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 lock: env ## Write what is installed into requirements-cpu.lock
 	(head -2 requirements-cpu.lock; $(RUN)pip list --format=freeze | grep -viE '^(pip|neuromanifold)' | sed 's/+cpu//') > requirements-cpu.lock.new
 	mv requirements-cpu.lock.new requirements-cpu.lock
 
 clean:
-	rm -rf $(VENV) .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-peers .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
