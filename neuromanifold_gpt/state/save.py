@@ -107,6 +107,7 @@ def save_checkpoint(
         "global_step": step,
         "optimizer_states": [named_optimizer_state(optimizer, names) for optimizer in as_list(optimizers)],
         "lr_schedulers": [scheduler.state_dict() for scheduler in as_list(schedulers)],
+        "lr_scheduler_classes": [type(scheduler).__name__ for scheduler in as_list(schedulers)],
         "rng_states": [state["rng"] for state in rank_states],
         "data": [state["data"] for state in rank_states],
         "gradients": [state["gradients"] for state in rank_states] if save_gradients else [],
