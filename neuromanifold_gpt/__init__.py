@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from neuromanifold_gpt.checkpoint.commit import Checkpoint
 from neuromanifold_gpt.checkpoint.discovery import latest_checkpoint, list_checkpoints, verify_checkpoint
 from neuromanifold_gpt.checkpoint.errors import CheckpointError
+from neuromanifold_gpt.checkpoint.lock import lock_directory
 from neuromanifold_gpt.data.loader import ResumableDataLoader
 from neuromanifold_gpt.state.compare import compare_checkpoints
 from neuromanifold_gpt.state.load import LoadedCheckpoint, load_checkpoint
@@ -31,6 +32,7 @@ __all__ = [
     "latest_checkpoint",
     "list_checkpoints",
     "load_checkpoint",
+    "lock_directory",
     "save_checkpoint",
     "verify_checkpoint",
 ]

@@ -13,6 +13,7 @@ from neuromanifold_gpt.checkpoint.commit import open_complete, remove
 from neuromanifold_gpt.checkpoint.discovery import open_checkpoint
 from neuromanifold_gpt.checkpoint.environment import current_environment
 from neuromanifold_gpt.checkpoint.foreign import read_any_archive
+from neuromanifold_gpt.checkpoint.lock import writing
 from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER
 from neuromanifold_gpt.checkpoint.naming import paths_of_any_file, paths_of_model_file
 from neuromanifold_gpt.checkpoint.reader import read_file
@@ -98,7 +99,10 @@ class SeparatedCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: _PATH) -> None:
         """Delete a checkpoint, the manifest first; a unified file is deleted as well. Nothing there is fine."""
-        remove(paths_of_model_file(resolve_directory(path)), LocalStorage())
+        paths = paths_of_model_file(resolve_directory(path))
+        if paths.directory.is_dir():
+            with writing(paths.directory):
+                remove(paths, LocalStorage())
 
 
 def _device_type(state: dict[str, Any]) -> str:
