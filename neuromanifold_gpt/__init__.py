@@ -11,6 +11,7 @@ from neuromanifold_gpt.checkpoint.commit import Checkpoint
 from neuromanifold_gpt.checkpoint.discovery import latest_checkpoint, list_checkpoints, verify_checkpoint
 from neuromanifold_gpt.checkpoint.errors import CheckpointError
 from neuromanifold_gpt.checkpoint.lock import lock_directory
+from neuromanifold_gpt.checkpoint.retention import Retention, apply_retention
 from neuromanifold_gpt.data.loader import ResumableDataLoader
 from neuromanifold_gpt.state.compare import compare_checkpoints
 from neuromanifold_gpt.state.load import LoadedCheckpoint, load_checkpoint
@@ -26,8 +27,10 @@ __all__ = [
     "CheckpointError",
     "LoadedCheckpoint",
     "ResumableDataLoader",
+    "Retention",
     "SeparatedCheckpoint",
     "SeparatedCheckpointIO",
+    "apply_retention",
     "compare_checkpoints",
     "latest_checkpoint",
     "list_checkpoints",
