@@ -121,7 +121,7 @@ def enforce(
     policy: Retention,
     *,
     names: str | None = None,
-    just_saved: Checkpoint | None = None,
+    up_to_step: int | None = None,
     kept: Collection[str] = (),
     untouched: Collection[str] = (),
     storage: Storage | None = None,
@@ -130,7 +130,8 @@ def enforce(
 
     Args:
         directory, policy, names: as there.
-        just_saved: stays. Checkpoints of later steps, of a course that the run has left, are not counted or touched.
+        up_to_step: the step just saved. Those of later steps, of a course that the run has left, are not counted or
+            touched.
         kept: names of checkpoints that stay beside those of the policy.
         untouched: names of checkpoints that stay as they are.
         storage: where the files are.
@@ -139,9 +140,8 @@ def enforce(
     with writing(directory), _removal_errors(directory):
         clear_leftovers(directory, storage)
         found = [checkpoint for checkpoint in list_checkpoints(directory) if _is_meant(checkpoint, names)]
-        if just_saved is not None:
-            found = [checkpoint for checkpoint in found if checkpoint.step <= just_saved.step]
-            untouched = {*untouched, just_saved.name}
+        if up_to_step is not None:
+            found = [checkpoint for checkpoint in found if checkpoint.step <= up_to_step]
         plan = _plan(policy, found, set(kept), set(untouched), lambda _: True)
         if plan.removed or plan.made_model_only:  # before that, nothing has to be read
             plan = _plan(policy, found, set(kept), set(untouched), _is_intact)

@@ -129,7 +129,7 @@ def _written(paths: CheckpointPaths, staged: StagedCheckpoint, retention: Retent
         return write_checkpoint(paths, staged)
     saved = write_checkpoint(paths, staged)
     note_as_intact(saved)
-    enforce(paths.directory, retention, just_saved=saved)
+    enforce(paths.directory, retention, up_to_step=saved.step, untouched={saved.name})
     return saved
 
 
