@@ -7,8 +7,6 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,53 +16,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import neuromanifold_gpt
 from neuromanifold_gpt import latest_checkpoint, list_checkpoints, lock_directory, save_checkpoint
 from neuromanifold_gpt.checkpoint import lock
 from neuromanifold_gpt.checkpoint.errors import CheckpointLockedError, CheckpointWriteError, UnlockedDirectoryWarning
 from neuromanifold_gpt.checkpoint.lock import LOCK_NAME, writing
 
+from .other_process import SCRIPT, Process
 from .small_saves import Save, files_of_checkpoints, found, names_in
 
-SCRIPT = Path(__file__).with_name("lock_holder.py")
 MODEL = torch.nn.Linear(2, 2)
-
-
-class Process:
-    """Another process, that does what it is told."""
-
-    def __init__(self, directory: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(Path(neuromanifold_gpt.__file__).parents[1])}
-        self.popen = subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(directory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**environment, "OMP_NUM_THREADS": "1"},
-        )
-        assert self.popen.stdout.readline() == "ready\n"
-
-    def tell(self, line: str) -> None:
-        print(line, file=self.popen.stdin, flush=True)
-
-    def answer(self) -> str:
-        return self.popen.stdout.readline().strip()
-
-    def asked(self, line: str) -> str:
-        self.tell(line)
-        return self.answer()
-
-    def kill(self) -> None:
-        self.popen.kill()
-        self.popen.wait()
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-        self.popen.stdin.close()
-        self.popen.stdout.close()
 
 
 @pytest.fixture
