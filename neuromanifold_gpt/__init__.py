@@ -1,6 +1,6 @@
 """Training that stops and resumes exactly, from checkpoints separated into a model file and an optimizer file.
 
-The names below are the front door. Lightning is imported only when one of its two classes is asked for.
+The names below are the front door. Lightning is imported only when one of its classes is asked for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from neuromanifold_gpt.state.load import LoadedCheckpoint, load_checkpoint
 from neuromanifold_gpt.state.save import save_checkpoint
 
 if TYPE_CHECKING:
-    from neuromanifold_gpt.lightning_io import SeparatedCheckpoint, SeparatedCheckpointIO
+    from neuromanifold_gpt.lightning_io import SeparatedCheckpoint, SeparatedCheckpointIO, StopOnSignal
 
 __version__ = "0.1.0"
 
@@ -30,6 +30,7 @@ __all__ = [
     "Retention",
     "SeparatedCheckpoint",
     "SeparatedCheckpointIO",
+    "StopOnSignal",
     "apply_retention",
     "compare_checkpoints",
     "latest_checkpoint",
@@ -42,7 +43,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("SeparatedCheckpoint", "SeparatedCheckpointIO"):
+    if name in ("SeparatedCheckpoint", "SeparatedCheckpointIO", "StopOnSignal"):
         from neuromanifold_gpt import lightning_io
 
         return getattr(lightning_io, name)

@@ -64,6 +64,22 @@ class SavesAtBoundaries(ModelCheckpoint):
             self._pending.clear()
             self._pending_paths.clear()
 
+    def save_now(self, trainer: Trainer) -> None:
+        """Save this step beside the schedule, unless it is saved; what ``ModelCheckpoint`` believes stays as it is.
+
+        Call it where the state is whole: when training has ended, or at a boundary (see ``boundaries.py``).
+
+        Raises:
+            CheckpointWriteError: whatever ``on_save_error`` says, which is about saves that will be tried again.
+        """
+        if self._last_global_step_saved == trainer.global_step:
+            return
+        before = noted(self)
+        path = self._get_metric_interpolated_filepath_name(self._monitor_candidates(trainer), trainer)
+        self._save_checkpoint(trainer, path)
+        put_back(self, {**before, "_last_global_step_saved": trainer.global_step})
+        self._after_save(trainer, path)
+
     def on_boundary(self, trainer: Trainer) -> None:
         """Carry out what was decided since the last one."""
         pending, self._pending = self._pending, []

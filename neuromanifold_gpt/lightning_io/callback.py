@@ -26,9 +26,7 @@ from neuromanifold_gpt.lightning_io.bookkeeping import (
     make_absolute,
     make_relative,
     names_in,
-    noted,
     only_the_best,
-    put_back,
 )
 from neuromanifold_gpt.lightning_io.boundary_saves import SavesAtBoundaries, warn_of_failed_save
 from neuromanifold_gpt.lightning_io.exact_resume import ExactResume
@@ -159,22 +157,6 @@ class SeparatedCheckpoint(SavesAtBoundaries):
             warn_of_failed_save(error, "The exception that ends the training follows")
         finally:
             self.teardown(trainer, pl_module, "fit")
-
-    def save_now(self, trainer: Trainer) -> None:
-        """Save this step beside the schedule, unless it is saved; what ``ModelCheckpoint`` believes stays as it is.
-
-        Call it where the state is whole: when training has ended, or at a boundary (see ``boundaries.py``).
-
-        Raises:
-            CheckpointWriteError: whatever ``on_save_error`` says, which is about saves that will be tried again.
-        """
-        if self._last_global_step_saved == trainer.global_step:
-            return
-        before = noted(self)
-        path = self._get_metric_interpolated_filepath_name(self._monitor_candidates(trainer), trainer)
-        self._save_checkpoint(trainer, path)
-        put_back(self, {**before, "_last_global_step_saved": trainer.global_step})
-        self._after_save(trainer, path)
 
     def _after_save(self, trainer: Trainer, saved: str) -> None:
         policy, directory = self._retention, Path(str(self.dirpath)).absolute()
