@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -43,7 +43,6 @@ class SignalWatch:
         self._previous_fd = -1
         self._pipe: tuple[int, int] | None = None
         self._thread: threading.Thread | None = None
-        self._pid = 0
 
     @property
     def previous(self) -> dict[signal.Signals, Any]:
@@ -54,7 +53,6 @@ class SignalWatch:
         """Take the signals over. Only the main thread may; in any other, nothing happens."""
         if self._previous or threading.current_thread() is not threading.main_thread():
             return
-        self._pid = os.getpid()
         if self._deadline_sec is not None:
             self._pipe = os.pipe()
             os.set_blocking(self._pipe[1], False)
@@ -62,16 +60,18 @@ class SignalWatch:
             self._previous_fd = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             self._thread = threading.Thread(target=self._watch, name="signal-deadline", daemon=True)
             self._thread.start()
-            _watching.append(self)
+        _watching.append(self)
         self._previous = {number: signal.signal(number, self._note) for number in self._signals}
 
-    def stop(self) -> None:
-        """Give the signals back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def stop(self, handlers: Mapping[signal.Signals, Any]) -> None:
+        """Give the signals to ``handlers``."""
+        if not self._previous:
+            return
+        _watching.remove(self)
+        for number in self._previous:
+            signal.signal(number, handlers[number])
         self._previous = {}
         if self._pipe is not None and self._thread is not None:
-            _watching.remove(self)
             signal.set_wakeup_fd(self._previous_fd)
             os.close(self._pipe[1])  # the thread reads the end of the pipe, and ends
             self._thread.join()
@@ -107,14 +107,54 @@ class SignalWatch:
         os._exit(code)  # the main thread cannot be asked to end: that is why we are here
 
 
+class ShieldedChildren:
+    """While it is active, forked children (data workers) leave signals to their parent.
+
+    Schedulers and terminals send a signal to every process of a job; without its data workers, the parent could not
+    finish its step. SIGTERM from the parent itself they obey: it is how it ends them.
+    """
+
+    def __init__(self, signals: Sequence[signal.Signals]) -> None:
+        self._signals = tuple(signals)
+
+    def start(self) -> None:
+        """From now on."""
+        if self not in _shielding:
+            _shielding.append(self)
+
+    def stop(self) -> None:
+        """Until now."""
+        if self in _shielding:
+            _shielding.remove(self)
+
+    def in_child(self) -> None:
+        """Called in each forked child."""
+        for number in self._signals:
+            if number == signal.SIGTERM:
+                # Blocked and waited for, since a handler is not told who sent it, and torch sets its own.
+                signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+                threading.Thread(target=_obey_parent, args=(number,), name="obey-parent", daemon=True).start()
+            else:
+                signal.signal(number, signal.SIG_IGN)
+
+
+def _obey_parent(number: signal.Signals) -> None:
+    while signal.sigwaitinfo({number}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
 _watching: list[SignalWatch] = []
+_shielding: list[ShieldedChildren] = []
 
 
 def _forget_in_child() -> None:
-    """A signal that a forked data worker gets is none of its parent's."""
     if _watching:
-        signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(-1)  # a signal that the child gets is none of its parent's
+    for shielded in _shielding:
+        shielded.in_child()
     _watching.clear()
+    _shielding.clear()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

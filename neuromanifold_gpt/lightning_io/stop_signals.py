@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -13,7 +14,7 @@ from lightning.pytorch.trainer.connectors.signal_connector import _HandlersCompo
 
 from neuromanifold_gpt.lightning_io.boundary_saves import SavesAtBoundaries
 from neuromanifold_gpt.lightning_io.exact_resume import ExactResume
-from neuromanifold_gpt.lightning_io.signal_watch import SignalWatch
+from neuromanifold_gpt.lightning_io.signal_watch import ShieldedChildren, SignalWatch
 
 EXIT_NOT_SAVED = 4
 
@@ -45,6 +46,9 @@ class StopOnSignal(Callback):
     requeue a Slurm job from within its handler for SIGUSR1, that is done after the save. All this holds from the first
     step to the last; before and after, signals do what they did.
 
+    Forked data workers leave these signals, which schedulers and terminals send to every process of a job, to their
+    parent, so that it can finish the step.
+
     Args:
         signals: which ones: those of a preempting scheduler, of Slurm's ``--signal=USR1@90``, and Ctrl-C.
         deadline_sec: if step and save have not finished so many seconds after the signal, the process ends without, at
@@ -62,12 +66,20 @@ class StopOnSignal(Callback):
             raise ValueError(f"deadline_sec: expected more than 0, or None for no deadline, found {deadline_sec!r}.")
         self._deadline_sec = deadline_sec
         self._watch = SignalWatch(signals, deadline_sec, self._on_deadline)
+        self._children = ShieldedChildren(signals)
+        self._outside: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in signals}
         self._saved: signal.Signals | None = None
 
     @property
     def received(self) -> signal.Signals | None:
         """The first signal since training began."""
         return self._watch.received
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Before data workers start, and before Lightning takes over signals."""
+        if stage == "fit":
+            self._outside = {number: signal.getsignal(number) for number in self._outside}
+            self._children.start()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over, also from Lightning, which would act before the state is whole."""
@@ -78,11 +90,12 @@ class StopOnSignal(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Lightning calls no teardown then."""
-        self._watch.stop()
+        self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        self._watch.stop()
+        """Give the signals back: not to Lightning, which has left by now."""
+        self._watch.stop(self._outside)
+        self._children.stop()
 
     def _at_boundary(self, trainer: Trainer) -> None:
         if not self._watch.previous:

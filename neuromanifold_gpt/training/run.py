@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import Subset
 
+from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError
 from neuromanifold_gpt.checkpoint.lock import lock_directory
 from neuromanifold_gpt.checkpoint.naming import step_name
 from neuromanifold_gpt.data.blocks import TokenBlocks
@@ -29,6 +29,7 @@ from neuromanifold_gpt.training.metrics_csv import StepMetrics
 from neuromanifold_gpt.training.module import GPTModule
 from neuromanifold_gpt.training.progress import StepProgress
 from neuromanifold_gpt.training.resume import ResumePoint, changed_settings, find_resume_point
+from neuromanifold_gpt.training.tensorboard import SpareableTensorBoard
 
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
@@ -47,7 +48,13 @@ def train(config: TrainConfig) -> int:
     device = _device(config)
     directory = _writable_directory(config.out_dir)
     with lock_directory(directory):  # before metrics.csv and the logs are touched
-        return _train(config, directory, device)
+        try:
+            return _train(config, directory, device)
+        except OSError as error:
+            raise CheckpointWriteError(
+                f"{error.filename or directory}: {error.strerror or error}. Free space or make it accessible, then "
+                "start again; the checkpoints are untouched."
+            ) from error
 
 
 def _train(config: TrainConfig, directory: Path, device: torch.device) -> int:
@@ -166,7 +173,7 @@ def _trainer(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         # Rows that a killed run wrote behind the checkpoint are hidden by purge_step.
-        logger=TensorBoardLogger(directory, name="tensorboard", version="", purge_step=start_step + 1),
+        logger=SpareableTensorBoard(directory, name="tensorboard", version="", purge_step=start_step + 1),
         callbacks=callbacks,
         enable_progress_bar=False,
         enable_model_summary=False,
