@@ -2,7 +2,7 @@
 
 ::
 
-    python -m tests.faults.ranks DIRECTORY RANK OPTIONS     options as JSON: kind, kill, at, refuse, on_save_error
+    python -m tests.faults.ranks DIRECTORY RANK OPTIONS     options as JSON: kind, kill, at, refuse, stop, on_save_error
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from neuromanifold_gpt import (
     CheckpointError,
     ResumableDataLoader,
     SeparatedCheckpoint,
+    StopOnSignal,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
@@ -109,8 +110,10 @@ def lightning(directory: Path, rank: int, options: dict[str, Any]) -> None:
             if trainer.global_step == options.get("refuse"):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
 
-        def on_train_batch_start(self, *_: Any) -> None:
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            if trainer.global_step == 5 and options.get("stop") == rank:
+                os.kill(os.getpid(), signal.SIGTERM)
 
     saver = SeparatedCheckpoint(
         directory / "out",
@@ -127,6 +130,7 @@ def lightning(directory: Path, rank: int, options: dict[str, Any]) -> None:
             fit(
                 saver,
                 Refuse(),
+                StopOnSignal(deadline_sec=60),
                 ckpt_path=newest.model_path if newest else None,
                 max_steps=LAST_STEP,
                 validate=False,

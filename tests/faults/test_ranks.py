@@ -117,3 +117,13 @@ def test_in_a_plain_loop_every_rank_learns_of_a_full_disk(tmp_path: Path):
         assert code == 0, output
         assert output.count("refused CheckpointWriteError") == 1
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path / "out")] == [4, 12]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(rank: int, tmp_path: Path):
+    for code, output in train(tmp_path, kind="lightning", stop=rank):
+        assert code == 143, output
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path / "out")] == [4, 6]
+    for code, output in train(tmp_path, kind="lightning"):
+        assert code == 0, output
+        assert "from 6" in output
