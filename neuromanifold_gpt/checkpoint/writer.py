@@ -22,6 +22,7 @@ from neuromanifold_gpt.checkpoint.archive import (
 from neuromanifold_gpt.checkpoint.commit import Checkpoint, clear_leftovers, commit, created, write_errors, write_file
 from neuromanifold_gpt.checkpoint.environment import save_details
 from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError
+from neuromanifold_gpt.checkpoint.lock import writing
 from neuromanifold_gpt.checkpoint.manifest import FORMAT_VERSION, MODEL, OPTIMIZER, FileRecord, Manifest
 from neuromanifold_gpt.checkpoint.naming import CheckpointPaths, paths_of_any_file, paths_of_name, temporary
 from neuromanifold_gpt.checkpoint.staging import StagedTree, stage
@@ -63,6 +64,7 @@ def write_checkpoint(paths: CheckpointPaths, staged: StagedCheckpoint, storage: 
     """Write both files and the manifest, durably; on return the checkpoint survives a power loss.
 
     Raises:
+        CheckpointLockedError: another process trains in the directory; nothing is changed there.
         CheckpointWriteError: the file system refused, a tensor changed while it was written, or ``paths`` have a name
             that does not lead back to them. No temporary file stays; older checkpoints are untouched, the one of the
             same name included, unless the error came from removing that one after the new one had been committed.
@@ -75,6 +77,8 @@ def write_checkpoint(paths: CheckpointPaths, staged: StagedCheckpoint, storage: 
     storage = storage or LocalStorage()
     with write_errors(paths, storage):
         storage.make_directory(paths.directory)
+    # The lock first: what seems to be left over might be what another process writes just now.
+    with writing(paths.directory), write_errors(paths, storage):
         clear_leftovers(paths.directory, storage)
         manifest = _write_aside(paths, staged, storage)
         write_file(temporary(paths.manifest), manifest.to_bytes(), storage)
