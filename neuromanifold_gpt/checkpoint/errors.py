@@ -78,3 +78,7 @@ class EnvironmentChangedWarning(CheckpointWarning):
 
 class InexactResumeWarning(CheckpointWarning):
     """A resume cannot continue in the same bits, for the reason given."""
+
+
+class LeftoverWarning(CheckpointWarning):
+    """A checkpoint was saved, but a file that is not needed any more could not be removed."""

@@ -6,6 +6,7 @@ operations, refuse them, or ask what each power loss between two of them would l
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -73,7 +74,8 @@ class LocalStorage:
         try:
             os.fsync(descriptor)
         finally:
-            os.close(descriptor)
+            with contextlib.suppress(OSError):  # nothing was written through it, so no error of it means anything
+                os.close(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
         """``rename(2)``."""

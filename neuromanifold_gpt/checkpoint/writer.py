@@ -19,9 +19,10 @@ from neuromanifold_gpt.checkpoint.archive import (
     content_digest,
     storage_digests,
 )
-from neuromanifold_gpt.checkpoint.commit import Checkpoint, clear_leftovers, commit, created, write_errors, write_file
+from neuromanifold_gpt.checkpoint.commit import Checkpoint, commit, created, write_file
 from neuromanifold_gpt.checkpoint.environment import save_details
 from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError
+from neuromanifold_gpt.checkpoint.leftovers import clear_leftovers, write_errors
 from neuromanifold_gpt.checkpoint.manifest import FORMAT_VERSION, MODEL, OPTIMIZER, FileRecord, Manifest
 from neuromanifold_gpt.checkpoint.naming import CheckpointPaths, paths_of_any_file, paths_of_name, temporary
 from neuromanifold_gpt.checkpoint.staging import StagedTree, stage
@@ -64,8 +65,11 @@ def write_checkpoint(paths: CheckpointPaths, staged: StagedCheckpoint, storage: 
 
     Raises:
         CheckpointWriteError: the file system refused, a tensor changed while it was written, or ``paths`` have a name
-            that does not lead back to them. No temporary file stays; older checkpoints are untouched, the one of the
-            same name included, unless the error came from removing that one after the new one had been committed.
+            that does not lead back to them. Nothing of the save stays; older checkpoints are untouched, the one of the
+            same name included.
+
+    Warns:
+        LeftoverWarning: see :func:`commit.commit`.
     """
     if not paths == paths_of_name(paths.directory, paths.name) == paths_of_any_file(paths.model):
         raise CheckpointWriteError(

@@ -91,14 +91,13 @@ class RecordingStorage(ObservedStorage):
 class CountingStorage(ObservedStorage):
     """Has something happen at its operation number ``at``. Of the small writes of a file, every eighth is counted."""
 
-    def __init__(self, at: int, *, every_write: bool = False) -> None:
+    def __init__(self, at: int) -> None:
         self._left = at
-        self._counted = 1 if every_write else 8
         self._writes: Counter[Path] = Counter()
 
     def write(self, file, data):
         self._writes[file.path] += 1
-        counts = self._writes[file.path] % self._counted == 1 % self._counted
+        counts = self._writes[file.path] % 8 == 1
         return super().write(file, data) if counts else file.write_through(data)
 
 
@@ -128,8 +127,8 @@ class CrashingStorage(CountingStorage):
 class FailingStorage(CountingStorage):
     """Raises ``error`` instead of its operation number ``at``, once or from then on."""
 
-    def __init__(self, at: int, error: OSError, *, for_good: bool = False, every_write: bool = False) -> None:
-        super().__init__(at, every_write=every_write)
+    def __init__(self, at: int, error: OSError, *, for_good: bool = False) -> None:
+        super().__init__(at)
         self._error = error
         self._for_good = for_good
         self.refused: tuple[str, Path] | None = None
