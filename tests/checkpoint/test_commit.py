@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import random
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -36,7 +35,6 @@ from ..faults.storages import (
     Crash,
     CrashingStorage,
     FailingStorage,
-    PowerLossStorage,
     RecordingStorage,
     ShortWritingStorage,
 )
@@ -351,52 +349,7 @@ class TestCrash:
 
 
 class TestPowerLoss:
-    """What was not synced may be lost, in any combination."""
-
-    @pytest.mark.parametrize("scenario", DISTINCT_LEFTOVERS, indirect=True)
-    def test_at_every_operation_of_a_save(self, scenario, prepared, tmp_path):
-        chosen = random.Random(0)
-        seen: set[object] = set()
-        for at, directory in copies(prepared):
-            storage = PowerLossStorage(at, directory)
-            with contextlib.suppress(Crash):
-                scenario.new.write(directory, storage)
-            for files in storage.states_after_power_loss(chosen):
-                state = state_of(files)
-                if state in seen and storage.crashed:
-                    continue
-                seen.add(state)
-                after = written_out(files, tmp_path / "after")
-                save = assert_old_or_new(after, scenario)
-                if storage.crashed:
-                    assert_next_save_clears_up(after, save)
-                else:
-                    assert save == scenario.new  # it had returned: durable, whatever else was lost
-                shutil.rmtree(after)
-            if not storage.crashed:
-                break
-        assert len(seen) > 10
-
-    @pytest.mark.parametrize("scenario", ["over an existing one", "full over model-only"], indirect=True)
-    def test_at_every_operation_of_clearing_up(self, scenario, prepared, tmp_path):
-        chosen, seen = random.Random(1), set()
-        for crashed in interrupted(scenario, prepared):
-            expected = assert_old_or_new(crashed, scenario)
-            for at, directory in copies(crashed):
-                storage = PowerLossStorage(at, directory)
-                with contextlib.suppress(Crash):
-                    clear_leftovers(directory, storage)
-                for files in storage.states_after_power_loss(chosen):
-                    if (state := (state_of(files), expected)) in seen:
-                        continue
-                    seen.add(state)
-                    after = written_out(files, tmp_path / "after")
-                    assert assert_old_or_new(after, scenario) == expected
-                    assert_next_save_clears_up(after, expected)
-                    shutil.rmtree(after)
-                if not storage.crashed:
-                    break
-        assert len(seen) > 10
+    """``tests/faults/test_power_loss.py`` loses it at every operation."""
 
     def test_a_new_directory_is_durable_when_the_save_returns(self, tmp_path, monkeypatch):
         """The names of all directories that were made are synced into their parents."""
@@ -413,13 +366,6 @@ class TestPowerLoss:
             assert any(os.path.samestat(status, directory.stat()) for status in synced), directory
         for file in (checkpoint.model_path, checkpoint.optimizer_path, checkpoint.paths.manifest):
             assert any(os.path.samestat(status, file.stat()) for status in synced), file
-
-
-def written_out(files: dict[str, bytes], directory: Path) -> Path:
-    directory.mkdir()
-    for name, content in files.items():
-        (directory / name).write_bytes(content)
-    return directory
 
 
 FULL_DISK = OSError(errno.ENOSPC, "No space left on device")

@@ -61,7 +61,10 @@ class Scenario:
 @contextlib.contextmanager
 def storage_is(storage: Storage) -> Iterator[None]:
     """Saves in this process go through ``storage``."""
-    with mock.patch.object(writer, "LocalStorage", return_value=storage):
+    with (
+        mock.patch.object(writer, "LocalStorage", return_value=storage),
+        mock.patch(f"{__name__}.LocalStorage", return_value=storage),
+    ):
         yield
 
 
