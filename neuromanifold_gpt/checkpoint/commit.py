@@ -120,12 +120,23 @@ def open_complete(paths: CheckpointPaths) -> Checkpoint:
     for role, record in checkpoint.manifest.files.items():
         found = size_of_regular_file(checkpoint.file(role))
         if found != record.size_bytes:
-            raise IncompleteCheckpointError(
-                f"{checkpoint.file(role)}: the {role} file of {checkpoint.name} is "
-                f"{'missing' if found is None else 'not complete'}: expected a file of {record.size_bytes} bytes, "
-                f"found {'none' if found is None else f'{found} bytes'}. Use another checkpoint of the directory."
-            )
+            raise _not_complete(checkpoint, role, found)
     return checkpoint
+
+
+def _not_complete(checkpoint: Checkpoint, role: str, found_bytes: int | None) -> IncompleteCheckpointError:
+    wanted_bytes = checkpoint.manifest.files[role].size_bytes
+    problem, found, cut = "not complete", f"{found_bytes} bytes", []
+    if found_bytes is None:
+        problem, found = "missing", "none"
+    elif found_bytes < wanted_bytes:
+        tensors = checkpoint.manifest.tensors[role]
+        cut = [tensor.path for tensor in tensors if tensor.offset + tensor.size_bytes > found_bytes]
+    lost = f" Cut off: tensor {cut[0]}{f' and {len(cut) - 1} more' if len(cut) > 1 else ''}." if cut else ""
+    return IncompleteCheckpointError(
+        f"{checkpoint.file(role)}: the {role} file of {checkpoint.name} is {problem}: expected a file of "
+        f"{wanted_bytes} bytes, found {found}.{lost} Use another checkpoint of the directory."
+    )
 
 
 def size_of_regular_file(path: Path) -> int | None:

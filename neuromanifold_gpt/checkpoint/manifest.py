@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ import xxhash
 from neuromanifold_gpt.checkpoint.archive import TensorRecord
 from neuromanifold_gpt.checkpoint.errors import CheckpointNotFoundError, DamagedCheckpointError
 from neuromanifold_gpt.checkpoint.naming import MANIFEST_SUFFIX, CheckpointPaths, paths_of_name, previous
+from neuromanifold_gpt.checkpoint.storage import open_regular
 
 FORMAT = "neuromanifold_gpt separated checkpoint"
 FORMAT_VERSION = 1
@@ -85,9 +87,11 @@ def read_manifest(path: Path, paths: CheckpointPaths | None = None) -> Manifest:
     """
     paths = paths or paths_of_name(path.parent, path.name.removesuffix(MANIFEST_SUFFIX))
     try:
-        if path.stat().st_size > _MAXIMUM_BYTES:
-            raise _damaged(path, f"at most {_MAXIMUM_BYTES} bytes", f"{path.stat().st_size}")
-        raw = path.read_bytes()
+        with open_regular(path) as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            if size_bytes > _MAXIMUM_BYTES:
+                raise _damaged(path, f"at most {_MAXIMUM_BYTES} bytes", f"{size_bytes}")
+            raw = file.read()
     except FileNotFoundError:
         raise CheckpointNotFoundError(f"{path}: there is no such manifest.") from None
     except OSError as error:
@@ -106,11 +110,9 @@ def read_manifest(path: Path, paths: CheckpointPaths | None = None) -> Manifest:
 def looks_like_manifest(path: Path) -> bool:
     """Whether a path is a file that claims, in its first bytes, to be one of our manifests."""
     try:
-        if not path.is_file():  # opening a pipe would wait for its writer
-            return False
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return FORMAT.encode() in file.read(64)
-    except OSError:  # a foreign file that we may not read
+    except OSError:  # a foreign file that we may not read, a pipe, a link
         return False
 
 

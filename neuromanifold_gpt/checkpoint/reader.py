@@ -25,6 +25,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     UntrustedPickleError,
 )
 from neuromanifold_gpt.checkpoint.records import read_records
+from neuromanifold_gpt.checkpoint.storage import open_regular
 from neuromanifold_gpt.checkpoint.writer import STAMP_KEY
 
 _SHOWN_TENSORS = 5
@@ -172,7 +173,7 @@ def _is_plain(tensor: Tensor) -> bool:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        file = path.open("rb", buffering=0)
+        file = open_regular(path)
     except FileNotFoundError:
         raise CheckpointNotFoundError(f"{path}: there is no such file.") from None
     except OSError as error:
@@ -211,11 +212,21 @@ def _differs(file: BinaryIO, tensor: TensorRecord) -> bool:
     return open_file_digest(file, tensor.offset, tensor.size_bytes) != tensor.digest
 
 
+def is_data_file(path: Path) -> bool:
+    """Whether a file says that it is part of a separated checkpoint."""
+    try:
+        open_regular(path).close()
+    except OSError:
+        return False
+    return isinstance(_stamp_of(path), dict)
+
+
 def _stamp_of(path: Path) -> Any:
     """The stamp of a file that does not match its manifest, if enough of it is readable to tell."""
     try:
         with load_errors(path):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True).get(STAMP_KEY)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return content.get(STAMP_KEY) if isinstance(content, dict) else None
     except (DamagedCheckpointError, UntrustedPickleError):
         return None
 
@@ -223,7 +234,7 @@ def _stamp_of(path: Path) -> Any:
 def _mismatched_pair(checkpoint: Checkpoint, role: str, stamp: Any) -> MismatchedPairError:
     stamp = stamp if isinstance(stamp, dict) else {}
     return MismatchedPairError(
-        f"{checkpoint.file(role)}: this {role} file does not belong to {checkpoint.name}: expected {role} file of "
-        f"pair {checkpoint.manifest.pair}, found {stamp.get('file')} file of pair {stamp.get('pair')} (step "
+        f"{checkpoint.file(role)}: this {role} file does not belong to {checkpoint.paths.manifest.name}: expected the "
+        f"{role} file of pair {checkpoint.manifest.pair}, found {stamp.get('file')} file of pair {stamp.get('pair')} (step "
         f"{stamp.get('global_step')}). Put the right file back, or use another checkpoint."
     )
