@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from neuromanifold_gpt.checkpoint.archive import TensorRecord
+from neuromanifold_gpt.checkpoint.archive_check import check_archive
 from neuromanifold_gpt.checkpoint.commit import Checkpoint
 from neuromanifold_gpt.checkpoint.digest import open_file_digest
 from neuromanifold_gpt.checkpoint.errors import (
@@ -101,6 +102,7 @@ def _load_around(path: Path, storages: list[torch.UntypedStorage], trusted: bool
             raise ValueError(f"a storage of {mapped.nbytes()} bytes where the manifest has {storage.nbytes()}")
         return storage
 
+    check_archive(path, trusted=trusted)
     with load_errors(path):
         content = torch.load(path, map_location=cast(Any, take_next), weights_only=not trusted, mmap=True)
         if not isinstance(content, dict):
@@ -110,9 +112,11 @@ def _load_around(path: Path, storages: list[torch.UntypedStorage], trusted: bool
 
 def load_archive(path: Path, *, trusted: bool = False) -> Any:
     """``torch.load`` to CPU through a memory map, its tensors copied out of it; no code is run unless ``trusted``."""
+    check_archive(path, trusted=trusted)
     with load_errors(path):
         # The map is what makes this fast: torch.load without it reads record by record at a tenth of the speed.
-        return _copied_out(torch.load(path, map_location="cpu", weights_only=not trusted, mmap=True), {})
+        content = torch.load(path, map_location="cpu", weights_only=not trusted, mmap=True)
+        return _Copier(None if trusted else path.stat().st_size).copied(content)
 
 
 @contextmanager
@@ -137,30 +141,55 @@ def load_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _copied_out(value: Any, copies: dict[int, torch.UntypedStorage]) -> Any:
-    """Copy tensors out of the memory map: later changes of the file must not reach the model.
+class _Copier:
+    """Copies tensors out of the memory map: later changes of the file must not reach the model.
 
-    Tensors that share a storage (tied weights) share its copy.
+    Tensors that share a storage (tied weights) share its copy. What stands in several places is looked into once: a
+    hostile pickle may refer to itself, or hold two references to what holds two references, and so on.
     """
-    if isinstance(value, Tensor):
-        if type(value) not in (Tensor, torch.nn.Parameter) or not _is_plain(value):
-            return deepcopy(value)
-        storage = value.untyped_storage()
-        copy = copies.get(storage.data_ptr()) if storage.nbytes() else None
+
+    def __init__(self, maximum_bytes: int | None) -> None:
+        self._left_bytes = maximum_bytes
+        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._done: dict[int, tuple[Any, Any]] = {}  # the original too, so that its id is not used again
+
+    def copied(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._tensor(value)
+        if id(value) in self._done:
+            return self._done[id(value)][1]
+        if type(value) is tuple:
+            copy = tuple(map(self.copied, value))
+            self._done[id(value)] = value, copy
+            return copy
+        if isinstance(value, dict):
+            self._done[id(value)] = value, value
+            for key in value:
+                value[key] = self.copied(value[key])
+        elif isinstance(value, list):
+            self._done[id(value)] = value, value
+            value[:] = map(self.copied, value)
+        return value
+
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        if type(tensor) not in (Tensor, torch.nn.Parameter) or not _is_plain(tensor):
+            return deepcopy(tensor)
+        storage = tensor.untyped_storage()
+        copy = self._storages.get(storage.data_ptr()) if storage.nbytes() else None
         if copy is None:
-            copy = copies[storage.data_ptr()] = storage.clone()
-        moved = torch.empty(0, dtype=value.dtype).set_(copy, value.storage_offset(), value.shape, value.stride())
-        if isinstance(value, torch.nn.Parameter):
-            return torch.nn.Parameter(moved, requires_grad=value.requires_grad)
-        return moved.requires_grad_(value.requires_grad)
-    if isinstance(value, dict):
-        for key in value:
-            value[key] = _copied_out(value[key], copies)
-    elif isinstance(value, list):
-        value[:] = [_copied_out(item, copies) for item in value]
-    elif type(value) is tuple:
-        return tuple(_copied_out(item, copies) for item in value)
-    return value
+            self._count(storage.nbytes())
+            copy = self._storages[storage.data_ptr()] = storage.clone()
+        moved = torch.empty(0, dtype=tensor.dtype).set_(copy, tensor.storage_offset(), tensor.shape, tensor.stride())
+        if isinstance(tensor, torch.nn.Parameter):
+            return torch.nn.Parameter(moved, requires_grad=tensor.requires_grad)
+        return moved.requires_grad_(tensor.requires_grad)
+
+    def _count(self, size_bytes: int) -> None:
+        if self._left_bytes is None:
+            return
+        self._left_bytes -= size_bytes
+        if self._left_bytes < 0:
+            raise ValueError("its tensors have more bytes than the file")
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -224,6 +253,7 @@ def is_data_file(path: Path) -> bool:
 def _stamp_of(path: Path) -> Any:
     """The stamp of a file that does not match its manifest, if enough of it is readable to tell."""
     try:
+        check_archive(path)
         with load_errors(path):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             return content.get(STAMP_KEY) if isinstance(content, dict) else None
@@ -235,6 +265,6 @@ def _mismatched_pair(checkpoint: Checkpoint, role: str, stamp: Any) -> Mismatche
     stamp = stamp if isinstance(stamp, dict) else {}
     return MismatchedPairError(
         f"{checkpoint.file(role)}: this {role} file does not belong to {checkpoint.paths.manifest.name}: expected the "
-        f"{role} file of pair {checkpoint.manifest.pair}, found {stamp.get('file')} file of pair {stamp.get('pair')} (step "
-        f"{stamp.get('global_step')}). Put the right file back, or use another checkpoint."
+        f"{role} file of pair {checkpoint.manifest.pair}, found {stamp.get('file')} file of pair {stamp.get('pair')} "
+        f"(step {stamp.get('global_step')}). Put the right file back, or use another checkpoint."
     )

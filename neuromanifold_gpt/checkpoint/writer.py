@@ -23,7 +23,7 @@ from neuromanifold_gpt.checkpoint.commit import Checkpoint, commit, created, wri
 from neuromanifold_gpt.checkpoint.environment import save_details
 from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError
 from neuromanifold_gpt.checkpoint.leftovers import clear_leftovers, write_errors
-from neuromanifold_gpt.checkpoint.manifest import FORMAT_VERSION, MODEL, OPTIMIZER, FileRecord, Manifest
+from neuromanifold_gpt.checkpoint.manifest import FORMAT_VERSION, MAXIMUM_BYTES, MODEL, OPTIMIZER, FileRecord, Manifest
 from neuromanifold_gpt.checkpoint.naming import CheckpointPaths, paths_of_any_file, paths_of_name, temporary
 from neuromanifold_gpt.checkpoint.staging import StagedTree, stage
 from neuromanifold_gpt.checkpoint.storage import LocalStorage, Storage
@@ -81,7 +81,7 @@ def write_checkpoint(paths: CheckpointPaths, staged: StagedCheckpoint, storage: 
         storage.make_directory(paths.directory)
         clear_leftovers(paths.directory, storage)
         manifest = _write_aside(paths, staged, storage)
-        write_file(temporary(paths.manifest), manifest.to_bytes(), storage)
+        write_file(temporary(paths.manifest), _checked_size(paths, manifest.to_bytes()), storage)
         return commit(paths, manifest, storage)
 
 
@@ -123,6 +123,15 @@ def _write_aside(paths: CheckpointPaths, staged: StagedCheckpoint, storage: Stor
         environment=staged.environment,
         details={**save_details(), **staged.details},
     )
+
+
+def _checked_size(paths: CheckpointPaths, content: bytes) -> bytes:
+    if len(content) > MAXIMUM_BYTES:
+        raise CheckpointWriteError(
+            f"{paths.manifest}: the manifest would have {len(content)} bytes, and no reader takes more than "
+            f"{MAXIMUM_BYTES}. Save fewer tensors: join small ones."
+        )
+    return content
 
 
 def _write_archive(
