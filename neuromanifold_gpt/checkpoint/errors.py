@@ -95,3 +95,7 @@ class RetentionWarning(CheckpointWarning):
 
 class UnlockedDirectoryWarning(CheckpointWarning):
     """The file system has no locks: a second writer would not be noticed."""
+
+
+class LeftoverWarning(CheckpointWarning):
+    """A checkpoint was saved, but a file that is not needed any more could not be removed."""

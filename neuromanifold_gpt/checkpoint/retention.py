@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from neuromanifold_gpt.checkpoint.commit import Checkpoint, clear_leftovers, remove, write_file
+from neuromanifold_gpt.checkpoint.commit import Checkpoint, remove, write_file
 from neuromanifold_gpt.checkpoint.discovery import list_checkpoints
 from neuromanifold_gpt.checkpoint.errors import (
     CheckpointError,
@@ -30,6 +30,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     DamagedCheckpointWarning,
     RetentionWarning,
 )
+from neuromanifold_gpt.checkpoint.leftovers import clear_leftovers
 from neuromanifold_gpt.checkpoint.lock import writing
 from neuromanifold_gpt.checkpoint.manifest import MODEL
 from neuromanifold_gpt.checkpoint.naming import previous, step_name, temporary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class SeparatedCheckpointIO(CheckpointIO):
         """
         trusted = self._trusted or weights_only is False
         paths = paths_of_any_file(Path(path))
-        if not paths.manifest.exists() and not paths_of_any_file(Path(path).resolve()).manifest.exists():
+        if not paths.manifest.exists() and not paths_of_any_file(Path(os.path.realpath(path))).manifest.exists():
             if paths.optimizer.exists():
                 open_complete(paths)  # raises: the save was not finished
             return read_any_archive(Path(path), trusted=trusted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -222,7 +223,9 @@ def _check_number(kind: str, given: list[Any], saved: list[Any]) -> None:
 
 def _has_manifest(path: Path) -> bool:
     # A foreign JSON file beside a foreign model file is none.
-    return any(looks_like_manifest(paths_of_any_file(candidate).manifest) for candidate in (path, path.resolve()))
+    return any(
+        looks_like_manifest(paths_of_any_file(candidate).manifest) for candidate in (path, Path(os.path.realpath(path)))
+    )
 
 
 def _load_separated(checkpoint: Checkpoint, load_optimizer: bool, verify: bool, trusted: bool) -> LoadedCheckpoint:
