@@ -18,6 +18,9 @@ Driver = Literal["lightning", "loop", "train.py"]
 Ending = Literal[
     "kill",  # SIGKILL, when the next batch is there
     "finish",  # max_steps is reached and the process exits
+    "kill at any moment",  # some milliseconds after that, in a step, in a save, or between
+    "kill while saving",  # at the first fsync of the save of that step
+    "kill in validation",  # that follows the step
     "exception",  # an error in the user's code, when the next batch is there
     "sigterm",  # what a cluster sends; Lightning's own handler answers
     "same process",  # max_steps is reached, and new objects go on in the same process

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from .cell import Cell
-from .table import changes, data, interruptions, loops, models, optimization, ranks, stock_loaders, streams, train_flags
+from .table import (
+    changes,
+    data,
+    hostile,
+    interruptions,
+    loops,
+    models,
+    optimization,
+    ranks,
+    stock_loaders,
+    streams,
+    train_flags,
+)
 
 CELLS: list[Cell] = [
     *interruptions.CELLS,
@@ -16,6 +28,7 @@ CELLS: list[Cell] = [
     *ranks.CELLS,
     *changes.CELLS,
     *train_flags.CELLS,
+    *hostile.CELLS,
 ]
 CELLS_BY_NAME: dict[str, Cell] = {cell.name: cell for cell in CELLS}
 assert len(CELLS_BY_NAME) == len(CELLS), "two cells have the same name"

@@ -48,7 +48,10 @@ def _run_phase(phase: Phase, first_of_process: bool) -> None:
             simulate(cell.environment)
         if phase.sabotage is not None:
             SABOTAGES[phase.sabotage]()
-    PROGRAMS[cell.driver](phase, cell, _trace(phase))
+    trace = _trace(phase)
+    if phase.stop is not None and cell.ending == "kill while saving":
+        phase.kill_while_saving(trace)
+    PROGRAMS[cell.driver](phase, cell, trace)
 
 
 def _run_on_one_trainer(phases: list[Phase]) -> None:

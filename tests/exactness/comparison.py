@@ -142,7 +142,10 @@ def differences_of_checkpoints(
     a: Path, b: Path, resumed_at: list[int], buffers: set[str], clocks: tuple[str, ...] = ()
 ) -> Iterator[tuple[int, Difference]]:
     """All checkpoints of later steps: the same ones, with the same bytes; the first that differs is looked into."""
-    sides = [{c.step: c for c in list_checkpoints(run / CHECKPOINTS) if c.step > resumed_at[1]} for run in (a, b)]
+    sides = [
+        {c.step: c for c in list_checkpoints(run / CHECKPOINTS) if not c.model_only and c.step > resumed_at[1]}
+        for run in (a, b)
+    ]
     for step in sorted(set(sides[0]) & set(sides[1])):
         one, other = sides[0][step], sides[1][step]
         files = (one.model_path, other.model_path), (one.optimizer_path, other.optimizer_path)

@@ -9,18 +9,24 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from neuromanifold_gpt import SeparatedCheckpoint
 
 from .cell import Cell
 from .ingredients.callbacks import CALLBACKS
 from .ingredients.data import make_loader, make_validation_loader
+from .ingredients.manual_modules import MANUAL_MODULES
 from .ingredients.modules import MODULES, Plain
+from .ingredients.odd_modules import ODD_MODULES, Data
 from .phase import Phase
 from .trace import Trace, by_name, dump
+
+_MODULES: dict[str, type[Plain]] = {**MODULES, **MANUAL_MODULES, **ODD_MODULES}
 
 
 def run(phase: Phase, cell: Cell, trace: Trace) -> None:
@@ -28,7 +34,7 @@ def run(phase: Phase, cell: Cell, trace: Trace) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     phase.seed()
-    module = MODULES[cell.module](cell, trace)
+    module = _MODULES[cell.module](cell, trace)
     trainer = make_trainer(phase, cell)
     fit(trainer, module, phase, cell)
     if phase.stop is None:
@@ -39,7 +45,7 @@ def run_again(phases: list[tuple[Phase, Trace]], cell: Cell) -> None:
     """The same objects, fitted again from the newest checkpoint with a larger ``max_steps``."""
     phase, trace = phases[0]
     phase.seed()
-    module = MODULES[cell.module](cell, trace)
+    module = _MODULES[cell.module](cell, trace)
     trainer = make_trainer(phase, cell)
     for phase, trace in phases:
         module.trace = trace
@@ -53,8 +59,15 @@ def fit(trainer: Trainer, module: Plain, phase: Phase, cell: Cell) -> None:
     path: str | None = None
     if phase.saves:
         path = str(phase.by_hand) if phase.by_hand.exists() else "last"
-    validation = make_validation_loader(cell) if cell.validate else None
-    trainer.fit(module, make_loader(cell), validation, ckpt_path=path)
+    if "seeds workers" in cell.loop:
+        seed_everything(torch.initial_seed() % 2**32, workers=True, verbose=False)
+    if cell.module == "own loaders":
+        trainer.fit(module, ckpt_path=path)
+    elif "data module" in cell.loop:
+        trainer.fit(module, datamodule=Data(cell), ckpt_path=path)
+    else:
+        validation = make_validation_loader(cell) if cell.validate else None
+        trainer.fit(module, make_loader(cell), validation, ckpt_path=path)
 
 
 def make_trainer(phase: Phase, cell: Cell, checkpoint: type[ModelCheckpoint] = SeparatedCheckpoint) -> Trainer:
@@ -67,8 +80,10 @@ def make_trainer(phase: Phase, cell: Cell, checkpoint: type[ModelCheckpoint] = S
     callbacks = [callback for name in cell.callbacks for callback in CALLBACKS[name](Path(phase.directory))]
     if phase.saves:
         callbacks.append(checkpoint(phase.checkpoints, **_save_options(cell)))
-    if phase.stop is not None and cell.ending in ("kill", "exception", "sigterm"):
+    if phase.stop is not None and cell.ending not in ("finish", "same process", "same trainer", "kill while saving"):
         callbacks.insert(0, _saving_by_hand(phase, cell) if cell.save_in_hook else _Ends(phase, cell))
+    if options.pop("async", False):
+        options["plugins"] = [AsyncCheckpointIO()]
     if cell.ranks > 1:
         options.update({"strategy": "ddp", "devices": cell.ranks})
     if cell.accumulate > 1:
@@ -101,6 +116,14 @@ class _Ends(Callback):
         self._phase, self._cell, self._stop, self._ended = phase, cell, phase.stop, False
 
     def on_train_batch_start(self, trainer: Trainer, *arguments: Any) -> None:
+        if self._cell.ending != "kill in validation":
+            self._end(trainer)
+
+    def on_validation_batch_start(self, trainer: Trainer, *arguments: Any) -> None:
+        if self._cell.ending == "kill in validation" and not trainer.sanity_checking:
+            self._end(trainer)
+
+    def _end(self, trainer: Trainer) -> None:
         if trainer.global_step >= self._stop and not self._ended:
             self._ended = True
             self._phase.end(self._cell)

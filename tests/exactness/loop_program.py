@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -38,8 +41,9 @@ class Loop:
         self.loader = make_loader(cell)
         self.validation = make_validation_loader(cell)
         self.average = AVERAGES[cell.average](self.network) if cell.average else None
-        options = {"init_scale": 2.0**14, "growth_interval": 5}
-        self.scaler = torch.amp.GradScaler("cpu", **options) if cell.precision == "fp16" else None
+        scale = 2.0**40 if "overflows" in cell.loop else 2.0**14
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=5)
+        self.scaler = scaler if cell.precision == "fp16" else None
         self.forward: nn.Module = self.network
         if cell.compile_backend is not None:
             self.forward = self.network = torch.compile(self.network, backend=cell.compile_backend)
@@ -93,7 +97,9 @@ class Loop:
 
     @property
     def _is_ended_here(self) -> bool:
-        return self.cell.ending in ("kill", "exception") and "saves in windows" not in self.cell.loop
+        return (
+            self.cell.ending in ("kill", "kill at any moment", "exception") and "saves in windows" not in self.cell.loop
+        )
 
     def train(self) -> None:
         """Pass after pass over the loader, until the last step."""
@@ -113,6 +119,16 @@ class Loop:
                 self.save()
 
     def _batches(self) -> Iterator[Any]:
+        """One pass, in the ways in which users write it."""
+        if "calls next" in self.cell.loop:
+            iterator = iter(self.loader)
+            with suppress(StopIteration):
+                while True:
+                    yield next(iterator)
+            return
+        if "leaves passes early" in self.cell.loop:
+            yield from islice(self.loader, 5 - self.batches % 5)
+            return
         if isinstance(self.loader, list):
             yield from zip(*self.loader, strict=False)
         else:
@@ -121,6 +137,9 @@ class Loop:
     def _batch(self, batch: Any) -> None:
         self.batches += 1
         ends_epoch = self._ends_epoch()
+        if "evaluates on the loader" in self.cell.loop and self.step % 4 == 1:
+            for other in islice(self.loader, 2):
+                self.metrics["seen"] = error_of(self.network, other).item()
         self._unfreeze()
         self._forward_and_backward(batch)
         if self.batches % self.cell.accumulate and not ends_epoch:
@@ -150,7 +169,10 @@ class Loop:
         precision = self.cell.precision
         context = torch.autocast("cpu", types[precision]) if precision in types else nullcontext()
         with context:
-            return error_of(self.forward, batch) / self.cell.accumulate
+            loss = error_of(self.forward, batch) / self.cell.accumulate
+        if "draws everything" in self.cell.loop:
+            loss = loss * (1 + 0.01 * (random.gauss(0, 1) + np.random.randn() + torch.randn(1)[0]))
+        return loss
 
     def _forward_and_backward(self, batch: Any) -> Tensor:
         loss = self._loss(batch)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .cell import Cell
+from .trace import Trace
 
 _SEED_OF_FIRST_PROCESS = 1
 CHECKPOINTS = "checkpoints"
@@ -31,6 +32,7 @@ class Phase:
         directory: of the run.
         process: number of the process in the run.
         stop: the step after which it ends; ``None``: at the end of training.
+        resumed_at: the step that it resumes from.
         first: nothing is there to resume from.
         saves: ``False``: no checkpoints at all.
         interrupted: this is run B, which saves by hand where the cell says so.
@@ -42,6 +44,7 @@ class Phase:
     directory: str
     process: int = 0
     stop: int | None = None
+    resumed_at: int = 0
     first: bool = True
     saves: bool = True
     interrupted: bool = False
@@ -66,9 +69,24 @@ class Phase:
         np.random.seed(seed)
         torch.manual_seed(seed)
 
+    def kill_while_saving(self, trace: Trace) -> None:
+        """Die at the first file operation of the save that follows the last step."""
+        assert self.stop is not None
+        steps, fsync = self.stop - self.resumed_at, os.fsync
+
+        def fsync_or_die(descriptor: int) -> None:
+            if trace.steps_begun >= steps:
+                os.kill(os.getpid(), signal.SIGKILL)
+            fsync(descriptor)
+
+        os.fsync = fsync_or_die
+
     def end(self, cell: Cell) -> None:
         """End this process as the cell says, now; of several ranks, the last one is killed, and the others find out."""
         if self.rank < self.ranks - 1 and cell.ending == "kill":
+            return
+        if cell.ending == "kill at any moment":  # nobody handles SIGALRM: it is as good as SIGKILL
+            signal.setitimer(signal.ITIMER_REAL, random.SystemRandom().uniform(0.0005, 0.025))
             return
         if cell.ending == "exception":
             raise StoppedError(f"stopped after step {self.stop}")

@@ -32,7 +32,16 @@ from .phase import Phase
 
 _REPOSITORY = Path(__file__).parents[2]
 _TIMEOUT_SEC = 120
-_ENDED = {"kill": -9, "finish": 0, "exception": 1, "sigterm": 1, "same process": 0, "same trainer": 0}
+# Exit codes; a process that was to die at any moment may have come to its end before.
+_ENDED: dict[str, tuple[int, ...]] = {
+    "kill": (-9,),
+    "kill at any moment": (-14, 0),
+    "kill while saving": (-9,),
+    "kill in validation": (-9,),
+    "finish": (0,),
+    "exception": (1,),
+    "sigterm": (1,),
+}
 
 
 class FailedError(Exception):
@@ -163,12 +172,12 @@ class Runner:
             return None, [0, *cell.stops]
         resumed_at: list[int] = []
         for phase in phases:
-            phase = replace(phase, first=not _has_saved(phase))
             resumed_at.append(_newest_step(cell, phase))
+            phase = replace(phase, first=not _has_saved(phase), resumed_at=resumed_at[-1])
             ranks = cell.ranks if phase.first else cell.resumed.ranks
             outcome = self._start(cell, [phase], b, ranks=ranks)
-            expected = 0 if phase.stop is None else _ENDED[cell.ending]
-            if outcome["codes"][-1] != expected:
+            expected = (0,) if phase.stop is None else _ENDED[cell.ending]
+            if outcome["codes"][-1] not in expected:
                 if phase.stop is None:
                     return _error_of(b, phase.process), resumed_at
                 raise FailedError(f"process {phase.process} ended with {outcome['codes']}: {_log(b)}")
@@ -260,7 +269,8 @@ def _newest_step(cell: Cell, phase: Phase) -> int:
     """Where a process must resume."""
     if phase.by_hand.exists():
         return cell.stops[0]
-    return max((checkpoint.step for checkpoint in list_checkpoints(phase.checkpoints)), default=0)
+    complete = [checkpoint for checkpoint in list_checkpoints(phase.checkpoints) if not checkpoint.model_only]
+    return max((checkpoint.step for checkpoint in complete), default=0)
 
 
 def _warnings_of(directory: Path, process: int, expected: Expected) -> list[dict[str, Any]]:

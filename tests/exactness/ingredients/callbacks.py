@@ -120,6 +120,11 @@ CALLBACKS: dict[str, Callable[[Path], list[Callback]]] = {
     "best of training": lambda d: [
         SeparatedCheckpoint(d / "best", monitor="train_loss", save_top_k=2, every_n_train_steps=3)
     ],
+    "weights beside": lambda d: [
+        SeparatedCheckpoint(
+            d / "checkpoints", "weights-{step}", save_weights_only=True, every_n_train_steps=2, save_top_k=-1
+        )
+    ],
     "stock best": lambda d: [ModelCheckpoint(d / "best", monitor="val_loss", save_top_k=2)],
     "EMA": lambda d: [EMAWeightAveraging(decay=0.9)],
     "EMA of buffers": lambda d: [EMAWeightAveraging(decay=0.9, use_buffers=True)],

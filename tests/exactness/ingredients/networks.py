@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from .data import FEATURES
 
@@ -77,6 +79,30 @@ class Embedded(Network):
 
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:
         return self.rest(x + self.embedding(ids % 64), ids)
+
+
+class StochasticDepth(Network):
+    """Skips a layer at random, by Python's generator; recomputes another in the backward pass."""
+
+    def __init__(self) -> None:
+        inner = nn.Sequential(nn.Linear(FEATURES, FEATURES), nn.Dropout(0.3), nn.Tanh())
+        super().__init__(skipped=nn.Linear(FEATURES, FEATURES), inner=inner, head=nn.Linear(FEATURES, 1))
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        if not self.training or random.random() < 0.7:
+            x = x + self.skipped(x)
+        return self.head(checkpoint(self.inner, x, use_reentrant=False))
+
+
+class NoiseOfItsOwn(Network):
+    """Draws from a generator that the module owns, and no checkpoint knows."""
+
+    def __init__(self) -> None:
+        super().__init__(rest=plain())
+        self.generator = torch.Generator().manual_seed(9)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        return self.rest(x + 0.1 * torch.randn(x.shape, generator=self.generator), ids)
 
 
 class WithBuffers(Network):
@@ -161,6 +187,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "buffers": WithBuffers,
     "frozen": frozen,
     "unused": unused,
+    "stochastic depth": StochasticDepth,
+    "noise of its own": NoiseOfItsOwn,
     "weight norm": lambda: Network(
         first=parametrizations.weight_norm(nn.Linear(FEATURES, WIDTH)), act=nn.ReLU(), head=nn.Linear(WIDTH, 1)
     ),

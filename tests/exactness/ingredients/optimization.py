@@ -12,6 +12,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 
 from ..cell import Cell
+from .own_optimizers import Decay, HandMade, OddState, Remembers
 
 # Total of what schedules are made for: the end of every scenario, wherever a process of it ends.
 _TOTAL_STEPS = 60
@@ -77,6 +78,9 @@ SCHEDULES: dict[str, Schedule] = {
     "cyclic with momentum": Schedule(lambda o: lr_scheduler.CyclicLR(o, 0.001, 0.02, step_size_up=4)),
     "every other epoch": Schedule(lambda o: lr_scheduler.ExponentialLR(o, 0.5), "epoch", frequency=2),
     "every third step": Schedule(lambda o: lr_scheduler.ExponentialLR(o, 0.9), frequency=3),
+    "own scheduler": Schedule(Remembers),
+    "object that counts": Schedule(lambda o: lr_scheduler.LambdaLR(o, Decay())),
+    "hand-made": Schedule(HandMade),
     "SWA annealing": Schedule(lambda o: SWALR(o, 0.005, anneal_epochs=10)),
 }
 
@@ -115,6 +119,8 @@ def make_optimizers(cell: Cell, network: nn.Module) -> list[Optimizer]:
         if options.pop("reversed", False):
             groups.reverse()
         return [torch.optim.AdamW(groups, **options)]
+    if cell.optimizer == "own":
+        return [OddState(parameters, lr=0.003)]
     if cell.optimizer == "named AdamW":
         return [torch.optim.AdamW(network.named_parameters(), **options)]
     if cell.optimizer == "AdamW of trained":

@@ -128,6 +128,15 @@ CELLS: list[Cell] = [
         stops=(3,),
         trainer={"val_check_interval": 2},
     ),
+    lightning(
+        "accumulation",
+        "4, validation inside the window, best two",
+        accumulate=4,
+        steps=9,
+        stops=(5,),
+        callbacks=("best",),
+        trainer={"val_check_interval": 3},
+    ),
     lightning("accumulation", "4, by epochs", accumulate=4, stops=(3,), trainer={"max_steps": -1, "max_epochs": 4}),
     *[
         lightning(

@@ -6,7 +6,7 @@ from ..cell import EXACT_OR_SAID, Cell, both, lightning, loop, warns
 
 _AT = {"in the middle": (10,), "at an epoch's end and again": (7, 16)}
 _ENDLESS = {"validate": False, "trainer": {"limit_train_batches": 7}}
-_STREAM_SKIPPED = warns("StreamSkippedWarning", keeps=("all",), times=1)
+_STREAM_SKIPPED = warns("ReadAgainWarning", keeps=("all",), times=1)
 
 
 def _each(group: str, loader: str, varies: str, **fields: object) -> list[Cell]:
