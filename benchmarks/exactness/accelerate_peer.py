@@ -178,7 +178,7 @@ class _Loop:
     def _save(self) -> None:
         place = self.phase.checkpoints / f"step-{self.counters.step}"
         # safetensors has no place for extra states
-        self.accelerator.save_state(str(place), safe_serialization=self.cell.network != "buffers")
+        self.accelerator.save_state(str(place), safe_serialization="buffers" not in self.cell.network)
 
     def final_state(self) -> dict[str, Any]:
         """Everything that a run can end in, by the objects' own methods."""

@@ -1,7 +1,7 @@
 """How exactly training resumes, here and elsewhere: ``python -m benchmarks.exactness.bench_exactness [WORD ...]``.
 
-A scenario is run when its name contains all words; ``--column=NAME`` chooses columns. Only a whole run is written to
-``results.json`` and ``docs/exactness.md``.
+A scenario is run when its name contains one of the words; ``--column=NAME`` chooses columns. A whole run is written to
+``results.json`` and ``docs/exactness.md``; with ``--update``, each row of a part replaces its own there at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     """Run and print the table."""
     columns = [word.removeprefix("--column=") for word in arguments if word.startswith("--column=")]
     words = [word for word in arguments if not word.startswith("--")]
-    chosen = [scenario for scenario in SCENARIOS if all(word in scenario.name for word in words)]
+    chosen = [scenario for scenario in SCENARIOS if not words or any(word in scenario.name for word in words)]
     began = time.monotonic()
     outcomes: dict[str, dict[str, Outcome]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-exactness-") as directory:
@@ -39,6 +39,8 @@ def main(arguments: list[str]) -> int:
                 outcome = _run(runner, scenario, column)
                 outcomes[scenario.name][column] = outcome
                 print(f"{scenario.name} | {column} | {outcome} ({outcome.seconds:.1f} s)", flush=True)
+            if "--update" in arguments:
+                report.update(report.results({scenario.name: outcomes[scenario.name]}, 0), _REPOSITORY)
         runner.close()
     results = report.results(outcomes, time.monotonic() - began)
     print(report.summary_table(results))

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from tests.exactness.cell import BATCHES_PER_EPOCH, Cell
 from tests.exactness.ingredients.data import COLLATES, DATASETS, Augmented, make_loader
@@ -60,6 +67,23 @@ class _Model(nn.Module):
         return {"loss": loss if self.training else loss + 0.1 * torch.randn(1)[0]}
 
 
+class _Config(PreTrainedConfig):
+    model_type = "exactness"
+
+
+class _TiedModel(PreTrainedModel):
+    """The same, in transformers' own class, which is how tied weights are declared."""
+
+    config_class = _Config
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"network.second.weight": "network.first.weight"}
+    forward = _Model.forward
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(_Config())
+        self.network = network
+        self.post_init()
+
+
 class _TracingTrainer(Trainer):
     """Traces each training batch; a user's own order is injected where the documentation says so."""
 
@@ -102,7 +126,7 @@ def run(phase: Phase, cell: Cell, trace: Trace) -> None:
     callbacks += [EarlyStoppingCallback(*_STOPPERS[name]) for name in cell.callbacks]
     _TracingTrainer.cell, _TracingTrainer.trace = cell, trace
     trainer = _TracingTrainer(
-        model=_Model(network),
+        model=_TiedModel(network) if "tied" in cell.network else _Model(network),
         args=_arguments(phase, cell),
         train_dataset=DATASETS[cell.dataset](cell.samples),
         eval_dataset=Augmented(8) if cell.validate else None,

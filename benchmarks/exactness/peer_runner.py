@@ -135,4 +135,5 @@ def _error_in(directory: Path, process: int) -> str:
         log = directory / "log"
         return "died: " + (log.read_text()[-200:] if log.exists() else "")
     error: dict[str, Any] = json.loads(path.read_text())
-    return f"{error['classes'][0]}: {error['message'].splitlines()[0][:150] if error['message'] else ''}"
+    first_line = next(iter(error["message"].strip().splitlines()), "")
+    return f"{error['classes'][0]}: {first_line[:150]}"

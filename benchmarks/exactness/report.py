@@ -3,37 +3,59 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import platform
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .columns import COLUMNS
 from .peer_runner import Outcome
+from .scenarios import SCENARIOS
 
 _PACKAGES = ("torch", "lightning", "torchdata", "transformers", "accelerate")
+_RESULTS = "benchmarks/exactness/results.json"
 _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
 def results(outcomes: dict[str, dict[str, Outcome]], seconds: float) -> dict[str, Any]:
     """Everything that is shown, as plain data."""
+    rows = {name: {column: asdict(outcome) for column, outcome in row.items()} for name, row in outcomes.items()}
     return {
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name).split("+")[0] for name in _PACKAGES},
         "seconds": round(seconds),
-        "counts": {column: _counts(outcomes, column) for column in COLUMNS},
-        "cells": {
-            name: {column: {"kind": o.kind, "detail": o.detail, "seconds": o.seconds} for column, o in row.items()}
-            for name, row in outcomes.items()
-        },
+        "counts": _counts(rows),
+        "cells": rows,
     }
 
 
-def _counts(outcomes: dict[str, dict[str, Outcome]], column: str) -> dict[str, int]:
-    return dict(Counter(row[column].kind for row in outcomes.values() if column in row))
+def update(found: dict[str, Any], repository: Path) -> None:
+    """Replace rows of what is stored, and drop those of scenarios that are gone; others may do so at the same time."""
+    path = repository / _RESULTS
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        stored = path.read_text()
+        write(_merged(json.loads(stored), found) if stored else found, repository)
+
+
+def _merged(stored: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    if (stored["versions"], stored["python"]) != (found["versions"], found["python"]):
+        raise ValueError(f"{_RESULTS} was measured with {stored['versions']}: measure everything again.")
+    rows = {**stored["cells"]}
+    for name, row in found["cells"].items():
+        rows[name] = {**rows.get(name, {}), **row}
+    rows = {scenario.name: rows[scenario.name] for scenario in SCENARIOS if scenario.name in rows}
+    seconds = sum(outcome["seconds"] for row in rows.values() for outcome in row.values())
+    return {**found, "seconds": round(seconds), "counts": _counts(rows), "cells": rows}
+
+
+def _counts(rows: dict[str, Any]) -> dict[str, dict[str, int]]:
+    return {column: dict(Counter(row[column]["kind"] for row in rows.values() if column in row)) for column in COLUMNS}
 
 
 def summary_table(found: dict[str, Any]) -> str:
@@ -78,7 +100,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def write(found: dict[str, Any], repository: Path) -> None:
     """``results.json``, and the tables in the document."""
-    (repository / "benchmarks/exactness/results.json").write_text(json.dumps(found, indent=1) + "\n")
+    (repository / _RESULTS).write_text(json.dumps(found, indent=1) + "\n")
     document = repository / "docs/exactness.md"
     before, rest = document.read_text().split(_BEGIN)
     after = rest.split(_END)[1]
