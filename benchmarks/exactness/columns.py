@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 from tests.exactness.cell import Cell
@@ -19,15 +20,21 @@ class Program:
     Attributes:
         run: trains as a cell says.
         why_not: why a cell is not for it; empty if it is.
+        saves_each_epoch: rather than after each step, which is for cells that are interrupted at an epoch's end.
     """
 
     run: Callable[..., None]
     why_not: Callable[[Cell], str]
+    saves_each_epoch: bool = False
 
 
 PROGRAMS: dict[str, Program] = {
     "stock Lightning": Program(lightning_peer.run, lightning_peer.why_not),
     "Lightning + StatefulDataLoader": Program(stateful_peer.run, stateful_peer.why_not),
+    "stock Lightning, saving each epoch": Program(lightning_peer.run, lightning_peer.why_not, saves_each_epoch=True),
+    "Lightning + StatefulDataLoader, saving each epoch": Program(
+        stateful_peer.run, stateful_peer.why_not, saves_each_epoch=True
+    ),
     "HF Trainer": Program(hf_peer.run, hf_peer.why_not),
     "accelerate": Program(accelerate_peer.run, accelerate_peer.why_not),
     "accelerate, generator": Program(accelerate_peer.run_with_generator, accelerate_peer.why_not),
@@ -40,10 +47,10 @@ OURS = {"this package, Lightning": "lightning", "this package, loop": "loop"}
 # A column shows the best of the programs in it.
 COLUMNS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(OURS, ()),
-    "stock Lightning": ("stock Lightning",),
-    "Lightning + StatefulDataLoader": ("Lightning + StatefulDataLoader",),
-    "HF Trainer": ("HF Trainer",),
-    "accelerate": tuple(name for name in PROGRAMS if name.startswith("accelerate")),
+    **{
+        column: tuple(name for name in PROGRAMS if name.startswith(column))
+        for column in ("stock Lightning", "Lightning + StatefulDataLoader", "HF Trainer", "accelerate")
+    },
 }
 
 
@@ -58,8 +65,17 @@ def cell_of(scenario: Scenario, program: str) -> Cell | str:
                 return reason
             changes = {key: value for key, value in cell.changes.items() if key != "loader"}
             fields: dict[str, Any] = {"driver": program, "loader": "plain", "changes": changes}
+            if PROGRAMS[program].saves_each_epoch:
+                if "every_n_train_steps" not in cell.save or not _ends_epochs(cell):
+                    return "not at an epoch's end"
+                fields["save"] = {"every_n_epochs": 1, "save_top_k": -1}
             return replace(cell, **fields)
     raise ValueError(f"{scenario.name} has no cell.")
+
+
+def _ends_epochs(cell: Cell) -> bool:
+    batches = ceil(cell.samples / ((cell.batch_size or 1) * cell.ranks))
+    return all(stop % ceil(batches / cell.accumulate) == 0 for stop in cell.stops)
 
 
 def all_cells() -> Iterator[Cell]:
