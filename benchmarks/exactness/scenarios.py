@@ -22,7 +22,7 @@ _AUGMENTED: Mapping[str, Any] = {"validate": False}
 _VALIDATED: Mapping[str, Any] = {"dataset": "still", "sampler": "sequential"}
 _DRIVERS = ("lightning", "loop")
 # The tests interrupt these in the middle of an epoch as well.
-_ENDS = {(7, 16): (7,), (5, 14): (14,)}
+_ENDS: dict[tuple[int, ...], tuple[int, ...]] = {(7, 16): (7,), (5, 14): (14,)}
 _OF_DATA = "in the middle", "at an epoch's end and again"
 
 
