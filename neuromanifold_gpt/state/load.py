@@ -80,6 +80,7 @@ def _load_separated(checkpoint: Checkpoint, load_optimizer: bool, verify: bool, 
         loaded.rng_states = content.get("rng_states", [])
         loaded.loader_states = own_state(content.get("data") or [[]])
         loaded.model_generators = content.get("model_generators", [])
+        loaded.modes = content.get("modes", {})
         loaded.gradients = content.get("gradients", [])
         loaded.stateful_states = content.get("stateful", {})
     return loaded

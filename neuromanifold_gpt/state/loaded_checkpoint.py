@@ -22,8 +22,10 @@ from neuromanifold_gpt.state.modules import (
     load_module_state,
     parameter_names,
     restore_gradients,
+    restore_modes,
     unwrap,
     warn_if_rounded,
+    warn_of_other_modes,
 )
 from neuromanifold_gpt.state.optimizers import (
     check_group_order,
@@ -53,6 +55,7 @@ class LoadedCheckpoint:
         rng_states: random number generators of each rank; empty where the file has none.
         loader_states: position in the data of each loader, on this rank.
         model_generators: states of random number generators that the model owns, of each rank.
+        modes: names of the frozen parameters, and of the modules in evaluation mode.
         gradients: of each rank, by parameter name; empty unless they were saved.
         stateful_states: further objects by name.
         checkpoint: the files it came from; ``None`` for a unified checkpoint.
@@ -69,6 +72,7 @@ class LoadedCheckpoint:
     rng_states: list[dict[str, Any]] = field(default_factory=list)
     loader_states: list[dict[str, Any]] = field(default_factory=list)
     model_generators: list[dict[str, Any]] = field(default_factory=list)
+    modes: dict[str, list[str]] = field(default_factory=dict)
     gradients: list[dict[str, Any]] = field(default_factory=list)
     stateful_states: dict[str, Any] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
@@ -99,7 +103,8 @@ class LoadedCheckpoint:
         Warns:
             EnvironmentChangedWarning: torch, threads, device or determinism settings differ from the save.
             InexactResumeWarning: weights are rounded, since the model holds them in a narrower type; an optimizer was
-                built with other settings; schedulers, loaders or others were saved and are not given.
+                built with other settings; parameters were frozen otherwise; schedulers, loaders or others were saved
+                and are not given.
         """
         optimizers, schedulers, loaders = as_list(optimizers), as_list(schedulers), as_list(loaders)
         optimizer_states = self._optimizer_states_for(optimizers)
@@ -126,6 +131,8 @@ class LoadedCheckpoint:
             load_module_state(model, self.model_state, strict=strict)
             if optimizers:
                 warn_if_rounded(model, self.model_state)
+            if self.modes:
+                warn_of_other_modes(restore_modes(model, self.modes))
             if self.model_generators:
                 OwnedState.of_module(unwrap(model)).restore_generators(own_state(self.model_generators))
             if self.gradients:

@@ -23,7 +23,7 @@ from neuromanifold_gpt.checkpoint.writer import (
     stage_checkpoint,
     write_checkpoint,
 )
-from neuromanifold_gpt.state.modules import gradients, module_state, parameter_names, unwrap
+from neuromanifold_gpt.state.modules import gradients, module_modes, module_state, parameter_names, unwrap
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks
@@ -117,6 +117,7 @@ def save_checkpoint(
         "rng_states": [state["rng"] for state in rank_states],
         "model_generators": [state["model_generators"] for state in rank_states],
         "data": [state["data"] for state in rank_states],
+        "modes": module_modes(model),
         "gradients": [state["gradients"] for state in rank_states] if save_gradients else [],
         "stateful": {key: value.state_dict() for key, value in sorted((stateful or {}).items())},
     }
