@@ -32,7 +32,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     IncompleteCheckpointError,
     LeftoverWarning,
 )
-from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER, Manifest, read_manifest
+from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER, Manifest, read_manifest, shown
 from neuromanifold_gpt.checkpoint.naming import (
     PREVIOUS_SUFFIX,
     CheckpointPaths,
@@ -131,7 +131,7 @@ def _not_complete(checkpoint: Checkpoint, role: str, found_bytes: int | None) ->
         problem, found = "missing", "none"
     elif found_bytes < wanted_bytes:
         tensors = checkpoint.manifest.tensors[role]
-        cut = [tensor.path for tensor in tensors if tensor.offset + tensor.size_bytes > found_bytes]
+        cut = [shown(tensor.path) for tensor in tensors if tensor.offset + tensor.size_bytes > found_bytes]
     lost = f" Cut off: tensor {cut[0]}{f' and {len(cut) - 1} more' if len(cut) > 1 else ''}." if cut else ""
     return IncompleteCheckpointError(
         f"{checkpoint.file(role)}: the {role} file of {checkpoint.name} is {problem}: expected a file of "

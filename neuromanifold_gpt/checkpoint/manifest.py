@@ -118,6 +118,11 @@ def looks_like_manifest(path: Path) -> bool:
         return False
 
 
+def shown(name: str) -> str:
+    """A name from a file, for a message: control characters in it must not reach a terminal."""
+    return name if name.isprintable() else ascii(name)
+
+
 def _parse(content: Any, paths: CheckpointPaths) -> Manifest:
     if content["format"] != FORMAT or content["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format {content['format']!r} version {content['format_version']!r}")

@@ -25,6 +25,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     MismatchedPairError,
     UntrustedPickleError,
 )
+from neuromanifold_gpt.checkpoint.manifest import shown
 from neuromanifold_gpt.checkpoint.records import read_records
 from neuromanifold_gpt.checkpoint.storage import open_regular
 from neuromanifold_gpt.checkpoint.writer import STAMP_KEY
@@ -227,7 +228,7 @@ def _difference(checkpoint: Checkpoint, role: str, file: BinaryIO, found: str) -
     if isinstance(stamp, dict) and stamp.get("pair") not in (None, checkpoint.manifest.pair):
         return _mismatched_pair(checkpoint, role, stamp)
     damaged = [tensor for tensor in checkpoint.manifest.tensors[role] if _differs(file, tensor)]
-    names = ", ".join(tensor.path for tensor in damaged[:_SHOWN_TENSORS])
+    names = ", ".join(shown(tensor.path) for tensor in damaged[:_SHOWN_TENSORS])
     more = f" and {len(damaged) - _SHOWN_TENSORS} more" if len(damaged) > _SHOWN_TENSORS else ""
     where = f"tensor {names}{more}" if damaged else "the archive's structure (no tensor)"
     return DamagedCheckpointError(

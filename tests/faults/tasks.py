@@ -6,6 +6,9 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
+from neuromanifold_gpt import cli, latest_checkpoint, load_checkpoint, verify_checkpoint
+from neuromanifold_gpt.lightning_io.plugin import SeparatedCheckpointIO
+
 from .scenarios import SCENARIOS
 
 
@@ -24,3 +27,19 @@ def act_with_small_files(scenario: str, directory: str, limit_bytes: int) -> Cal
     observed = act(scenario, directory)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))  # Python ignores SIGXFSZ
     return observed
+
+
+def read(reader: str, path: str) -> Callable[[], object]:
+    """Read a file, or its directory, in one of the ways in which users do."""
+    return lambda: str(_READERS[reader](Path(path)))[:200]
+
+
+_READERS: dict[str, Callable[[Path], object]] = {
+    "load": load_checkpoint,
+    "load unverified": lambda path: load_checkpoint(path, verify=False),
+    "load the model": lambda path: load_checkpoint(path, load_optimizer=False),
+    "plugin": lambda path: SeparatedCheckpointIO().load_checkpoint(path),
+    "verify": verify_checkpoint,
+    "latest": lambda path: latest_checkpoint(path.parent),
+    "command": lambda path: cli.main(["verify", str(path.parent), "--json"]),
+}
