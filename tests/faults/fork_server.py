@@ -71,6 +71,7 @@ class ForkServer:
 
 def serve() -> None:
     """The server's side."""
+    from . import tasks  # noqa: F401
     from .tiny_training import undisturbed
 
     undisturbed()  # imports all that a training imports, once for all

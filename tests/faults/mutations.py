@@ -43,7 +43,7 @@ class Specimen:
             OPTIMIZER: self.newest.paths.optimizer,
             MANIFEST: self.newest.paths.manifest,
         }
-        self.content = {path.name: path.read_bytes() for path in directory.iterdir()}
+        self.content = {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
 
     def bytes_of(self, role: str) -> bytes:
         return self.content[self.paths[role].name]

@@ -1,4 +1,4 @@
-"""Sweeps in parts: the first part runs in the suite, the others by ``make faults``."""
+"""Sweeps in parts: the first part (or so) runs in the suite, the others by ``make faults``."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ class Part:
         return trials[self.number :: self.of]
 
 
-def in_parts(count: int) -> Any:
-    """Parametrizes a test with ``part``."""
+def in_parts(count: int, *, in_suite: int = 1) -> Any:
+    """Parametrizes a test with ``part``; the first ``in_suite`` parts are not slow."""
     parts = [Part(number, count) for number in range(count)]
-    marked = [pytest.param(part, marks=[pytest.mark.slow] if part.number else [], id=str(part)) for part in parts]
+    marked = [
+        pytest.param(part, marks=[pytest.mark.slow] if part.number >= in_suite else [], id=str(part)) for part in parts
+    ]
     return pytest.mark.parametrize("part", marked)

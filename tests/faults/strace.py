@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .fork_server import ForkServer, Outcome
+from .fork_server import REPOSITORY, ForkServer, Outcome
 
 _TRACED = "%file,%desc"  # whatever concerns files
 _LINE = re.compile(r"(?P<thread>\d+) +(?P<name>\w+)\((?P<arguments>.*?)\)? += (?P<result>.*)")
@@ -60,12 +60,37 @@ def calls_of(server: ForkServer, directory: Path, task: str, *arguments: object)
 def inject(server: ForkServer, call: Call, fault: str, task: str, *arguments: object) -> tuple[Outcome, bool]:
     """Run a task with ``fault``, as ``strace -e inject`` takes it, at one call; also whether the call was reached."""
     with tempfile.NamedTemporaryFile("r") as log:
-        options = ["-o", log.name, "-P", call.path, "-e", f"inject={call.name}:{fault}:when={call.number}"]
-        outcome = _traced(server, task, arguments, options)
-        text = log.read()
-    # Of calls on other paths nothing is logged.
-    seen = Counter(re.findall(rf"^(\d+) +{call.name}\(", text, re.MULTILINE))
-    return outcome, max(seen.values(), default=0) >= call.number
+        outcome = _traced(server, task, arguments, _options(log.name, call, fault))
+        return outcome, _was_reached(log.read(), call)
+
+
+def calls_of_program(command: list[str], environment: dict[str, str], directory: Path) -> list[Call]:
+    """As :func:`calls_of`, for a program that is run from its beginning."""
+    with tempfile.NamedTemporaryFile("r") as log:
+        assert _run_traced(command, environment, ["-o", log.name]) == 0
+        return list(_parsed(log.read(), str(directory)))
+
+
+def inject_into_program(command: list[str], environment: dict[str, str], call: Call, fault: str) -> tuple[int, bool]:
+    """As :func:`inject`; returns the exit code, negative for a signal."""
+    with tempfile.NamedTemporaryFile("r") as log:
+        exit_code = _run_traced(command, environment, _options(log.name, call, fault))
+        return exit_code, _was_reached(log.read(), call)
+
+
+def _run_traced(command: list[str], environment: dict[str, str], options: list[str]) -> int:
+    tracing = ["strace", "-f", "-y", "-e", f"trace={_TRACED}", *options]
+    return subprocess.run([*tracing, *command], cwd=REPOSITORY, env=environment, capture_output=True).returncode
+
+
+def _options(log: str, call: Call, fault: str) -> list[str]:
+    return ["-o", log, "-P", call.path, "-e", f"inject={call.name}:{fault}:when={call.number}"]
+
+
+def _was_reached(log: str, call: Call) -> bool:
+    """Of calls on other paths nothing is logged."""
+    seen = Counter(re.findall(rf"^(\d+) +{call.name}\(", log, re.MULTILINE))
+    return max(seen.values(), default=0) >= call.number
 
 
 def _traced(server: ForkServer, task: str, arguments: tuple[object, ...], options: list[str]) -> Outcome:

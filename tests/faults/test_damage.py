@@ -124,7 +124,7 @@ def test_the_specimen_is_intact(specimen: Specimen):
     assert cli.main(["verify", str(specimen.directory)]) == 0
 
 
-@in_parts(12)
+@in_parts(40)
 @pytest.mark.parametrize("role", [MODEL, OPTIMIZER, MANIFEST])
 def test_at_chosen_places(role: str, part: Part, specimen: Specimen, tally: Tally):
     for mutation in part.choose(list(at_chosen_places(specimen, role))):
@@ -165,7 +165,7 @@ def test_of_several_files_at_once(specimen: Specimen, foreign: dict[str, bytes],
                 assert latest_checkpoint(specimen.directory).name == OLDER
 
 
-@pytest.mark.parametrize("examples", [200, pytest.param(3_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [100, pytest.param(3_000, marks=pytest.mark.slow)])
 def test_at_random(examples: int, specimen: Specimen, tally: Tally):
     """Any change of any bytes that hypothesis thinks of."""
 
