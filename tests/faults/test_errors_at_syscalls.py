@@ -18,7 +18,7 @@ from .fork_server import ForkServer, Outcome
 from .invariant import inventory, nothing_is_lost, require, training_goes_on
 from .parts import Part, in_parts
 from .scenarios import SCENARIOS, Kind, Scenario, copied
-from .strace import calls_of, inject
+from .strace import Call, calls_of, inject
 from .tally import Tally
 
 ACT = "tests.faults.tasks:act"
