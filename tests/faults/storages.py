@@ -1,8 +1,12 @@
-"""Storages that record, fail or crash. The files are real: only the moment of the fault is chosen."""
+"""Storages that record, fail, crash, or lose power. The files are real: only the moment of the fault is chosen."""
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from neuromanifold_gpt.checkpoint.storage import LocalStorage
@@ -144,3 +148,111 @@ class ShortWritingStorage(ObservedStorage):
 
     def write(self, file, data):
         return file.write_through(memoryview(data)[:10])
+
+
+@dataclass
+class Content:
+    """One inode: what was written to it, and how much of that would survive a power loss."""
+
+    written: bytearray = field(default_factory=bytearray)
+    durable_bytes: int = 0
+
+
+Names = dict[str, Content]
+
+
+class PowerLossStorage(CrashingStorage):
+    """Keeps account of what was synced in one directory, and so of what a power loss could leave there: a sample, for
+    tests of one operation. ``power_loss.py`` enumerates all of it.
+
+    What POSIX promises and no more: file content is durable after ``fsync`` of the file, a change of names after
+    ``fsync`` of the directory; of the changes before that, any may have become durable and any not. A write is no
+    operation of its own here: until it is synced, the file is torn anywhere.
+    """
+
+    def __init__(self, at: int, directory: Path) -> None:
+        super().__init__(at)
+        self._durable: Names = {}
+        if directory.exists():
+            for path in directory.iterdir():
+                data = path.read_bytes()
+                self._durable[path.name] = Content(bytearray(data), len(data))
+        self._live = dict(self._durable)
+        self._pending: list[tuple[str, Content | None]] = []
+
+    def states_after_power_loss(self, chosen: random.Random) -> Iterator[dict[str, bytes]]:
+        """The extreme directories that a power loss can leave now, and some between, as content by name."""
+        count = len(self._pending)
+        if count <= 4:
+            choices: Iterable[tuple[bool, ...]] = itertools.product((False, True), repeat=count)
+        else:
+            single = [tuple(i == j for j in range(count)) for i in range(count)]
+            single += [tuple(i != j for j in range(count)) for i in range(count)]
+            mixed = [tuple(chosen.random() < 0.5 for _ in range(count)) for _ in range(4)]
+            choices = [(False,) * count, (True,) * count, *single, *mixed]
+        for choice in choices:
+            names = dict(self._durable)
+            for durable, (name, content) in zip(choice, self._pending, strict=True):
+                if durable:
+                    _change(names, name, content)
+            yield {name: self._survived(content, chosen) for name, content in names.items()}
+
+    @staticmethod
+    def _survived(content: Content, chosen: random.Random) -> bytes:
+        torn = chosen.randint(content.durable_bytes, len(content.written))
+        return bytes(content.written[:torn])
+
+    def _note(self, name: str, content: Content | None) -> None:
+        _change(self._live, name, content)
+        self._pending.append((name, content))
+
+    def create(self, path):
+        file = super().create(path)
+        if path.name in self._live:  # emptied, under all its names
+            self._live[path.name].written.clear()
+            self._live[path.name].durable_bytes = 0
+        else:
+            self._note(path.name, Content())
+        return file
+
+    def write(self, file, data):
+        count = file.write_through(data)
+        self._live[file.path.name].written += bytes(memoryview(data)[:count])
+        return count
+
+    def sync_file(self, file):
+        super().sync_file(file)
+        content = self._live[file.path.name]
+        content.durable_bytes = len(content.written)
+
+    def sync_directory(self, path):
+        super().sync_directory(path)
+        for name, content in self._pending:
+            _change(self._durable, name, content)
+        self._pending.clear()
+
+    def rename(self, source, target):
+        super().rename(source, target)
+        content = self._live[source.name]
+        if self._live.get(target.name) is not content:  # of two links to one file, rename(2) leaves both
+            # Both names change at once, or neither: one change in the account.
+            self._note(f"{source.name}\n{target.name}", content)
+
+    def keep_as(self, source, target):
+        super().keep_as(source, target)
+        self._note(target.name, self._live[source.name])
+
+    def remove(self, path):
+        super().remove(path)
+        if path.name in self._live:
+            self._note(path.name, None)
+
+
+def _change(names: Names, name: str, content: Content | None) -> None:
+    *old, new = name.split("\n")
+    for gone in old:
+        names.pop(gone, None)
+    if content is None:
+        names.pop(new, None)
+    else:
+        names[new] = content
