@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/
 # Two OpenMP threads beside another busy process slow down tenfold, and bits depend on their number.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test env lint types suite sixphase exactness bench lock clean
+.PHONY: demo test env lint types strace suite faults fuzz sixphase exactness bench lock clean
 
 demo: env ## Train, stop, resume, compare the files of both runs, then the six-phase test
 	PATH="$(abspath $(VENV))/bin:$$PATH" OMP_NUM_THREADS=2 bash scripts/demo.sh
@@ -28,8 +28,24 @@ lint: env
 types: env
 	$(RUN)mypy
 
-suite: env
+strace: ## The tracer that kills processes at their system calls; where it cannot be had, those tests are skipped
+	@command -v strace >/dev/null || { \
+	  sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
+	  command -v apt-get >/dev/null && $$sudo apt-get -qq update && $$sudo apt-get -qq install --yes strace; \
+	} >/dev/null 2>&1 || echo "strace is not installed and cannot be: tests that need it are skipped"
+
+suite: env strace
 	$(RUN)pytest -q -m "not slow"
+
+faults: env strace ## All kills, errors, power losses, damage and hostile files; the counts at the end
+	$(RUN)pytest -q tests/faults
+
+FUZZ_SEC ?= 300
+fuzz: env ## Coverage-guided fuzzing of manifests and unified files, FUZZ_SEC seconds each; atheris stays out of the environment
+	$(RUN)python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .fuzz/site atheris==3.0.0
+	for target in manifest archive; do mkdir -p tests/faults/findings/$$target; \
+	  PYTHONPATH=.fuzz/site $(RUN)python -m tests.faults.fuzz $$target .fuzz/$$target -max_total_time=$(FUZZ_SEC) \
+	    -timeout=30 -rss_limit_mb=4096 -artifact_prefix=tests/faults/findings/$$target/ || exit 1; done
 
 sixphase: env ## The six-phase test alone
 	$(RUN)python test_training_resumption.py
@@ -46,4 +62,4 @@ lock: env ## Write what is installed into requirements-cpu.lock
 	mv requirements-cpu.lock.new requirements-cpu.lock
 
 clean:
-	rm -rf $(VENV) .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .demo .fuzz build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

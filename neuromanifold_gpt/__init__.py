@@ -1,6 +1,6 @@
 """Training that stops and resumes exactly, from checkpoints separated into a model file and an optimizer file.
 
-The names below are the front door. Lightning is imported only when one of its two classes is asked for.
+The names below are the front door. Lightning is imported only when one of its classes is asked for.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from neuromanifold_gpt.checkpoint.commit import Checkpoint
 from neuromanifold_gpt.checkpoint.discovery import latest_checkpoint, list_checkpoints, verify_checkpoint
 from neuromanifold_gpt.checkpoint.errors import CheckpointError
+from neuromanifold_gpt.checkpoint.lock import lock_directory
+from neuromanifold_gpt.checkpoint.retention import Retention, apply_retention
 from neuromanifold_gpt.data.loader import ResumableDataLoader
 from neuromanifold_gpt.data.resumable import resumable
 from neuromanifold_gpt.state.compare import compare_checkpoints
@@ -17,7 +19,7 @@ from neuromanifold_gpt.state.load import LoadedCheckpoint, load_checkpoint
 from neuromanifold_gpt.state.save import save_checkpoint
 
 if TYPE_CHECKING:
-    from neuromanifold_gpt.lightning_io import SeparatedCheckpoint, SeparatedCheckpointIO
+    from neuromanifold_gpt.lightning_io import SeparatedCheckpoint, SeparatedCheckpointIO, StopOnSignal
 
 __version__ = "0.1.0"
 
@@ -26,12 +28,16 @@ __all__ = [
     "CheckpointError",
     "LoadedCheckpoint",
     "ResumableDataLoader",
+    "Retention",
     "SeparatedCheckpoint",
     "SeparatedCheckpointIO",
+    "StopOnSignal",
+    "apply_retention",
     "compare_checkpoints",
     "latest_checkpoint",
     "list_checkpoints",
     "load_checkpoint",
+    "lock_directory",
     "resumable",
     "save_checkpoint",
     "verify_checkpoint",
@@ -39,7 +45,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("SeparatedCheckpoint", "SeparatedCheckpointIO"):
+    if name in ("SeparatedCheckpoint", "SeparatedCheckpointIO", "StopOnSignal"):
         from neuromanifold_gpt import lightning_io
 
         return getattr(lightning_io, name)

@@ -12,17 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from neuromanifold_gpt.checkpoint.discovery import candidates, list_checkpoints, verify_checkpoint
-from neuromanifold_gpt.checkpoint.errors import CheckpointError, CheckpointNotFoundError, CheckpointWarning
+from neuromanifold_gpt.checkpoint.errors import (
+    CheckpointError,
+    CheckpointLockedError,
+    CheckpointNotFoundError,
+    CheckpointWarning,
+)
 from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.state.compare import compare_checkpoints
 
 _EXIT_BAD_INPUT = 2
+_EXIT_LOCKED = 3
 
 
 def train_main(arguments: Sequence[str] | None = None) -> int:
     """``python train.py``; returns the exit code.
 
-    0 at the end, 1 for errors of data and checkpoints, 2 for wrong flags, 130 after SIGINT, 143 after SIGTERM.
+    0 at the end, 1 for errors of data and checkpoints, 2 for wrong flags, 3 if another process trains in the directory,
+    4 if the deadline after a signal passed, 130 after SIGINT, 143 after SIGTERM, 138 after SIGUSR1.
     """
     import jsonargparse
 
@@ -48,8 +55,9 @@ def train_main(arguments: Sequence[str] | None = None) -> int:
 
 _TRAIN_EPILOG = (
     "Started again with the same --out_dir, training continues from the newest intact checkpoint there, exactly. "
-    "SIGINT and SIGTERM finish the step, save, and exit with 130 and 143. Other exit codes: 0 finished, 1 a "
-    "checkpoint or the data cannot be used, 2 wrong flags."
+    "SIGINT, SIGTERM and SIGUSR1 finish the step, save, and exit with 130, 143 and 138. Other exit codes: 0 finished, "
+    "1 a checkpoint or the data cannot be used, or a save failed, 2 wrong flags, 3 another process trains in "
+    "--out_dir, 4 --stop_deadline_sec passed before the step was saved."
 )
 
 
@@ -153,6 +161,6 @@ def _say_errors(action: Callable[[], int]) -> int:
         return action()
     except (CheckpointError, DatasetError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _EXIT_LOCKED if isinstance(error, CheckpointLockedError) else 1
     finally:
         warnings.showwarning = original

@@ -140,7 +140,7 @@ neuromanifold_gpt.SeparatedCheckpoint
 print(json.dumps([before, [name.split(".")[0] for name in sys.modules]]))
 """
         environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-        light = set(neuromanifold_gpt.__all__) - {"SeparatedCheckpoint", "SeparatedCheckpointIO"}
+        light = set(neuromanifold_gpt.__all__) - {"SeparatedCheckpoint", "SeparatedCheckpointIO", "StopOnSignal"}
         arguments = [sys.executable, "-c", script, str(tmp_path), *light]
         run = subprocess.run(arguments, env=environment, capture_output=True, check=True, text=True)
         before, after = (set(names) for names in json.loads(run.stdout.splitlines()[-1]))

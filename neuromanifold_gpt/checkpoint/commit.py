@@ -12,34 +12,30 @@ A save over an existing name first moves the old checkpoint out of the way witho
 loaded: its data files get a second name (``.nm-previous``), then its manifest is replaced by one that names those.
 After the commit they are removed. A delete removes the manifest first.
 
-Whatever a crash leaves behind, :func:`clear_leftovers` recognises by these suffixes: it removes files of a save that
-was not committed, and puts a checkpoint that was being replaced back under its own name.
+What a crash leaves behind is recognised by these suffixes: see ``leftovers.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import stat
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from neuromanifold_gpt.checkpoint.digest import file_digest
 from neuromanifold_gpt.checkpoint.errors import (
     CheckpointError,
     CheckpointNotFoundError,
     CheckpointWriteError,
-    DamagedCheckpointError,
     IncompleteCheckpointError,
+    LeftoverWarning,
 )
-from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER, Manifest, looks_like_manifest, read_manifest
+from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER, Manifest, read_manifest, shown
 from neuromanifold_gpt.checkpoint.naming import (
-    MANIFEST_SUFFIX,
     PREVIOUS_SUFFIX,
-    TEMPORARY_SUFFIX,
     CheckpointPaths,
-    paths_of_name,
     previous,
     temporary,
 )
@@ -122,17 +118,28 @@ def open_complete(paths: CheckpointPaths) -> Checkpoint:
             "file was copied without it. Use another checkpoint; a model file alone loads with load_optimizer=False."
         ) from None
     for role, record in checkpoint.manifest.files.items():
-        found = _size_of_regular_file(checkpoint.file(role))
+        found = size_of_regular_file(checkpoint.file(role))
         if found != record.size_bytes:
-            raise IncompleteCheckpointError(
-                f"{checkpoint.file(role)}: the {role} file of {checkpoint.name} is "
-                f"{'missing' if found is None else 'not complete'}: expected a file of {record.size_bytes} bytes, "
-                f"found {'none' if found is None else f'{found} bytes'}. Use another checkpoint of the directory."
-            )
+            raise _not_complete(checkpoint, role, found)
     return checkpoint
 
 
-def _size_of_regular_file(path: Path) -> int | None:
+def _not_complete(checkpoint: Checkpoint, role: str, found_bytes: int | None) -> IncompleteCheckpointError:
+    wanted_bytes = checkpoint.manifest.files[role].size_bytes
+    problem, found, cut = "not complete", f"{found_bytes} bytes", []
+    if found_bytes is None:
+        problem, found = "missing", "none"
+    elif found_bytes < wanted_bytes:
+        tensors = checkpoint.manifest.tensors[role]
+        cut = [shown(tensor.path) for tensor in tensors if tensor.offset + tensor.size_bytes > found_bytes]
+    lost = f" Cut off: tensor {cut[0]}{f' and {len(cut) - 1} more' if len(cut) > 1 else ''}." if cut else ""
+    return IncompleteCheckpointError(
+        f"{checkpoint.file(role)}: the {role} file of {checkpoint.name} is {problem}: expected a file of "
+        f"{wanted_bytes} bytes, found {found}.{lost} Use another checkpoint of the directory."
+    )
+
+
+def size_of_regular_file(path: Path) -> int | None:
     """Size, or ``None`` where there is no regular file: links are not followed out of the directory."""
     try:
         status = path.lstat()
@@ -142,24 +149,23 @@ def _size_of_regular_file(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def write_errors(paths: CheckpointPaths, storage: Storage) -> Iterator[None]:
-    """Clean up after a save that failed, and say which file the system refused and what to do."""
+def typed_errors(paths: CheckpointPaths, doing: str, remedy: str) -> Iterator[None]:
+    """Turn an ``OSError`` into one that says which file the system refused, and what to do."""
     try:
         yield
-    except BaseException as error:
-        with contextlib.suppress(OSError):  # the directory may be what failed; the next writer clears it
-            clear_leftovers(paths.directory, storage)
-        if not isinstance(error, OSError):
-            raise
+    except OSError as error:
         raise CheckpointWriteError(
-            f"{error.filename or paths.directory}: saving {paths.name} failed: {error.strerror or error}. Free space "
-            "or make the directory writable, or choose another one; older checkpoints are untouched."
+            f"{error.filename or paths.directory}: {doing} {paths.name} failed: {error.strerror or error}. {remedy}"
         ) from error
 
 
 def commit(paths: CheckpointPaths, new: Manifest, storage: Storage) -> Checkpoint:
-    """Give the written and synced temporary files their names, the manifest last."""
-    _move_aside(paths, storage)
+    """Give the written and synced temporary files their names, the manifest last.
+
+    Warns:
+        LeftoverWarning: the checkpoint is saved, but a file of the one that it replaces could not be removed.
+    """
+    aside = _move_aside(paths, storage)
     finals = {OPTIMIZER: paths.optimizer, MODEL: paths.model}
     for role, target in finals.items():
         if role in new.files:
@@ -168,15 +174,45 @@ def commit(paths: CheckpointPaths, new: Manifest, storage: Storage) -> Checkpoin
             storage.remove(target)
         storage.sync_directory(paths.directory)
     storage.rename(temporary(paths.manifest), paths.manifest)
-    storage.sync_directory(paths.directory)
-    for target in finals.values():
-        storage.remove(previous(target))
+    try:
+        storage.sync_directory(paths.directory)
+    except OSError:
+        _take_back(paths, aside, storage)
+        raise
+    try:
+        for target in finals.values():
+            storage.remove(previous(target))
+    except OSError as error:
+        warnings.warn(
+            f"{error.filename}: {new.name} is saved, but this file of the checkpoint that it replaces could not be "
+            f"removed: {error.strerror}. The next save tries again.",
+            LeftoverWarning,
+            stacklevel=4,  # the caller of save_checkpoint
+        )
     return Checkpoint(paths, new)
 
 
+def _take_back(paths: CheckpointPaths, aside: Manifest | None, storage: Storage) -> None:
+    """Undo a commit that could not be made durable, so that no checkpoint stays of a save that failed."""
+    if aside is None:
+        storage.rename(paths.manifest, temporary(paths.manifest))
+    else:
+        storage.keep_as(paths.manifest, temporary(paths.manifest))  # tells which files are to be removed
+        replace_manifest(paths, aside, storage)
+
+
 def remove(paths: CheckpointPaths, storage: Storage) -> None:
-    """Delete a checkpoint, the manifest first: from then on it does not exist."""
-    if _size_of_regular_file(paths.manifest) is not None:
+    """Delete a checkpoint, the manifest first: from then on it does not exist.
+
+    Raises:
+        CheckpointWriteError: the file system refused. The checkpoint is whole or gone.
+    """
+    with typed_errors(paths, "removing", "Make the directory writable; the next save removes what is left of it."):
+        _remove(paths, storage)
+
+
+def _remove(paths: CheckpointPaths, storage: Storage) -> None:
+    if size_of_regular_file(paths.manifest) is not None:
         # Under its temporary name it tells the next writer, should we be interrupted, which files are to be removed.
         storage.rename(paths.manifest, temporary(paths.manifest))
         storage.sync_directory(paths.directory)
@@ -187,94 +223,34 @@ def remove(paths: CheckpointPaths, storage: Storage) -> None:
     storage.remove(temporary(paths.manifest))
 
 
-def clear_leftovers(directory: Path, storage: Storage) -> None:
-    """Remove what interrupted saves left in ``directory``, and undo replacements that were not committed."""
-    names = sorted(path.name for path in directory.iterdir() if _is_leftover(path))
-    if not names:
-        return
-    manifests = [name for name in names if name.endswith(MANIFEST_SUFFIX + TEMPORARY_SUFFIX)]
-    for name in manifests:
-        _remove_uncommitted(paths_of_name(directory, name[: -len(MANIFEST_SUFFIX + TEMPORARY_SUFFIX)]), storage)
-    for name in names:
-        if name.endswith(PREVIOUS_SUFFIX):
-            _put_back(directory / name.removesuffix(PREVIOUS_SUFFIX), storage)
-    # The temporary manifests tell which files belong to the interrupted save, so they go last.
-    for some in ([name for name in names if name not in manifests], manifests):
-        for name in some:
-            storage.remove(directory / name)
-        storage.sync_directory(directory)
-
-
-def _is_leftover(path: Path) -> bool:
-    return path.name.endswith((TEMPORARY_SUFFIX, PREVIOUS_SUFFIX)) and _size_of_regular_file(path) is not None
-
-
-def _move_aside(paths: CheckpointPaths, storage: Storage) -> None:
+def _move_aside(paths: CheckpointPaths, storage: Storage) -> Manifest | None:
+    """Keep the old checkpoint of this name under other names; return its manifest as it is then."""
     try:
         old = open_complete(paths).manifest
     except CheckpointError:
         # Nothing loadable is there. A manifest must not stay: it could seem to fit the files that come.
         storage.remove(paths.manifest)
         storage.sync_directory(paths.directory)
-        return
+        return None
     for record in old.files.values():
         storage.keep_as(paths.directory / record.name, previous(paths.directory / record.name))
     storage.sync_directory(paths.directory)
     files = {role: replace(record, name=record.name + PREVIOUS_SUFFIX) for role, record in old.files.items()}
-    _replace_manifest(paths, replace(old, files=files), storage)
+    aside = replace(old, files=files)
+    replace_manifest(paths, aside, storage)
+    return aside
 
 
-def _put_back(final: Path, storage: Storage) -> None:
-    """Give a checkpoint that was moved aside its own name again, if its replacement was not committed."""
-    for paths in _checkpoints_naming(previous(final)):
-        manifest = read_manifest(paths.manifest)
-        for record in manifest.files.values():
-            target = paths.directory / record.name.removesuffix(PREVIOUS_SUFFIX)
-            storage.keep_as(previous(target), temporary(target))
-            storage.rename(temporary(target), target)
-            storage.remove(temporary(target))  # renaming a link onto another one of the same file leaves both
-        storage.sync_directory(paths.directory)
-        files = {
-            role: replace(record, name=record.name.removesuffix(PREVIOUS_SUFFIX))
-            for role, record in manifest.files.items()
-        }
-        _replace_manifest(paths, replace(manifest, files=files), storage)
-
-
-def _checkpoints_naming(file: Path) -> list[CheckpointPaths]:
-    found = []
-    for manifest_path in filter(looks_like_manifest, file.parent.glob("*" + MANIFEST_SUFFIX)):
-        paths = paths_of_name(file.parent, manifest_path.name.removesuffix(MANIFEST_SUFFIX))
-        with contextlib.suppress(CheckpointError):  # incomplete: nothing could be put back
-            if file.name in _names(open_complete(paths).manifest):
-                found.append(paths)
-    return found
-
-
-def _replace_manifest(paths: CheckpointPaths, manifest: Manifest, storage: Storage) -> None:
+def replace_manifest(paths: CheckpointPaths, manifest: Manifest, storage: Storage) -> None:
+    """Put another manifest in the place of the one that is there, durably."""
     aside = previous(paths.manifest)  # not the temporary name: that one may hold the manifest being committed
     write_file(aside, manifest.to_bytes(), storage)
     storage.rename(aside, paths.manifest)
     storage.sync_directory(paths.directory)
 
 
-def _remove_uncommitted(paths: CheckpointPaths, storage: Storage) -> None:
-    """Remove data files that got their names from a save whose manifest did not."""
-    try:
-        # Committed, or not begun to rename: the names belong to the manifest that is there.
-        taken = _names(read_manifest(paths.manifest)) if paths.manifest.exists() else set()
-        interrupted = read_manifest(temporary(paths.manifest), paths)
-    except DamagedCheckpointError:
-        return  # torn: it was not synced, so no file had been renamed yet
-    for role, target in ((MODEL, paths.model), (OPTIMIZER, paths.optimizer)):
-        record = interrupted.files.get(role)
-        if record is None or target.name in taken or _size_of_regular_file(target) != record.size_bytes:
-            continue
-        if file_digest(target) == record.digest:  # else somebody put it under this name, and it is not ours to remove
-            storage.remove(target)
-
-
-def _names(manifest: Manifest) -> set[str]:
+def names_of_files(manifest: Manifest) -> set[str]:
+    """Names of the data files."""
     return {record.name for record in manifest.files.values()}
 
 

@@ -10,12 +10,14 @@ from typing import BinaryIO
 
 import xxhash
 
+from neuromanifold_gpt.checkpoint.storage import open_regular
+
 _CHUNK_BYTES = 1 << 20  # stays in the core's cache between read and digest
 
 
 def file_digest(path: Path) -> str:
     """Digest of a whole file."""
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         return open_file_digest(file)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import warnings
@@ -17,8 +18,15 @@ from neuromanifold_gpt.checkpoint.errors import (
     IncompleteCheckpointError,
 )
 from neuromanifold_gpt.checkpoint.manifest import looks_like_manifest, read_manifest
-from neuromanifold_gpt.checkpoint.naming import MANIFEST_SUFFIX, CheckpointPaths, paths_of_any_file, paths_of_name
-from neuromanifold_gpt.checkpoint.reader import VerificationReport, verify
+from neuromanifold_gpt.checkpoint.naming import (
+    MANIFEST_SUFFIX,
+    OPTIMIZER_SUFFIX,
+    CheckpointPaths,
+    paths_of_any_file,
+    paths_of_name,
+    temporary,
+)
+from neuromanifold_gpt.checkpoint.reader import VerificationReport, is_data_file, verify
 
 
 def list_checkpoints(directory: str | Path) -> list[Checkpoint]:
@@ -75,18 +83,27 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     paths = paths_of_any_file(path)
-    if path.is_symlink() and not paths.manifest.exists():  # Lightning's save_last="link"
-        paths = paths_of_any_file(path.resolve())
+    if path == paths.model and path.is_symlink() and not os.path.lexists(paths.manifest):
+        paths = paths_of_any_file(Path(os.path.realpath(path)))  # Lightning's save_last="link"
     return open_complete(paths)
 
 
 def candidates(directory: Path) -> Iterator[CheckpointPaths]:
-    """The checkpoints whose manifest is there, complete or not."""
+    """What is, or was, a checkpoint: its manifest is there, complete or not, or its data files miss one."""
     if not directory.is_dir():
         return
-    for path in sorted(directory.glob("*" + MANIFEST_SUFFIX)):
-        if looks_like_manifest(path):
-            yield paths_of_name(directory, path.name.removesuffix(MANIFEST_SUFFIX))
+    names = {path.name.removesuffix(MANIFEST_SUFFIX) for path in directory.glob("*" + MANIFEST_SUFFIX)}
+    alone = {path.name.removesuffix(OPTIMIZER_SUFFIX) for path in directory.glob("*" + OPTIMIZER_SUFFIX)} - names
+    for name in sorted(names):
+        paths = paths_of_name(directory, name)
+        # A manifest that nothing can be read of, or somebody else's JSON file: the files beside it tell.
+        if looks_like_manifest(paths.manifest) or is_data_file(paths.optimizer) or is_data_file(paths.model):
+            yield paths
+    for name in sorted(alone):
+        paths = paths_of_name(directory, name)
+        # After a crash there is a temporary manifest, and nothing to be said: the save did not happen.
+        if not temporary(paths.manifest).exists() and is_data_file(paths.optimizer):
+            yield paths
 
 
 def _age(checkpoint: Checkpoint) -> tuple[int, str, str]:

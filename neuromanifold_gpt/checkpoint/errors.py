@@ -12,6 +12,7 @@
     ├── MissingOptimizerError         a model-only checkpoint was asked for optimizer state
     ├── StateMismatchError            the checkpoint does not fit the objects to restore
     ├── UnsupportedObjectError        an object that no stock reader could load again
+    ├── CheckpointLockedError         another process writes into the directory
     └── CheckpointWriteError          the file system refused
 
 Every message says which item, what was expected, what was found and what to do.
@@ -60,6 +61,10 @@ class UnsupportedObjectError(CheckpointError):
     """An object in the state to save could not be read back by ``torch.load(weights_only=True)``."""
 
 
+class CheckpointLockedError(CheckpointError):
+    """Another process writes into the directory. Nothing was changed."""
+
+
 class CheckpointWriteError(CheckpointError):
     """A file operation of a save failed. The older checkpoints are untouched."""
 
@@ -78,3 +83,19 @@ class EnvironmentChangedWarning(CheckpointWarning):
 
 class InexactResumeWarning(CheckpointWarning):
     """A resume cannot continue in the same bits, for the reason given."""
+
+
+class SaveFailedWarning(CheckpointWarning):
+    """A save failed and training goes on without it, as ``on_save_error="warn"`` asks."""
+
+
+class RetentionWarning(CheckpointWarning):
+    """A retention policy left files in place that it might have removed."""
+
+
+class UnlockedDirectoryWarning(CheckpointWarning):
+    """The file system has no locks: a second writer would not be noticed."""
+
+
+class LeftoverWarning(CheckpointWarning):
+    """A checkpoint was saved, but a file that is not needed any more could not be removed."""

@@ -11,6 +11,7 @@ plain      ``model_state_dict``, ``state_dict`` or ``model``, with ``optimizer..
 
 from __future__ import annotations
 
+import mmap
 import re
 import zipfile
 import zlib
@@ -18,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -27,8 +28,10 @@ from neuromanifold_gpt.checkpoint.errors import (
     CheckpointNotFoundError,
     DamagedCheckpointError,
     UnknownFormatError,
+    UntrustedPickleError,
 )
 from neuromanifold_gpt.checkpoint.reader import load_archive, load_errors
+from neuromanifold_gpt.checkpoint.storage import open_regular
 
 LIGHTNING_VERSION_KEY = "pytorch-lightning_version"
 
@@ -71,18 +74,30 @@ def read_any_archive(path: Path, *, verify: bool = True, trusted: bool = False) 
     Raises:
         CheckpointNotFoundError, DamagedCheckpointError, UnknownFormatError, UntrustedPickleError
     """
-    if not path.is_file():
-        raise CheckpointNotFoundError(f"{path}: there is no such file.")
-    with path.open("rb") as file:
-        head = file.read(2)
+    try:
+        with open_regular(path, follow_links=True) as file:
+            head = file.read(2)
+            bytearrays = head.startswith(_PICKLE) and not trusted and _contains(file, b"bytearray\n")
+    except OSError as error:
+        raise CheckpointNotFoundError(f"{path}: there is no such file: {error.strerror}.") from error
     if head != _ZIP:
         if head and not head.startswith(_PICKLE):
             raise _unknown(path, "neither a zip archive nor a pickle")
+        if bytearrays:  # a few bytes that ask for gigabytes; see archive_check.py
+            raise UntrustedPickleError(
+                f"{path}: this file of a torch before 1.6 may hold a bytearray. Pass trusted=True if you trust whoever "
+                "wrote it."
+            )
         with load_errors(path):  # written before torch 1.6, or not a checkpoint; it has no checksums
             return torch.load(path, map_location="cpu", weights_only=not trusted)
     if verify:
         _verify_crc32(path)
     return load_archive(path, trusted=trusted)
+
+
+def _contains(file: BinaryIO, text: bytes) -> bool:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(text) >= 0
 
 
 def classify(path: Path, content: Any) -> UnifiedCheckpoint:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,12 +20,13 @@ import xxhash
 from neuromanifold_gpt.checkpoint.archive import TensorRecord
 from neuromanifold_gpt.checkpoint.errors import CheckpointNotFoundError, DamagedCheckpointError
 from neuromanifold_gpt.checkpoint.naming import MANIFEST_SUFFIX, CheckpointPaths, paths_of_name, previous
+from neuromanifold_gpt.checkpoint.storage import open_regular
 
 FORMAT = "neuromanifold_gpt separated checkpoint"
 FORMAT_VERSION = 1
 MODEL, OPTIMIZER = "model", "optimizer"
 
-_MAXIMUM_BYTES = 256 << 20  # about a million tensors; more is not a manifest
+MAXIMUM_BYTES = 64 << 20  # some 200,000 tensors; reading it takes some ten times as much memory
 _HEX_128 = re.compile(r"[0-9a-f]{32}")
 
 
@@ -85,14 +87,18 @@ def read_manifest(path: Path, paths: CheckpointPaths | None = None) -> Manifest:
     """
     paths = paths or paths_of_name(path.parent, path.name.removesuffix(MANIFEST_SUFFIX))
     try:
-        if path.stat().st_size > _MAXIMUM_BYTES:
-            raise _damaged(path, f"at most {_MAXIMUM_BYTES} bytes", f"{path.stat().st_size}")
-        raw = path.read_bytes()
+        with open_regular(path) as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            if size_bytes > MAXIMUM_BYTES:
+                raise _damaged(path, f"at most {MAXIMUM_BYTES} bytes", f"{size_bytes}")
+            raw = file.read()
     except FileNotFoundError:
         raise CheckpointNotFoundError(f"{path}: there is no such manifest.") from None
     except OSError as error:
         raise _damaged(path, "a readable file", str(error)) from error
     try:
+        if raw.count(b",") > 2 * raw.count(b"\n"):  # ours has a line for each value: no small file of many values
+            raise ValueError("more values than lines")
         content = json.loads(raw, parse_constant=_refuse_constant)
         manifest = _parse(content, paths)
         unaltered = manifest.to_bytes() == raw
@@ -106,12 +112,15 @@ def read_manifest(path: Path, paths: CheckpointPaths | None = None) -> Manifest:
 def looks_like_manifest(path: Path) -> bool:
     """Whether a path is a file that claims, in its first bytes, to be one of our manifests."""
     try:
-        if not path.is_file():  # opening a pipe would wait for its writer
-            return False
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return FORMAT.encode() in file.read(64)
-    except OSError:  # a foreign file that we may not read
+    except OSError:  # a foreign file that we may not read, a pipe, a link
         return False
+
+
+def shown(name: str) -> str:
+    """A name from a file, for a message: control characters in it must not reach a terminal."""
+    return name if name.isprintable() else ascii(name)
 
 
 def _parse(content: Any, paths: CheckpointPaths) -> Manifest:
@@ -131,7 +140,11 @@ def _parse(content: Any, paths: CheckpointPaths) -> Manifest:
     if MODEL not in manifest.files or set(manifest.files) != set(manifest.tensors):
         raise ValueError(f"files {sorted(manifest.files)}, tensors of {sorted(manifest.tensors)}")
     for role, records in manifest.tensors.items():  # a reader takes memory for what they say
-        if any(record.offset + record.size_bytes > manifest.files[role].size_bytes for record in records):
+        places = sorted({(record.offset, record.size_bytes) for record in records})  # of tied weights the same
+        ends = [0, *(offset + size_bytes for offset, size_bytes in places)]
+        if any(offset < end for (offset, _), end in zip(places, ends, strict=False)):
+            raise ValueError(f"tensors that overlap in the {role} file")
+        if ends[-1] > manifest.files[role].size_bytes:
             raise ValueError(f"a tensor behind the end of the {role} file")
     return manifest
 

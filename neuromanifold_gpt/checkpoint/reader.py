@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from neuromanifold_gpt.checkpoint.archive import TensorRecord
+from neuromanifold_gpt.checkpoint.archive_check import check_archive
 from neuromanifold_gpt.checkpoint.commit import Checkpoint
 from neuromanifold_gpt.checkpoint.digest import open_file_digest
 from neuromanifold_gpt.checkpoint.errors import (
@@ -24,7 +25,9 @@ from neuromanifold_gpt.checkpoint.errors import (
     MismatchedPairError,
     UntrustedPickleError,
 )
+from neuromanifold_gpt.checkpoint.manifest import shown
 from neuromanifold_gpt.checkpoint.records import read_records
+from neuromanifold_gpt.checkpoint.storage import open_regular
 from neuromanifold_gpt.checkpoint.writer import STAMP_KEY
 
 _SHOWN_TENSORS = 5
@@ -100,6 +103,7 @@ def _load_around(path: Path, storages: list[torch.UntypedStorage], trusted: bool
             raise ValueError(f"a storage of {mapped.nbytes()} bytes where the manifest has {storage.nbytes()}")
         return storage
 
+    check_archive(path, trusted=trusted)
     with load_errors(path):
         content = torch.load(path, map_location=cast(Any, take_next), weights_only=not trusted, mmap=True)
         if not isinstance(content, dict):
@@ -109,9 +113,11 @@ def _load_around(path: Path, storages: list[torch.UntypedStorage], trusted: bool
 
 def load_archive(path: Path, *, trusted: bool = False) -> Any:
     """``torch.load`` to CPU through a memory map, its tensors copied out of it; no code is run unless ``trusted``."""
+    check_archive(path, trusted=trusted)
     with load_errors(path):
         # The map is what makes this fast: torch.load without it reads record by record at a tenth of the speed.
-        return _copied_out(torch.load(path, map_location="cpu", weights_only=not trusted, mmap=True), {})
+        content = torch.load(path, map_location="cpu", weights_only=not trusted, mmap=True)
+        return _Copier(None if trusted else path.stat().st_size).copied(content)
 
 
 @contextmanager
@@ -136,30 +142,55 @@ def load_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _copied_out(value: Any, copies: dict[int, torch.UntypedStorage]) -> Any:
-    """Copy tensors out of the memory map: later changes of the file must not reach the model.
+class _Copier:
+    """Copies tensors out of the memory map: later changes of the file must not reach the model.
 
-    Tensors that share a storage (tied weights) share its copy.
+    Tensors that share a storage (tied weights) share its copy. What stands in several places is looked into once: a
+    hostile pickle may refer to itself, or hold two references to what holds two references, and so on.
     """
-    if isinstance(value, Tensor):
-        if type(value) not in (Tensor, torch.nn.Parameter) or not _is_plain(value):
-            return deepcopy(value)
-        storage = value.untyped_storage()
-        copy = copies.get(storage.data_ptr()) if storage.nbytes() else None
+
+    def __init__(self, maximum_bytes: int | None) -> None:
+        self._left_bytes = maximum_bytes
+        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._done: dict[int, tuple[Any, Any]] = {}  # the original too, so that its id is not used again
+
+    def copied(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._tensor(value)
+        if id(value) in self._done:
+            return self._done[id(value)][1]
+        if type(value) is tuple:
+            copy = tuple(map(self.copied, value))
+            self._done[id(value)] = value, copy
+            return copy
+        if isinstance(value, dict):
+            self._done[id(value)] = value, value
+            for key in value:
+                value[key] = self.copied(value[key])
+        elif isinstance(value, list):
+            self._done[id(value)] = value, value
+            value[:] = map(self.copied, value)
+        return value
+
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        if type(tensor) not in (Tensor, torch.nn.Parameter) or not _is_plain(tensor):
+            return deepcopy(tensor)
+        storage = tensor.untyped_storage()
+        copy = self._storages.get(storage.data_ptr()) if storage.nbytes() else None
         if copy is None:
-            copy = copies[storage.data_ptr()] = storage.clone()
-        moved = torch.empty(0, dtype=value.dtype).set_(copy, value.storage_offset(), value.shape, value.stride())
-        if isinstance(value, torch.nn.Parameter):
-            return torch.nn.Parameter(moved, requires_grad=value.requires_grad)
-        return moved.requires_grad_(value.requires_grad)
-    if isinstance(value, dict):
-        for key in value:
-            value[key] = _copied_out(value[key], copies)
-    elif isinstance(value, list):
-        value[:] = [_copied_out(item, copies) for item in value]
-    elif type(value) is tuple:
-        return tuple(_copied_out(item, copies) for item in value)
-    return value
+            self._count(storage.nbytes())
+            copy = self._storages[storage.data_ptr()] = storage.clone()
+        moved = torch.empty(0, dtype=tensor.dtype).set_(copy, tensor.storage_offset(), tensor.shape, tensor.stride())
+        if isinstance(tensor, torch.nn.Parameter):
+            return torch.nn.Parameter(moved, requires_grad=tensor.requires_grad)
+        return moved.requires_grad_(tensor.requires_grad)
+
+    def _count(self, size_bytes: int) -> None:
+        if self._left_bytes is None:
+            return
+        self._left_bytes -= size_bytes
+        if self._left_bytes < 0:
+            raise ValueError("its tensors have more bytes than the file")
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -172,7 +203,7 @@ def _is_plain(tensor: Tensor) -> bool:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        file = path.open("rb", buffering=0)
+        file = open_regular(path)
     except FileNotFoundError:
         raise CheckpointNotFoundError(f"{path}: there is no such file.") from None
     except OSError as error:
@@ -197,7 +228,7 @@ def _difference(checkpoint: Checkpoint, role: str, file: BinaryIO, found: str) -
     if isinstance(stamp, dict) and stamp.get("pair") not in (None, checkpoint.manifest.pair):
         return _mismatched_pair(checkpoint, role, stamp)
     damaged = [tensor for tensor in checkpoint.manifest.tensors[role] if _differs(file, tensor)]
-    names = ", ".join(tensor.path for tensor in damaged[:_SHOWN_TENSORS])
+    names = ", ".join(shown(tensor.path) for tensor in damaged[:_SHOWN_TENSORS])
     more = f" and {len(damaged) - _SHOWN_TENSORS} more" if len(damaged) > _SHOWN_TENSORS else ""
     where = f"tensor {names}{more}" if damaged else "the archive's structure (no tensor)"
     return DamagedCheckpointError(
@@ -211,11 +242,22 @@ def _differs(file: BinaryIO, tensor: TensorRecord) -> bool:
     return open_file_digest(file, tensor.offset, tensor.size_bytes) != tensor.digest
 
 
+def is_data_file(path: Path) -> bool:
+    """Whether a file says that it is part of a separated checkpoint."""
+    try:
+        open_regular(path).close()
+    except OSError:
+        return False
+    return isinstance(_stamp_of(path), dict)
+
+
 def _stamp_of(path: Path) -> Any:
     """The stamp of a file that does not match its manifest, if enough of it is readable to tell."""
     try:
+        check_archive(path)
         with load_errors(path):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True).get(STAMP_KEY)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return content.get(STAMP_KEY) if isinstance(content, dict) else None
     except (DamagedCheckpointError, UntrustedPickleError):
         return None
 
@@ -223,7 +265,7 @@ def _stamp_of(path: Path) -> Any:
 def _mismatched_pair(checkpoint: Checkpoint, role: str, stamp: Any) -> MismatchedPairError:
     stamp = stamp if isinstance(stamp, dict) else {}
     return MismatchedPairError(
-        f"{checkpoint.file(role)}: this {role} file does not belong to {checkpoint.name}: expected {role} file of "
-        f"pair {checkpoint.manifest.pair}, found {stamp.get('file')} file of pair {stamp.get('pair')} (step "
-        f"{stamp.get('global_step')}). Put the right file back, or use another checkpoint."
+        f"{checkpoint.file(role)}: this {role} file does not belong to {checkpoint.paths.manifest.name}: expected the "
+        f"{role} file of pair {checkpoint.manifest.pair}, found {stamp.get('file')} file of pair {stamp.get('pair')} "
+        f"(step {stamp.get('global_step')}). Put the right file back, or use another checkpoint."
     )

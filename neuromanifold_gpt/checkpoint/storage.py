@@ -6,8 +6,11 @@ operations, refuse them, or ask what each power loss between two of them would l
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -44,6 +47,22 @@ class Storage(Protocol):
         ...
 
 
+def open_regular(path: Path, *, follow_links: bool = False) -> BinaryIO:
+    """Open a regular file for reading, unbuffered; anything else is refused before it can block or never end.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe, a device, a directory, or (unless ``follow_links``) a link.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    if not follow_links and path.is_symlink():
+        raise OSError(errno.ELOOP, "a symbolic link, which is not followed", str(path))
+    descriptor = os.open(path, flags if follow_links else flags | getattr(os, "O_NOFOLLOW", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb", buffering=0)
+
+
 class LocalStorage:
     """:class:`Storage` on a local POSIX file system."""
 
@@ -73,7 +92,8 @@ class LocalStorage:
         try:
             os.fsync(descriptor)
         finally:
-            os.close(descriptor)
+            with contextlib.suppress(OSError):  # nothing was written through it, so no error of it means anything
+                os.close(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
         """``rename(2)``."""

@@ -19,10 +19,12 @@ from neuromanifold_gpt.checkpoint.archive import (
     content_digest,
     storage_digests,
 )
-from neuromanifold_gpt.checkpoint.commit import Checkpoint, clear_leftovers, commit, created, write_errors, write_file
+from neuromanifold_gpt.checkpoint.commit import Checkpoint, commit, created, write_file
 from neuromanifold_gpt.checkpoint.environment import save_details
 from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError
-from neuromanifold_gpt.checkpoint.manifest import FORMAT_VERSION, MODEL, OPTIMIZER, FileRecord, Manifest
+from neuromanifold_gpt.checkpoint.leftovers import clear_leftovers, write_errors
+from neuromanifold_gpt.checkpoint.lock import writing
+from neuromanifold_gpt.checkpoint.manifest import FORMAT_VERSION, MAXIMUM_BYTES, MODEL, OPTIMIZER, FileRecord, Manifest
 from neuromanifold_gpt.checkpoint.naming import CheckpointPaths, paths_of_any_file, paths_of_name, temporary
 from neuromanifold_gpt.checkpoint.staging import StagedTree, stage
 from neuromanifold_gpt.checkpoint.storage import LocalStorage, Storage
@@ -63,9 +65,13 @@ def write_checkpoint(paths: CheckpointPaths, staged: StagedCheckpoint, storage: 
     """Write both files and the manifest, durably; on return the checkpoint survives a power loss.
 
     Raises:
+        CheckpointLockedError: another process trains in the directory; nothing is changed there.
         CheckpointWriteError: the file system refused, a tensor changed while it was written, or ``paths`` have a name
-            that does not lead back to them. No temporary file stays; older checkpoints are untouched, the one of the
-            same name included, unless the error came from removing that one after the new one had been committed.
+            that does not lead back to them. Nothing of the save stays; older checkpoints are untouched, the one of the
+            same name included.
+
+    Warns:
+        LeftoverWarning: see :func:`commit.commit`.
     """
     if not paths == paths_of_name(paths.directory, paths.name) == paths_of_any_file(paths.model):
         raise CheckpointWriteError(
@@ -75,9 +81,11 @@ def write_checkpoint(paths: CheckpointPaths, staged: StagedCheckpoint, storage: 
     storage = storage or LocalStorage()
     with write_errors(paths, storage):
         storage.make_directory(paths.directory)
+    # The lock first: what seems to be left over might be what another process writes just now.
+    with writing(paths.directory), write_errors(paths, storage):
         clear_leftovers(paths.directory, storage)
         manifest = _write_aside(paths, staged, storage)
-        write_file(temporary(paths.manifest), manifest.to_bytes(), storage)
+        write_file(temporary(paths.manifest), _checked_size(paths, manifest.to_bytes()), storage)
         return commit(paths, manifest, storage)
 
 
@@ -119,6 +127,15 @@ def _write_aside(paths: CheckpointPaths, staged: StagedCheckpoint, storage: Stor
         environment=staged.environment,
         details={**save_details(), **staged.details},
     )
+
+
+def _checked_size(paths: CheckpointPaths, content: bytes) -> bytes:
+    if len(content) > MAXIMUM_BYTES:
+        raise CheckpointWriteError(
+            f"{paths.manifest}: the manifest would have {len(content)} bytes, and no reader takes more than "
+            f"{MAXIMUM_BYTES}. Save fewer tensors: join small ones."
+        )
+    return content
 
 
 def _write_archive(

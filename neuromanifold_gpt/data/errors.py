@@ -9,7 +9,7 @@ class DatasetError(ValueError):
 
 
 class DataOrderWarning(UserWarning):
-    """The data continues at the saved position, but not in the saved order."""
+    """The data continues at the saved position, but not with the batches that would have followed."""
 
 
 class ReadAgainWarning(UserWarning):

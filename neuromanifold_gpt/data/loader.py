@@ -119,7 +119,13 @@ class _PermutedOrder:
         """Nothing is left behind."""
 
     def description(self) -> dict[str, Any]:
-        return {"seed": self.seed, "shuffle": self.shuffle, "dataset_size": self.size}
+        return {
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "dataset_size": self.size,
+            "batch_size": self._samples_per_rank,
+            "drop_last": self.drop_last,
+        }
 
     def adopt(self, state: dict[str, Any]) -> list[str]:
         return [

@@ -11,7 +11,7 @@ import torch.distributed
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from neuromanifold_gpt.data.errors import DataOrderWarning
+from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.data.order import mixed
 
 # Position within an epoch as plain values; the order that made it knows its keys.
@@ -216,16 +216,25 @@ class PositionedLoader(DataLoader[Any]):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a position; the next pass begins there, and a pass under way no longer counts.
 
+        Raises:
+            DatasetError: ``state_dict`` is that of another kind of loader.
+
         Warns:
-            DataOrderWarning: seed, shuffling or the number of samples differ, so the order is another one.
+            DataOrderWarning: seed, shuffling, batch size or the number of samples differ, so other batches follow.
         """
         order = self._position.order
+        missing = {"epoch", *order.beginning(), *order.description()} - set(state_dict)
+        if missing:
+            raise DatasetError(
+                f"this is the position of another kind of loader: expected {', '.join(sorted(missing))}, found "
+                f"{', '.join(sorted(state_dict))}. Use the loader of the save, or begin without its position."
+            )
         changed = order.adopt(state_dict)
         progress = {key: state_dict[key] for key in order.beginning()}
         if changed:
             warnings.warn(
-                f"the data goes on after sample {order.consumed(progress)} of epoch {state_dict['epoch']}, but in "
-                f"another order: {', '.join(changed)}.",
+                f"the data goes on in epoch {state_dict['epoch']} behind {order.consumed(progress)} samples or "
+                f"batches, but not as before: {', '.join(changed)}.",
                 DataOrderWarning,
                 stacklevel=2,
             )

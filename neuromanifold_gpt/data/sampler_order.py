@@ -86,7 +86,14 @@ class SamplerOrder:
 
     def description(self) -> dict[str, Any]:
         """What a resume compares."""
-        return {"seed": self.seed, "size": self.size, "sharing_ranks": rank_and_world_size()[1] * self._shares_itself}
+        return {
+            "seed": self.seed,
+            "sampler_class": type(self._source).__name__,
+            "size": self.size,
+            "batch_size": self._samples_per_rank,
+            "drop_last": self.drop_last,
+            "sharing_ranks": rank_and_world_size()[1] * self._shares_itself,
+        }
 
     def adopt(self, state: dict[str, Any]) -> list[str]:
         """Put the sampler into the state that it had when the saved epoch began."""

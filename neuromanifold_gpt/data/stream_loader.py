@@ -153,7 +153,12 @@ class _Turns:
         """Nothing: each pass begins with a new copy of the stream, or with the stream as it is."""
 
     def description(self) -> dict[str, Any]:
-        return {"seed": self.seed, "ranks": rank_and_world_size()[1]}
+        return {
+            "seed": self.seed,
+            "batch_size": self._loader.batch_size,
+            "drop_last": self._loader.drop_last,
+            "ranks": rank_and_world_size()[1],
+        }
 
     def adopt(self, state: dict[str, Any]) -> list[str]:
         if not self._seed_is_given:

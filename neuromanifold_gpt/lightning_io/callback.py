@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
 from datetime import timedelta
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from neuromanifold_gpt.checkpoint.commit import open_complete
 from neuromanifold_gpt.checkpoint.discovery import latest_checkpoint
-from neuromanifold_gpt.checkpoint.errors import CheckpointError
-from neuromanifold_gpt.checkpoint.naming import MODEL_SUFFIX
+from neuromanifold_gpt.checkpoint.errors import CheckpointError, CheckpointWriteError
+from neuromanifold_gpt.checkpoint.lock import RUN, DirectoryLock
+from neuromanifold_gpt.checkpoint.naming import MODEL_SUFFIX, paths_of_model_file
+from neuromanifold_gpt.checkpoint.retention import Retention, enforce
 from neuromanifold_gpt.checkpoint.staging import stage as stage_tree
+from neuromanifold_gpt.checkpoint.writer import resolve_directory
+from neuromanifold_gpt.lightning_io.bookkeeping import (
+    believed_paths,
+    forget,
+    make_absolute,
+    make_relative,
+    names_in,
+    only_the_best,
+)
+from neuromanifold_gpt.lightning_io.boundary_saves import SavesAtBoundaries, warn_of_failed_save
 from neuromanifold_gpt.lightning_io.exact_resume import ExactResume
-from neuromanifold_gpt.lightning_io.plugin import SeparatedCheckpointIO
+from neuromanifold_gpt.lightning_io.plugin import install_plugin
+from neuromanifold_gpt.lightning_io.ranks import on_rank_0
 
 _DEFAULT_FILENAME = "checkpoint-step{step:06d}"
-_STATE_PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
-class SeparatedCheckpoint(ModelCheckpoint):
+class SeparatedCheckpoint(SavesAtBoundaries):
     """Lightning's ``ModelCheckpoint``, writing separated checkpoints from which training resumes exactly.
 
     One line in ``callbacks=[...]`` is all it takes; the plugin is installed by itself.
@@ -38,14 +47,24 @@ class SeparatedCheckpoint(ModelCheckpoint):
     (its validation and schedulers included) or epoch is over, since only then the state is whole; with gradient
     accumulation, as soon as the window is. Old files are removed when the new one is durable.
 
+    While it trains, no other process can write checkpoints into ``dirpath``: it is refused, and told who does.
+
     Args:
         dirpath: where the checkpoints go; as in ``ModelCheckpoint`` by default.
         filename: template as in ``ModelCheckpoint``, by default ``checkpoint-step{step:06d}``; ``-model.pt``,
             ``-optimizer.pt`` and ``.json`` are added.
         enable_version_counter: add ``-v1`` rather than replace a checkpoint of the same name; by default only if
             ``filename`` does not contain ``{step``.
-        monitor, mode, save_top_k, save_last, save_weights_only, save_on_exception, every_n_train_steps, every_n_epochs,
-            train_time_interval, save_on_train_epoch_end, auto_insert_metric_name, verbose: as in ``ModelCheckpoint``.
+        save_top_k: as in ``ModelCheckpoint``, 1 by default; with ``retention`` leave it out.
+        retention: a :class:`Retention` policy in place of ``save_top_k``. It is carried out after each save and is
+            about the checkpoints in ``dirpath`` that are named by ``filename``; ``best_model_path`` stays if there is a
+            ``monitor``, and so does whatever another callback of the trainer counts on.
+        on_save_error: ``"raise"`` ends training when a file cannot be written; with ``"warn"`` training goes on, and
+            the next save is tried as usual. Either way the older checkpoints stay, and no state names a file that is
+            not there.
+        save_on_exception: save once when a step raises; a checkpoint of that step which is there already stays.
+        monitor, mode, save_last, save_weights_only, every_n_train_steps, every_n_epochs, train_time_interval,
+            save_on_train_epoch_end, auto_insert_metric_name, verbose: as in ``ModelCheckpoint``.
 
     Example:
         >>> trainer = Trainer(callbacks=[SeparatedCheckpoint("out", every_n_train_steps=50)])  # doctest: +SKIP
@@ -61,7 +80,7 @@ class SeparatedCheckpoint(ModelCheckpoint):
         *,
         monitor: str | None = None,
         mode: str = "min",
-        save_top_k: int = 1,
+        save_top_k: int | None = None,
         save_last: bool | Literal["link"] | None = None,
         save_weights_only: bool = False,
         save_on_exception: bool = False,
@@ -72,14 +91,17 @@ class SeparatedCheckpoint(ModelCheckpoint):
         auto_insert_metric_name: bool = True,
         enable_version_counter: bool | None = None,
         verbose: bool = False,
+        retention: Retention | None = None,
+        on_save_error: Literal["raise", "warn"] = "raise",
     ) -> None:
         filename = filename or _DEFAULT_FILENAME
+        _check_options(filename, save_top_k, retention, on_save_error)
         super().__init__(
             dirpath=dirpath,
             filename=filename,
             monitor=monitor,
             mode=mode,
-            save_top_k=save_top_k,
+            save_top_k=(1 if retention is None else -1) if save_top_k is None else save_top_k,
             save_last=save_last,
             save_weights_only=save_weights_only,
             save_on_exception=save_on_exception,
@@ -92,40 +114,31 @@ class SeparatedCheckpoint(ModelCheckpoint):
             if enable_version_counter is None
             else enable_version_counter,
             verbose=verbose,
+            on_save_error=on_save_error,
         )
-        # File operations decided inside a step, to be carried out in this order when the state is whole.
-        self._pending: list[Callable[[Trainer], None]] = []
-        self._pending_paths: set[str] = set()
-        self._inside_hook = False
-        self._saved_before_pending = (self._last_global_step_saved, self._last_checkpoint_saved)
+        self._retention = retention
+        self._lock: DirectoryLock | None = None
 
     # ------------------------------------------------------ when to save: as ModelCheckpoint decides, but later
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Install the plugin and what makes resumes exact."""
+        """Install the plugin and what makes resumes exact; for training, lock the directory."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             # Now, not at the first save hours later: an object that could not be read back.
             stage_tree({"hyper_parameters": dict(pl_module.hparams)})
-        _install_plugin(trainer)
-        ExactResume.of(trainer).at_each_boundary(self._on_boundary)
+        install_plugin(trainer)
+        ExactResume.of(trainer).at_each_boundary(self.on_boundary)
+        if stage == "fit" and not trainer.fast_dev_run and self._lock is None:  # type: ignore[attr-defined]
+            lock = DirectoryLock(resolve_directory(str(self.dirpath)), RUN)
+            on_rank_0(trainer, lock.acquire)
+            self._lock = lock if trainer.is_global_zero else None
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
-    ) -> None:
-        """Decide as ``ModelCheckpoint``; the files are written at the end of the step."""
-        with self._deferring():
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Decide as ``ModelCheckpoint``; the files are written at the end of the step."""
-        with self._deferring():
-            super().on_validation_end(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Decide as ``ModelCheckpoint``; the files are written at the end of the epoch."""
-        with self._deferring():
-            super().on_train_epoch_end(trainer, pl_module)
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the directory free."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """As ``ModelCheckpoint``, which forgets that ``fast_dev_run`` saves nothing."""
@@ -133,55 +146,32 @@ class SeparatedCheckpoint(ModelCheckpoint):
             super().on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Drop what waits for an end of the step that will not come; save now if asked for."""
-        if self._pending:
-            self._pending.clear()
-            self._pending_paths.clear()
-            self._last_global_step_saved, self._last_checkpoint_saved = self._saved_before_pending
-        super().on_exception(trainer, pl_module, exception)
-
-    def _on_boundary(self, trainer: Trainer) -> None:
-        pending, self._pending = self._pending, []
-        self._pending_paths.clear()
-        for operation in pending:
-            operation(trainer)
-
-    @contextmanager
-    def _deferring(self) -> Iterator[None]:
-        if not self._pending:
-            self._saved_before_pending = (self._last_global_step_saved, self._last_checkpoint_saved)
-        self._inside_hook = True
+        """Drop what waits for an end of the step that will not come; save once if asked for; free the directory."""
+        self.drop_pending()
         try:
-            yield
+            if self._should_save_on_exception(trainer):
+                path = self.format_checkpoint_name(self._monitor_candidates(trainer))
+                if not _is_complete(Path(path)):  # what is there was not taken in the middle of a step
+                    self._save_checkpoint(trainer, path)
+        except CheckpointWriteError as error:
+            warn_of_failed_save(error, "The exception that ends the training follows")
         finally:
-            self._inside_hook = False
+            self.teardown(trainer, pl_module, "fit")
 
-    # ------------------------------------------------------------------------------------ what a save consists of
-
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        if not self._inside_hook:
-            super()._save_checkpoint(trainer, filepath)
+    def _after_save(self, trainer: Trainer, saved: str) -> None:
+        policy, directory = self._retention, Path(str(self.dirpath)).absolute()
+        if policy is None:
             return
-        self._pending.append(lambda trainer: ModelCheckpoint._save_checkpoint(self, trainer, filepath))
-        self._pending_paths.add(filepath)
-        self._last_global_step_saved = trainer.global_step
-        self._last_checkpoint_saved = filepath
-
-    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        if not self._inside_hook:
-            super()._remove_checkpoint(trainer, filepath)
-            return
-        self._pending.append(lambda trainer: ModelCheckpoint._remove_checkpoint(self, trainer, filepath))
-
-    def _link_checkpoint(self, trainer: Trainer, filepath: str, linkpath: str) -> None:  # type: ignore[override]
-        if not self._inside_hook:
-            ModelCheckpoint._link_checkpoint(trainer, filepath, linkpath)
-            return
-        self._pending.append(lambda trainer: ModelCheckpoint._link_checkpoint(trainer, filepath, linkpath))
-
-    def file_exists(self, filepath: _PATH, trainer: Trainer) -> bool:
-        """Whether there is, or is about to be, a checkpoint of this name."""
-        return str(filepath) in self._pending_paths or super().file_exists(filepath, trainer)
+        others = [callback for callback in trainer.checkpoint_callbacks if callback is not self]
+        counted_on = {path for other in others if isinstance(other, ModelCheckpoint) for path in believed_paths(other)}
+        options: dict[str, Any] = {
+            "names": _names_pattern(str(self.filename)),
+            "up_to_step": trainer.global_step,
+            "kept": names_in(directory, {self.best_model_path} if self.monitor else set()),
+            "untouched": names_in(directory, {*counted_on, saved, self.last_model_path}),
+        }
+        removed = on_rank_0(trainer, lambda: enforce(directory, policy, **options).removed)
+        forget(self, {checkpoint.paths.model for checkpoint in removed})
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         directory = str(self._ModelCheckpoint__resolve_ckpt_dir(trainer))  # type: ignore[attr-defined]
@@ -193,54 +183,49 @@ class SeparatedCheckpoint(ModelCheckpoint):
     def state_dict(self) -> dict[str, Any]:
         """As ``ModelCheckpoint``, with file names in place of paths, and with what it has decided but not done."""
         state = super().state_dict()
-        del state["dirpath"]
-        for key in _STATE_PATHS:
-            state[key] = self._relative(state[key])
-        state["best_k_models"] = {self._relative(path): score for path, score in state["best_k_models"].items()}
-        state["last_checkpoint_saved"] = self._relative(self._last_checkpoint_saved)
+        state["last_checkpoint_saved"] = self._last_checkpoint_saved
         state["defer_save_until_validation"] = self._defer_save_until_validation
+        if self._retention is not None:
+            only_the_best(state, self.mode)
+        make_relative(state, str(self.dirpath))
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up :meth:`state_dict`; checkpoints that are no longer there are forgotten."""
         state = dict(state_dict)
         if "dirpath" not in state:
-            state["dirpath"] = self.dirpath
-            for key in _STATE_PATHS:
-                state[key] = self._absolute(state[key])
-            best = {self._absolute(path): score for path, score in state["best_k_models"].items()}
-            state["best_k_models"] = {path: score for path, score in best.items() if Path(path).exists()}
-        self._last_checkpoint_saved = self._absolute(state.pop("last_checkpoint_saved", ""))
+            make_absolute(state, str(self.dirpath))
+        self._last_checkpoint_saved = state.pop("last_checkpoint_saved", "")
         self._defer_save_until_validation = state.pop("defer_save_until_validation", False)
         super().load_state_dict(state)
-        self.current_score = state["current_score"]  # which ModelCheckpoint saves but does not load
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """The step that was resumed from is saved: the rest of its hooks must not save it again."""
         self._last_global_step_saved = checkpoint["global_step"]
 
-    def _relative(self, path: str) -> str:
-        return os.path.relpath(path, str(self.dirpath)) if path else ""
 
-    def _absolute(self, path: str) -> str:
-        return os.path.normpath(Path(str(self.dirpath)) / path) if path else ""
-
-
-def _install_plugin(trainer: Trainer) -> None:
-    innermost: CheckpointIO | None = trainer.strategy._checkpoint_io
-    wrapper: _WrappingCheckpointIO | None = None
-    while isinstance(innermost, _WrappingCheckpointIO):  # AsyncCheckpointIO and the like
-        wrapper = innermost
-        innermost = wrapper.checkpoint_io
-    if innermost is None or type(innermost) is TorchCheckpointIO:
-        innermost = SeparatedCheckpointIO()
-        if wrapper is not None:
-            wrapper.checkpoint_io = innermost
-        else:
-            trainer.strategy.checkpoint_io = innermost
-    if not isinstance(innermost, SeparatedCheckpointIO):
-        raise CheckpointError(
-            "SeparatedCheckpoint needs SeparatedCheckpointIO, but the trainer has the plugin "
-            f"{type(innermost).__name__}. Remove that plugin, or use ModelCheckpoint with it."
+def _check_options(filename: str, save_top_k: int | None, retention: Retention | None, on_save_error: str) -> None:
+    if on_save_error not in ("raise", "warn"):
+        raise ValueError(f"on_save_error: expected 'raise' or 'warn', found {on_save_error!r}.")
+    if retention is not None and save_top_k not in (None, -1):
+        raise ValueError(
+            f"save_top_k: expected none beside retention, which takes its place, found {save_top_k}. The best so many: "
+            "Retention(keep_best=..., monitor=...)."
         )
-    innermost.clean_names = True
+    if retention is not None and "/" in filename:
+        raise ValueError(f"filename: expected no directory beside retention, found {filename!r}. Put it into dirpath.")
+
+
+def _is_complete(model_path: Path) -> bool:
+    try:
+        open_complete(paths_of_model_file(model_path))
+    except CheckpointError:
+        return False
+    return True
+
+
+def _names_pattern(filename: str) -> str | None:
+    """What the names of a template have in common; ``None`` for the names that this package gives."""
+    if filename == _DEFAULT_FILENAME:
+        return None
+    return "*".join(map(escape, re.split(r"\{[^{}]*\}", filename))) + "*"

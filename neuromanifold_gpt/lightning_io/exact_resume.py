@@ -23,8 +23,11 @@ from neuromanifold_gpt.lightning_io.epoch_setup import set_up_epoch_again, warn_
 from neuromanifold_gpt.lightning_io.loader_warnings import warn_of_shared_loaders
 from neuromanifold_gpt.lightning_io.other_callbacks import (
     inexact_here,
+    keep_current_scores,
     keep_stopped,
     refuse_tuners,
+    trainer_settings,
+    warn_of_changed_settings,
     warn_of_other_modes,
 )
 from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker
@@ -42,6 +45,7 @@ from neuromanifold_gpt.state.optimizers import (
     group_names,
 )
 from neuromanifold_gpt.state.rng import gather_across_ranks, own_state, restore_own_rng_state
+from neuromanifold_gpt.state.settings import DEFAULTS_KEY, optimizer_settings, warn_of_ignored_settings
 
 
 class ExactResume(Callback):
@@ -65,6 +69,7 @@ class ExactResume(Callback):
         self._boundaries: LoopBoundaries | None = None
         self._loaded: dict[str, Any] | None = None
         self._optimizers_are_loaded = False
+        self._optimizer_settings: list[dict[str, Any]] = []
         self._name_hook: Any = None
         self._listeners: list[Callable[[Trainer], None]] = []
 
@@ -102,6 +107,9 @@ class ExactResume(Callback):
 
             def load_by_name(checkpoint: Mapping[str, Any]) -> None:
                 load_optimizer_states(trainer, load, checkpoint)
+                self._optimizer_settings = [
+                    {DEFAULTS_KEY: s.get(DEFAULTS_KEY, {})} for s in checkpoint["optimizer_states"]
+                ]
                 self._optimizers_are_loaded = True
 
             trainer.strategy.load_optimizer_state_dict = load_by_name  # type: ignore[method-assign]
@@ -158,7 +166,7 @@ class ExactResume(Callback):
         checkpoint["callbacks"] = {key: earlier.get(key, state) for key, state in checkpoint["callbacks"].items()}
         names = parameter_names(pl_module)
         checkpoint["optimizer_states"] = [
-            add_names(state, group_names(optimizer, names))
+            {**add_names(state, group_names(optimizer, names)), **optimizer_settings(optimizer)}
             for state, optimizer in zip(checkpoint["optimizer_states"], trainer.optimizers, strict=True)
         ]
         ranks = gather_across_ranks(
@@ -178,6 +186,8 @@ class ExactResume(Callback):
             ),
             "modes": module_modes(pl_module),
             "inexact": inexact_here(trainer, loop.point),
+            "scheduler_classes": [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs],
+            "settings": trainer_settings(trainer),
         }
 
     def _on_boundary(self, trainer: Trainer, point: str) -> None:
@@ -197,6 +207,7 @@ class ExactResume(Callback):
         self._loaded = checkpoint.get(RESUME_KEY)
         self._optimizers_are_loaded = False
         self._tracker.whole = None
+        keep_current_scores(trainer, checkpoint["callbacks"])
         if self._loaded is None:
             warnings.warn(
                 "the checkpoint was written without SeparatedCheckpoint: it has no random number generators, so the "
@@ -246,4 +257,7 @@ class ExactResume(Callback):
             restore_epoch_metrics(trainer, own_state(loaded["epoch_metrics"]))
             set_up_epoch_again(trainer)
             warn_of_epoch_hooks(trainer)
+        warn_of_ignored_settings(trainer.optimizers, self._optimizer_settings)
+        self._optimizer_settings = []
+        warn_of_changed_settings(trainer, loaded["settings"])
         restore_own_rng_state(loaded["rng_states"])

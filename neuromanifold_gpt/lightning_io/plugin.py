@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
 from neuromanifold_gpt.checkpoint.commit import open_complete, remove
 from neuromanifold_gpt.checkpoint.discovery import open_checkpoint
 from neuromanifold_gpt.checkpoint.environment import current_environment
+from neuromanifold_gpt.checkpoint.errors import CheckpointError
 from neuromanifold_gpt.checkpoint.foreign import read_any_archive
+from neuromanifold_gpt.checkpoint.lock import writing
 from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER
 from neuromanifold_gpt.checkpoint.naming import paths_of_any_file, paths_of_model_file
 from neuromanifold_gpt.checkpoint.reader import read_file
+from neuromanifold_gpt.checkpoint.retention import note_as_intact
 from neuromanifold_gpt.checkpoint.storage import LocalStorage
 from neuromanifold_gpt.checkpoint.writer import resolve_directory, stage_checkpoint, write_checkpoint
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY, is_trainer_checkpoint, split
@@ -67,7 +73,7 @@ class SeparatedCheckpointIO(CheckpointIO):
             metrics=metrics,
             environment=current_environment(_device_type(model["state_dict"]), world_size),
         )
-        write_checkpoint(paths_of_model_file(model_path), staged)
+        note_as_intact(write_checkpoint(paths_of_model_file(model_path), staged))
 
     def load_checkpoint(
         self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
@@ -84,7 +90,7 @@ class SeparatedCheckpointIO(CheckpointIO):
         """
         trusted = self._trusted or weights_only is False
         paths = paths_of_any_file(Path(path))
-        if not paths.manifest.exists() and not paths_of_any_file(Path(path).resolve()).manifest.exists():
+        if not paths.manifest.exists() and not paths_of_any_file(Path(os.path.realpath(path))).manifest.exists():
             if paths.optimizer.exists():
                 open_complete(paths)  # raises: the save was not finished
             return read_any_archive(Path(path), trusted=trusted)
@@ -98,8 +104,36 @@ class SeparatedCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: _PATH) -> None:
         """Delete a checkpoint, the manifest first; a unified file is deleted as well. Nothing there is fine."""
-        remove(paths_of_model_file(resolve_directory(path)), LocalStorage())
+        paths = paths_of_model_file(resolve_directory(path))
+        if paths.directory.is_dir():
+            with writing(paths.directory):
+                remove(paths, LocalStorage())
 
 
 def _device_type(state: dict[str, Any]) -> str:
     return next((value.device.type for value in state.values() if isinstance(value, torch.Tensor)), "cpu")
+
+
+def install_plugin(trainer: Trainer) -> None:
+    """Make a trainer write separated checkpoints, in whatever wraps its plugin.
+
+    Raises:
+        CheckpointError: it has a plugin of another kind.
+    """
+    innermost: CheckpointIO | None = trainer.strategy._checkpoint_io
+    wrapper: _WrappingCheckpointIO | None = None
+    while isinstance(innermost, _WrappingCheckpointIO):  # AsyncCheckpointIO and the like
+        wrapper = innermost
+        innermost = wrapper.checkpoint_io
+    if innermost is None or type(innermost) is TorchCheckpointIO:
+        innermost = SeparatedCheckpointIO()
+        if wrapper is not None:
+            wrapper.checkpoint_io = innermost
+        else:
+            trainer.strategy.checkpoint_io = innermost
+    if not isinstance(innermost, SeparatedCheckpointIO):
+        raise CheckpointError(
+            "SeparatedCheckpoint needs SeparatedCheckpointIO, but the trainer has the plugin "
+            f"{type(innermost).__name__}. Remove that plugin, or use ModelCheckpoint with it."
+        )
+    innermost.clean_names = True

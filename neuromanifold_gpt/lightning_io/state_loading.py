@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from neuromanifold_gpt.checkpoint.errors import StateMismatchError
+from neuromanifold_gpt.lightning_io.content import RESUME_KEY
 from neuromanifold_gpt.state.modules import parameter_names, under_own_names
 from neuromanifold_gpt.state.optimizers import (
     check_group_order,
@@ -17,6 +19,7 @@ from neuromanifold_gpt.state.optimizers import (
     match_optimizer_state,
     without_names,
 )
+from neuromanifold_gpt.state.settings import check_classes
 
 
 def own_names_hook(pl_module: LightningModule) -> Callable[..., None]:
@@ -58,7 +61,10 @@ def load_optimizer_states(trainer: Trainer, load: Callable[[Any], None], checkpo
             f"the checkpoint has the state of {len(saved)} optimizers, the module configures "
             f"{len(trainer.optimizers)}. Configure them as at the save."
         )
-    if trainer.lr_scheduler_configs:  # their state counts groups
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    if not _makes_schedulers(trainer):
+        _check_schedulers(schedulers, checkpoint)
+    if schedulers:  # their state counts groups
         for optimizer, state in zip(trainer.optimizers, saved, strict=True):
             check_group_order(optimizer, state, names)
     strict = trainer.lightning_module.strict_loading
@@ -69,3 +75,18 @@ def load_optimizer_states(trainer: Trainer, load: Callable[[Any], None], checkpo
     load({**checkpoint, "optimizer_states": [without_names(state) for state in matched]})
     for optimizer, state in zip(trainer.optimizers, matched, strict=True):
         keep_saved_dtypes(optimizer, state)
+
+
+def _check_schedulers(schedulers: list[Any], checkpoint: Mapping[str, Any]) -> None:
+    if len(schedulers) != len(checkpoint["lr_schedulers"]):
+        raise StateMismatchError(
+            f"the checkpoint has the state of {len(checkpoint['lr_schedulers'])} learning-rate schedulers, the module "
+            f"configures {len(schedulers)}. Configure them as at the save."
+        )
+    check_classes("scheduler", schedulers, checkpoint.get(RESUME_KEY, {}).get("scheduler_classes", []))
+
+
+def _makes_schedulers(trainer: Trainer) -> bool:
+    """Whether a callback replaces the module's schedulers while it trains."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks)

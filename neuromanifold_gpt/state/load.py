@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     CheckpointNotFoundError,
     DamagedCheckpointError,
     IncompleteCheckpointError,
+    InexactResumeWarning,
     MissingOptimizerError,
     StateMismatchError,
 )
@@ -35,6 +38,7 @@ from neuromanifold_gpt.state.optimizers import (
 )
 from neuromanifold_gpt.state.rng import distributed, own_state, restore_own_rng_state
 from neuromanifold_gpt.state.save import Stateful, as_list
+from neuromanifold_gpt.state.settings import check_classes, warn_of_ignored_settings
 
 
 @dataclass
@@ -48,6 +52,7 @@ class LoadedCheckpoint:
         model_state: state dict of the model.
         optimizer_states: state dict of each optimizer; ``None`` if not loaded or not there.
         lr_scheduler_states: state dict of each learning-rate scheduler.
+        lr_scheduler_classes: name of the class of each, if known.
         config: configuration stored with the model.
         rng_states: random number generators of each rank; empty where the file has none.
         loader_states: position in the data of each loader, on this rank.
@@ -62,6 +67,7 @@ class LoadedCheckpoint:
     model_state: dict[str, Any]
     optimizer_states: list[dict[str, Any]] | None = None
     lr_scheduler_states: list[dict[str, Any]] = field(default_factory=list)
+    lr_scheduler_classes: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     rng_states: list[dict[str, Any]] = field(default_factory=list)
     loader_states: list[dict[str, Any]] = field(default_factory=list)
@@ -94,12 +100,14 @@ class LoadedCheckpoint:
 
         Warns:
             EnvironmentChangedWarning: torch, threads, device or determinism settings differ from the save.
-            InexactResumeWarning: weights are rounded, since the model holds them in a narrower type.
+            InexactResumeWarning: weights are rounded, since the model holds them in a narrower type; an optimizer was
+                built with other settings; schedulers, loaders or others were saved and are not given.
         """
         optimizers, schedulers, loaders = as_list(optimizers), as_list(schedulers), as_list(loaders)
         optimizer_states = self._optimizer_states_for(optimizers)
         _check_number("optimizers", optimizers, optimizer_states)
         _check_number("schedulers", schedulers, self.lr_scheduler_states)
+        check_classes("scheduler", schedulers, self.lr_scheduler_classes)
         _check_number("loaders", loaders, self.loader_states)
         missing = sorted(set(stateful or {}) - set(self.stateful_states))
         if missing:
@@ -132,10 +140,27 @@ class LoadedCheckpoint:
         ]
         for target, state in zip(targets, states, strict=True):
             target.load_state_dict(copy.deepcopy(state))
+        if optimizers:
+            warn_of_ignored_settings(optimizers, optimizer_states)
+            self._warn_of_what_nobody_takes(schedulers, loaders, stateful or {})
         self._warn_of_other_environment(model)
         if self.rng_states:
             restore_own_rng_state(self.rng_states)
         return self
+
+    def _warn_of_what_nobody_takes(
+        self, schedulers: list[Stateful], loaders: list[Stateful], stateful: Mapping[str, Stateful]
+    ) -> None:
+        left = [f"{len(self.lr_scheduler_states)} schedulers"] * bool(self.lr_scheduler_states and not schedulers)
+        left += [f"{len(self.loader_states)} loaders"] * bool(self.loader_states and not loaders)
+        left += [name for name in sorted(self.stateful_states) if name not in stateful]
+        if left:
+            warnings.warn(
+                f"the checkpoint has state that nobody takes, so training does not continue exactly: "
+                f"{', '.join(left)}. Give restore() what was given to save_checkpoint().",
+                InexactResumeWarning,
+                stacklevel=3,
+            )
 
     def _optimizer_states_for(self, optimizers: list[torch.optim.Optimizer]) -> list[dict[str, Any]]:
         if optimizers and not self.optimizer_states:
@@ -198,7 +223,9 @@ def _check_number(kind: str, given: list[Any], saved: list[Any]) -> None:
 
 def _has_manifest(path: Path) -> bool:
     # A foreign JSON file beside a foreign model file is none.
-    return any(looks_like_manifest(paths_of_any_file(candidate).manifest) for candidate in (path, path.resolve()))
+    return any(
+        looks_like_manifest(paths_of_any_file(candidate).manifest) for candidate in (path, Path(os.path.realpath(path)))
+    )
 
 
 def _load_separated(checkpoint: Checkpoint, load_optimizer: bool, verify: bool, trusted: bool) -> LoadedCheckpoint:
@@ -212,6 +239,7 @@ def _load_separated(checkpoint: Checkpoint, load_optimizer: bool, verify: bool, 
         content = read_file(checkpoint, OPTIMIZER, verify=verify, trusted=trusted)
         loaded.optimizer_states = content.get("optimizer_states", [])
         loaded.lr_scheduler_states = content.get("lr_schedulers", [])
+        loaded.lr_scheduler_classes = content.get("lr_scheduler_classes", [])
         loaded.rng_states = content.get("rng_states", [])
         loaded.loader_states = own_state(content.get("data") or [[]])
         loaded.gradients = content.get("gradients", [])

@@ -17,6 +17,7 @@ from torch import Tensor
 from neuromanifold_gpt.checkpoint.errors import StateMismatchError
 from neuromanifold_gpt.checkpoint.foreign import clean_name
 from neuromanifold_gpt.state.modules import listed
+from neuromanifold_gpt.state.settings import CLASS_KEY, check_classes, optimizer_settings
 
 NAMES_KEY = "param_names"
 # State of the parameter's own shape in every optimizer of torch.optim; used to check files without names.
@@ -26,14 +27,14 @@ _WHOLE = "func_evals"
 
 
 def named_optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
-    """``optimizer.state_dict()`` with ``param_names`` in each group, in one canonical order of keys.
+    """``optimizer.state_dict()`` with ``param_names`` in each group and its settings, in one canonical order of keys.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``.
         names: name of each parameter by ``id``, see :func:`modules.parameter_names`. A parameter that is not in it is
             named by its place, ``unnamed.<group>.<index>``.
     """
-    return add_names(optimizer.state_dict(), group_names(optimizer, names))
+    return {**add_names(optimizer.state_dict(), group_names(optimizer, names)), **optimizer_settings(optimizer)}
 
 
 def add_names(state: dict[str, Any], names: list[list[str]]) -> dict[str, Any]:
@@ -62,9 +63,10 @@ def match_optimizer_state(
     """``state`` for ``optimizer``, matched by parameter name; by position where the file has no names.
 
     Raises:
-        StateMismatchError: lists parameters that are only on one side or in another group. With ``strict=False`` they
-            start without state.
+        StateMismatchError: lists parameters that are only on one side or in another group; with ``strict=False`` they
+            start without state. Or it is the state of another class of optimizers.
     """
+    check_classes("optimizer", [optimizer], [state.get(CLASS_KEY)])
     matched = match_by_name(state, group_names(optimizer, names), strict=strict)
     if any(NAMES_KEY not in group for group in state["param_groups"]):
         _check_shapes(matched, [parameter for group in optimizer.param_groups for parameter in group["params"]])

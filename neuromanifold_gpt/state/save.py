@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -13,9 +13,10 @@ from torch import nn
 
 from neuromanifold_gpt.checkpoint.commit import Checkpoint
 from neuromanifold_gpt.checkpoint.environment import current_environment
-from neuromanifold_gpt.checkpoint.errors import CheckpointError
+from neuromanifold_gpt.checkpoint.errors import CheckpointError, CheckpointWriteError
 from neuromanifold_gpt.checkpoint.foreign import LIGHTNING_VERSION_KEY
 from neuromanifold_gpt.checkpoint.naming import CheckpointPaths, paths_of_name, step_name
+from neuromanifold_gpt.checkpoint.retention import Retention, enforce, note_as_intact
 from neuromanifold_gpt.checkpoint.writer import (
     StagedCheckpoint,
     resolve_directory,
@@ -58,6 +59,7 @@ def save_checkpoint(
     save_model_only: bool = False,
     save_gradients: bool = False,
     name: str | None = None,
+    retention: Retention | None = None,
 ) -> Checkpoint:
     """Save everything that training needs to continue exactly. On return it survives a power loss.
 
@@ -78,12 +80,14 @@ def save_checkpoint(
         save_model_only: write no optimizer file.
         save_gradients: store the gradients too: for a save in the middle of an accumulation window.
         name: instead of ``checkpoint-step000050``.
+        retention: which older checkpoints stay, once this one is durable. It is about those that have no ``name``.
 
     Returns:
         The complete checkpoint.
 
     Raises:
         CheckpointWriteError: the file system refused; older checkpoints are untouched. Every rank raises it.
+        CheckpointLockedError: another process trains in the directory.
         UnsupportedObjectError: something could not be read back safely; the message names it.
         ValueError: ``step`` or ``epoch`` is negative.
     """
@@ -107,32 +111,47 @@ def save_checkpoint(
         "global_step": step,
         "optimizer_states": [named_optimizer_state(optimizer, names) for optimizer in as_list(optimizers)],
         "lr_schedulers": [scheduler.state_dict() for scheduler in as_list(schedulers)],
+        "lr_scheduler_classes": [type(scheduler).__name__ for scheduler in as_list(schedulers)],
         "rng_states": [state["rng"] for state in rank_states],
         "data": [state["data"] for state in rank_states],
         "gradients": [state["gradients"] for state in rank_states] if save_gradients else [],
         "stateful": {key: value.state_dict() for key, value in sorted((stateful or {}).items())},
     }
-    staged = stage_checkpoint(
-        step,
-        model_content,
-        None if save_model_only else optimizer_content,
-        epoch=epoch,
-        metrics={key: float(value) for key, value in (metrics or {}).items()},
-        environment=current_environment(_device_type(model), len(rank_states)),
-    )
     paths = paths_of_name(resolve_directory(directory), name or step_name(step))
-    return _written_by_rank_0(paths, staged) if distributed() else write_checkpoint(paths, staged)
+
+    def save() -> Checkpoint:
+        staged = stage_checkpoint(
+            step,
+            model_content,
+            None if save_model_only else optimizer_content,
+            epoch=epoch,
+            metrics={key: float(value) for key, value in (metrics or {}).items()},
+            environment=current_environment(_device_type(model), len(rank_states)),
+        )
+        return _written(paths, staged, retention)
+
+    return _on_rank_0(save) if distributed() else save()
 
 
-def _written_by_rank_0(paths: CheckpointPaths, staged: StagedCheckpoint) -> Checkpoint:
-    """Write on rank 0; return or raise on every rank what came of it, so that none waits for the others forever."""
-    outcome: list[Any] = [None]
-    if torch.distributed.get_rank() == 0:
-        try:
-            outcome = [write_checkpoint(paths, staged)]
-        except CheckpointError as error:
-            outcome = [error]
-    torch.distributed.broadcast_object_list(outcome, src=0)
+def _written(paths: CheckpointPaths, staged: StagedCheckpoint, retention: Retention | None) -> Checkpoint:
+    saved = write_checkpoint(paths, staged)
+    if retention is not None:
+        note_as_intact(saved)
+        enforce(paths.directory, retention, up_to_step=saved.step, untouched={saved.name})
+    return saved
+
+
+def _on_rank_0(save: Callable[[], Checkpoint]) -> Checkpoint:
+    """Save on rank 0; return or raise on every rank what came of it, so that none waits for the others forever."""
+    outcome: list[Any] = [CheckpointWriteError("rank 0 could not save; its own error says why.")]
+    try:
+        if torch.distributed.get_rank() == 0:
+            try:
+                outcome = [save()]
+            except CheckpointError as error:
+                outcome = [error]
+    finally:  # of whatever else rank 0 dies, the others learn of it
+        torch.distributed.broadcast_object_list(outcome, src=0)
     if isinstance(outcome[0], CheckpointError):
         raise outcome[0]
     return cast(Checkpoint, outcome[0])

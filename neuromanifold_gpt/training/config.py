@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from neuromanifold_gpt.checkpoint.retention import Retention
 from neuromanifold_gpt.gpt.model import GPTConfig
 from neuromanifold_gpt.training.errors import ConfigError
 from neuromanifold_gpt.training.schedule import learning_rate_factor
@@ -29,6 +30,7 @@ _TRAJECTORY_FIELDS = (
     "dtype",
     "compile",
 )
+_RETENTION_FIELDS = ("keep_last", "keep_best", "keep_every_n_steps", "keep_optimizer_last")
 _MAY_BE_ZERO = frozenset(
     {"num_workers", "dropout", "warmup_iters", "min_lr", "weight_decay", "beta1", "beta2", "grad_clip"}
     | {"eval_interval", "sample_tokens"}
@@ -48,6 +50,20 @@ class TrainConfig:
     """Write model files only. Such checkpoints cannot be resumed from."""
     save_interval: int = 100
     """Save every so many steps, and after the last one."""
+    keep_last: int | None = None
+    """Remove checkpoints but the newest so many. Without this and the next two, all stay."""
+    keep_best: int | None = None
+    """Keep so many with the lowest validation loss as well, and the newest; remove the others."""
+    keep_every_n_steps: int | None = None
+    """Keep those whose step is a multiple as well, and the newest; remove the others."""
+    keep_optimizer_last: int | None = None
+    """Only the newest so many checkpoints keep their optimizer file; older ones become model-only."""
+    on_save_error: Literal["raise", "warn"] = "raise"
+    """If a periodic save fails (a full disk): 'raise' ends the run, 'warn' trains on and tries the next save. The last
+    save must succeed in any case."""
+    stop_deadline_sec: float | None = None
+    """After SIGINT, SIGTERM or SIGUSR1, end without saving (exit code 4) if the step is not finished and saved in so
+    many seconds; None waits for as long as it takes."""
 
     dataset: str = "stdlib"
     """'stdlib' (the source of Python's standard library), a text file, a folder of text, or a folder with nanoGPT's
@@ -133,7 +149,21 @@ class TrainConfig:
                 "--save_model_only=True writes separated model files: it cannot go with "
                 "--save_separate_optimizer=False."
             )
+        if self.keep_best and not self.eval_interval:
+            raise ConfigError("--keep_best goes by the validation loss: it cannot go with --eval_interval=0.")
+        if self.retention() is not None and not self.save_separate_optimizer:
+            raise ConfigError(
+                "--keep_last, --keep_best, --keep_every_n_steps and --keep_optimizer_last are about separated "
+                "checkpoints: they cannot go with --save_separate_optimizer=False."
+            )
         self.model_config(256)  # checks the network's fields
+
+    def retention(self) -> Retention | None:
+        """Which checkpoints stay; ``None`` for all."""
+        rules = {name: getattr(self, name) for name in _RETENTION_FIELDS}
+        if not any(rules.values()):
+            return None
+        return Retention(monitor="val_loss" if self.keep_best else None, **rules)
 
     def model_config(self, vocab_size: int) -> GPTConfig:
         """The network for a vocabulary of ``vocab_size`` tokens."""

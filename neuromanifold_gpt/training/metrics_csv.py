@@ -6,8 +6,11 @@ file.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError
 from neuromanifold_gpt.training.module import GPTModule
 
 COLUMNS = ("step", "tokens", "learning_rate", "loss", "val_loss")
@@ -41,7 +45,11 @@ class StepMetrics(Callback):
         self._learning_rate = 0.0
 
     def start_at(self, step: int) -> None:
-        """Keep the rows up to ``step``, which is 0 for a new run."""
+        """Keep the rows up to ``step``, which is 0 for a new run.
+
+        Raises:
+            CheckpointWriteError: the file cannot be written.
+        """
         kept = [",".join(COLUMNS)]
         if self._path.exists():
             for line in self._path.read_text().splitlines()[1:]:
@@ -52,8 +60,9 @@ class StepMetrics(Callback):
         if missing:
             print(f"{self._path}: {missing} rows up to step {step} are not there; rows begin behind it.")
         temporary = self._path.with_name(self._path.name + ".nm-incomplete")
-        temporary.write_text("\n".join(kept) + "\n")
-        temporary.replace(self._path)
+        with _write_errors(self._path):
+            temporary.write_text("\n".join(kept) + "\n")
+            temporary.replace(self._path)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note the learning rate that the step will use."""
@@ -68,7 +77,8 @@ class StepMetrics(Callback):
         if trainer.fit_loop._should_accumulate():
             return
         if len(self._rows) >= self._flush_interval_steps:
-            self._flush()
+            with contextlib.suppress(OSError):  # a full disk: the next save says so, and these rows are tried again
+                self._flush()
         # Lightning has divided each loss by the number of micro-batches of a whole window.
         loss = torch.stack(self._micro_batch_losses).sum()
         self._micro_batch_losses.clear()
@@ -89,8 +99,13 @@ class StepMetrics(Callback):
             self._rows[-1]["val_loss"] = trainer.callback_metrics["val_loss"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """The rows must be on disk before the checkpoint that they lead to."""
-        self._flush(durable=True)
+        """The rows must be on disk before the checkpoint that they lead to.
+
+        Raises:
+            CheckpointWriteError: they cannot be written.
+        """
+        with _write_errors(self._path):
+            self._flush(durable=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Lightning calls no teardown then."""
@@ -98,16 +113,36 @@ class StepMetrics(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write what is left."""
-        self._flush()
+        with contextlib.suppress(OSError):  # the rows behind the last checkpoint, which a resume writes again
+            self._flush()
 
     def _flush(self, *, durable: bool = False) -> None:
-        rows, self._rows = self._rows, []
-        with self._path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            for row in rows:
-                writer.writerow(
-                    {key: repr(value.item()) if isinstance(value, Tensor) else value for key, value in row.items()}
-                )
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
+        """Append the gathered rows. Where that fails they stay in memory, and the file stays without half of one."""
+        content = io.StringIO()
+        writer = csv.DictWriter(content, COLUMNS, lineterminator="\n")
+        for row in self._rows:
+            writer.writerow(
+                {key: repr(value.item()) if isinstance(value, Tensor) else value for key, value in row.items()}
+            )
+        with self._path.open("ab", buffering=0) as file:
+            size_bytes = file.tell()
+            rest = memoryview(content.getvalue().encode())
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+                if durable:
+                    os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size_bytes)
+                raise
+        self._rows = []
+
+
+@contextlib.contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointWriteError(
+            f"{path}: {error.strerror}. Free space or make it writable; older checkpoints are untouched."
+        ) from error

@@ -5,28 +5,31 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import Subset
 
+from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError
+from neuromanifold_gpt.checkpoint.lock import lock_directory
 from neuromanifold_gpt.checkpoint.naming import step_name
 from neuromanifold_gpt.data.blocks import TokenBlocks
 from neuromanifold_gpt.data.corpora import Corpus, open_corpus
 from neuromanifold_gpt.data.loader import ResumableDataLoader
 from neuromanifold_gpt.lightning_io.callback import SeparatedCheckpoint
 from neuromanifold_gpt.lightning_io.exact_resume import ExactResume
+from neuromanifold_gpt.lightning_io.stop_signals import StopOnSignal, StoppedBySignal
 from neuromanifold_gpt.training.config import TrainConfig
 from neuromanifold_gpt.training.errors import ConfigError
+from neuromanifold_gpt.training.last_step import SaveLastStep
 from neuromanifold_gpt.training.metrics_csv import StepMetrics
 from neuromanifold_gpt.training.module import GPTModule
 from neuromanifold_gpt.training.progress import StepProgress
 from neuromanifold_gpt.training.resume import ResumePoint, changed_settings, find_resume_point
-from neuromanifold_gpt.training.stop_signals import StopOnSignal
+from neuromanifold_gpt.training.tensorboard import SpareableTensorBoard
 
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
@@ -35,14 +38,26 @@ def train(config: TrainConfig) -> int:
     """Train, from the newest checkpoint in ``config.out_dir`` if there is one.
 
     Returns:
-        The exit code: 0 at the end, 130 or 143 after SIGINT or SIGTERM.
+        The exit code: 0 at the end, 128 + the signal's number after SIGINT, SIGTERM or SIGUSR1.
 
     Raises:
         ConfigError, DatasetError, CheckpointError: bad input; the message says what to do.
+        CheckpointLockedError: another process trains in ``config.out_dir``.
     """
     _quiet_lightning()
     device = _device(config)
     directory = _writable_directory(config.out_dir)
+    with lock_directory(directory):  # before metrics.csv and the logs are touched
+        try:
+            return _train(config, directory, device)
+        except OSError as error:
+            raise CheckpointWriteError(
+                f"{error.filename or directory}: {error.strerror or error}. Free space or make it accessible, then "
+                "start again; the checkpoints are untouched."
+            ) from error
+
+
+def _train(config: TrainConfig, directory: Path, device: torch.device) -> int:
     corpus = open_corpus(config.dataset, vocab_size=config.vocab_size)
     model = config.shape(corpus.vocabulary.size)
     training = {**config.trajectory(), "corpus_digest": corpus.digest}
@@ -54,29 +69,29 @@ def train(config: TrainConfig) -> int:
     seed_everything(config.seed, verbose=False)
     module = GPTModule({**model, "dropout": config.dropout}, training)
     train_loader, validation_loader = _loaders(config, corpus)
-    stop, saver, exact = StopOnSignal(), _saver(config, directory), ExactResume()
-    exact.at_each_boundary(lambda trainer: _stop_if_signalled(trainer, stop))
+    saver = _saver(config, directory)
     metrics = StepMetrics(
         directory / "metrics.csv",
         tokens_per_step=config.tokens_per_step,
         flush_interval_steps=config.log_interval,
     )
     metrics.start_at(start_step)
-    trainer = _trainer(config, directory, device, start_step, [exact, stop, metrics, _progress(config), saver])
-    trainer.fit(module, train_loader, validation_loader, ckpt_path=None if point is None else str(point.path))
-    if saver._last_global_step_saved != trainer.global_step:
-        # Stopped by a signal, or at a last step that is not a multiple of save_interval.
-        name = step_name(trainer.global_step) + saver.FILE_EXTENSION
-        trainer.save_checkpoint(directory / name, weights_only=config.save_model_only)
-    if stop.received is not None:
+    stop = StopOnSignal(deadline_sec=config.stop_deadline_sec)
+    callbacks = [ExactResume(), stop, metrics, _progress(config), SaveLastStep(), saver]
+    trainer = _trainer(config, directory, device, start_step, callbacks)
+    try:
+        trainer.fit(module, train_loader, validation_loader, ckpt_path=None if point is None else str(point.path))
+    except StoppedBySignal as stopped:
         print(
-            f"Stopped by {stop.received.name} after step {trainer.global_step}, which is saved. Start again with the "
+            f"Stopped by {stopped.signal.name} after step {stopped.global_step}, which is saved. Start again with the "
             "same --out_dir to continue."
         )
-        return stop.exit_code
+        return cast(int, stopped.code)
     print(
         f"Finished at step {trainer.global_step}: {directory / (step_name(trainer.global_step) + saver.FILE_EXTENSION)}"
     )
+    if stop.received is not None:  # while the last step was saved
+        return 128 + stop.received
     if config.sample_tokens:
         _print_sample(config, corpus, module)
     return 0
@@ -124,7 +139,13 @@ def _loaders(config: TrainConfig, corpus: Corpus) -> tuple[ResumableDataLoader, 
 def _saver(config: TrainConfig, directory: Path) -> ModelCheckpoint:
     options: dict[str, Any] = {"every_n_train_steps": config.save_interval, "save_top_k": -1}
     if config.save_separate_optimizer:
-        return SeparatedCheckpoint(directory, save_weights_only=config.save_model_only, **options)
+        return SeparatedCheckpoint(
+            directory,
+            save_weights_only=config.save_model_only,
+            retention=config.retention(),
+            on_save_error=config.on_save_error,
+            **options,
+        )
     # The same names, with Lightning's extension, from Lightning's own callback.
     filename = "checkpoint-step{step:06d}"
     return ModelCheckpoint(directory, filename, auto_insert_metric_name=False, enable_version_counter=False, **options)
@@ -152,17 +173,11 @@ def _trainer(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         # Rows that a killed run wrote behind the checkpoint are hidden by purge_step.
-        logger=TensorBoardLogger(directory, name="tensorboard", version="", purge_step=start_step + 1),
+        logger=SpareableTensorBoard(directory, name="tensorboard", version="", purge_step=start_step + 1),
         callbacks=callbacks,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-
-
-def _stop_if_signalled(trainer: Trainer, stop: StopOnSignal) -> None:
-    # Here and not in the handler: between two steps nothing is half done, and no validation is provoked.
-    if stop.received is not None:
-        trainer.should_stop = True
 
 
 def _print_sample(config: TrainConfig, corpus: Corpus, module: GPTModule) -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from neuromanifold_gpt import latest_checkpoint, list_checkpoints, load_checkpoint
-from neuromanifold_gpt.checkpoint.commit import clear_leftovers, remove
+from neuromanifold_gpt.checkpoint.commit import remove
+from neuromanifold_gpt.checkpoint.leftovers import clear_leftovers
 from neuromanifold_gpt.checkpoint.naming import paths_of_name
 from neuromanifold_gpt.checkpoint.storage import LocalStorage
 

@@ -189,7 +189,7 @@ class TestDamage:
         with pytest.raises(CheckpointNotFoundError, match="no such manifest"):
             read_manifest(tmp_path / "x.json")
         (tmp_path / "x.json").mkdir()
-        with pytest.raises(DamagedCheckpointError, match="Is a directory"):
+        with pytest.raises(DamagedCheckpointError, match="not a regular file"):
             read_manifest(tmp_path / "x.json")
         assert not looks_like_manifest(tmp_path / "x.json")
 

@@ -401,7 +401,7 @@ class TestPairs:
         """Of the right pair, and a manifest forged to match: it still says that it is the model file."""
         shutil.copyfile(checkpoint.model_path, checkpoint.optimizer_path)
         forge(checkpoint, "optimizer", checkpoint.manifest.tensors["model"])
-        with pytest.raises(MismatchedPairError, match=r"expected optimizer file .* found model file"):
+        with pytest.raises(MismatchedPairError, match=r"expected the optimizer file .* found model file"):
             load_checkpoint(checkpoint, verify=verify)
 
 

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 import neuromanifold_gpt
 from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.data.loader import ResumableDataLoader
+from neuromanifold_gpt.data.resumable import resumable
 
 SIZE, BATCH, EPOCHS = 22, 4, 3
 BATCHES = 6  # of an epoch, the last one with 2 samples
@@ -226,7 +227,9 @@ class TestThePosition:
         assert json.loads(json.dumps(state)) == state
         torch.save(state, tmp_path / "state.pt")
         assert torch.load(tmp_path / "state.pt", weights_only=True) == state
-        assert state == {"epoch": 0, "samples_consumed": 8, "seed": 3, "shuffle": True, "dataset_size": SIZE}
+        position = {"epoch": 0, "samples_consumed": 8}
+        order = {"seed": 3, "shuffle": True, "dataset_size": SIZE, "batch_size": BATCH, "drop_last": False}
+        assert state == {**position, **order}
 
     def test_is_not_lost_by_iterators_from_which_nothing_is_taken(self):
         loader = make_loader()
@@ -433,12 +436,14 @@ class TestWarnings:
             ({"seed": 4}, "seed was 3 and is 4"),
             ({"shuffle": False}, "shuffle was True and is False"),
             ({"size": SIZE + 1}, "dataset_size was 22 and is 23"),
+            ({"drop_last": True}, "drop_last was False and is True"),
         ],
     )
     def test_another_order_is_said_and_the_position_kept(self, options, said):
         loader = make_loader()
         take(loader, 2)
-        with pytest.warns(DataOrderWarning, match=f"after sample 8 of epoch 0, but in another order: {said}") as caught:
+        message = f"in epoch 0 behind 8 samples or batches, but not as before: {said}"
+        with pytest.warns(DataOrderWarning, match=message) as caught:
             other = resumed(loader.state_dict(), **options)
         assert len(caught) == 1
         assert take(other, 3) == take(make_loader(**options), 5)[2:]
@@ -456,11 +461,23 @@ class TestWarnings:
             other = resumed(loader.state_dict(), size=10)
         assert take(other, 3) == take(make_loader(10), 6)[3:]
 
-    def test_another_batch_size_or_number_of_workers_is_no_other_order(self):
+    def test_another_batch_size_is_said_and_the_order_of_samples_stays(self):
+        loader = make_loader()
+        take(loader, 2)
+        with pytest.warns(DataOrderWarning, match="batch_size was 4 and is 5"):
+            other = resumed(loader.state_dict(), batch_size=5)
+        assert flat(take(other, 2)) == flat(take(make_loader(), BATCHES))[8:18]
+
+    def test_another_number_of_workers_is_nothing_to_say(self):
         state = make_loader().state_dict()
         with warnings.catch_warnings():
             warnings.simplefilter("error", DataOrderWarning)
-            resumed(state, batch_size=5, num_workers=2, drop_last=True)
+            resumed(state, num_workers=2)
+
+    def test_the_position_of_another_kind_of_loader_is_refused(self):
+        state = resumable(DataLoader(range(SIZE), BATCH)).state_dict()
+        with pytest.raises(DatasetError, match="another kind of loader: expected dataset_size, shuffle, found"):
+            make_loader().load_state_dict(state)
 
 
 class Counting(Dataset):

@@ -43,7 +43,7 @@ class ObservedFile:
 class ObservedStorage(LocalStorage):
     """A :class:`LocalStorage` that calls :meth:`before` in front of each elementary operation.
 
-    It does not wait for the disk: no test cuts the power, and :class:`PowerLossStorage` keeps account itself.
+    It does not wait for the disk: no test cuts the power; ``power_loss.py`` keeps account of what would be durable.
     """
 
     def before(self, operation: str, *paths: Path) -> None:
@@ -91,14 +91,13 @@ class RecordingStorage(ObservedStorage):
 class CountingStorage(ObservedStorage):
     """Has something happen at its operation number ``at``. Of the small writes of a file, every eighth is counted."""
 
-    def __init__(self, at: int, *, every_write: bool = False) -> None:
+    def __init__(self, at: int) -> None:
         self._left = at
-        self._counted = 1 if every_write else 8
         self._writes: Counter[Path] = Counter()
 
     def write(self, file, data):
         self._writes[file.path] += 1
-        counts = self._writes[file.path] % self._counted == 1 % self._counted
+        counts = self._writes[file.path] % 8 == 1
         return super().write(file, data) if counts else file.write_through(data)
 
 
@@ -128,8 +127,8 @@ class CrashingStorage(CountingStorage):
 class FailingStorage(CountingStorage):
     """Raises ``error`` instead of its operation number ``at``, once or from then on."""
 
-    def __init__(self, at: int, error: OSError, *, for_good: bool = False, every_write: bool = False) -> None:
-        super().__init__(at, every_write=every_write)
+    def __init__(self, at: int, error: OSError, *, for_good: bool = False) -> None:
+        super().__init__(at)
         self._error = error
         self._for_good = for_good
         self.refused: tuple[str, Path] | None = None
@@ -163,7 +162,8 @@ Names = dict[str, Content]
 
 
 class PowerLossStorage(CrashingStorage):
-    """Keeps account of what was synced in one directory, and so of all that a power loss could leave there.
+    """Keeps account of what was synced in one directory, and so of what a power loss could leave there: a sample, for
+    tests of one operation. ``power_loss.py`` enumerates all of it.
 
     What POSIX promises and no more: file content is durable after ``fsync`` of the file, a change of names after
     ``fsync`` of the directory; of the changes before that, any may have become durable and any not. A write is no

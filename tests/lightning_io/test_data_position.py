@@ -298,3 +298,57 @@ def test_a_module_with_strict_loading_off_loads_the_rest(change: str, tmp_path: 
     saved = torch.load(path, weights_only=True)["state_dict"]
     assert torch.equal(module.state_dict()["net.0.weight"], saved["net.0.weight"])
     assert trainer.global_step == 2
+
+
+class TestWhatChangedOnResume:
+    """What the checkpoint decides, or this run, is said; what fits nowhere is refused."""
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        fit(saver(tmp_path / "a"), max_steps=2, validate=False)
+        return by_step(tmp_path / "a")[2].model_path
+
+    def resume(self, path: Path, **options: Any) -> ToyModule:
+        return fit(saver(path.parent), ckpt_path=path, **{"max_steps": 3, "validate": False, **options})[1]
+
+    def test_settings_of_the_optimizer(self, path: Path):
+        class Other(ToyModule):
+            def configure_optimizers(self) -> Any:
+                return self.with_schedule(torch.optim.AdamW(self.parameters(), lr=0.5, weight_decay=0.3))
+
+        with pytest.warns(InexactResumeWarning, match="lr was 0.01 at the save and is 0.5 .* weight_decay was") as said:
+            module = self.resume(path, module=Other())
+        assert len([warning for warning in said if warning.category is InexactResumeWarning]) == 1
+        assert module.optimizers().param_groups[0]["initial_lr"] == 0.01
+
+    def test_settings_that_the_module_sets_itself_are_nothing_to_say(self, path: Path):
+        class Setting(ToyModule):
+            def configure_optimizers(self) -> Any:
+                return self.with_schedule(torch.optim.AdamW(self.parameters(), lr=0.5))
+
+            def on_train_start(self) -> None:
+                self.optimizers().param_groups[0]["initial_lr"] = 0.5
+
+        self.resume(path, module=Setting())
+
+    def test_settings_of_the_trainer(self, path: Path):
+        with pytest.warns(InexactResumeWarning, match="batches was 1 and is 2; gradient_clip_val was None"):
+            self.resume(path, accumulate_grad_batches=2, gradient_clip_val=0.5)
+
+    def test_another_optimizer_is_refused(self, path: Path):
+        class Other(ToyModule):
+            def configure_optimizers(self) -> Any:
+                return self.with_schedule(torch.optim.SGD(self.parameters(), lr=0.01))
+
+        with pytest.raises(StateMismatchError, match="state of AdamW as optimizer 0, and SGD was given"):
+            self.resume(path, module=Other())
+
+    @pytest.mark.parametrize(("schedule", "match"), [("epoch", "LambdaLR as scheduler 0, and StepLR"), (None, "of 1")])
+    def test_another_scheduler_is_refused(self, schedule: str | None, match: str, path: Path):
+        class Other(ToyModule):
+            def configure_optimizers(self) -> Any:
+                optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+                return optimizer if schedule is None else self.with_schedule(optimizer)
+
+        with pytest.raises(StateMismatchError, match=match):
+            self.resume(path, module=Other(schedule=schedule or "step"))

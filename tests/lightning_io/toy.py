@@ -60,7 +60,9 @@ class ToyModule(LightningModule):
         self.log("test_loss", nn.functional.mse_loss(self.net(batch[0]), batch[1]))
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
+        return self.with_schedule(torch.optim.AdamW(self.parameters(), lr=1e-2))
+
+    def with_schedule(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         schedulers = torch.optim.lr_scheduler
         config: dict[str, Any] = {
             "step": lambda: {"scheduler": schedulers.LambdaLR(optimizer, lambda s: 0.99**s), "interval": "step"},

@@ -63,6 +63,7 @@ CELLS += [
         dataset="stream",
         sampler="stream",
         workers=2,
+        network="dropout",
         expected=EXACT_OR_SAID_AT_START,
     ),
     lightning(

@@ -2,7 +2,7 @@
 
 Forked, so that torch is imported once. A child says the version of each save that has returned, and how it was made::
 
-    python save_until_killed.py DIRECTORY FIRST_VERSION ...
+    python saves_until_killed.py DIRECTORY FIRST_VERSION ...
 """
 
 from __future__ import annotations

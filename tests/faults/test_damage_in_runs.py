@@ -1,0 +1,92 @@
+"""Real runs over a damaged newest checkpoint: they say so in one line, and end in the bytes of an undisturbed run."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from neuromanifold_gpt import CheckpointError, SeparatedCheckpoint, list_checkpoints
+from neuromanifold_gpt.checkpoint.errors import DamagedCheckpointWarning
+from neuromanifold_gpt.checkpoint.naming import step_name
+
+from ..lightning_io.toy import fit
+from ..training.train_process import data_files
+from ..training.train_process import train as train_py
+from .invariant import require
+from .mutations import MANIFEST, MODEL, OPTIMIZER, Mutation, Specimen, of_whole_files
+from .parts import Part, in_parts
+from .scenarios import copied
+from .tally import Tally
+from .tiny_training import bytes_of
+
+
+def some_of_each(specimen: Specimen, count: int) -> list[Mutation]:
+    """Mutations of each file, chosen at random but always the same."""
+    chosen = random.Random(2)
+    found = []
+    for role in (MODEL, OPTIMIZER, MANIFEST):
+        found += chosen.sample(list(of_whole_files(specimen, role, {})), count)
+        length = len(specimen.bytes_of(role))
+        found += [specimen.flip(role, chosen.randrange(length), chosen.randrange(8)) for _ in range(count)]
+        found += [specimen.truncated(role, chosen.randrange(length)) for _ in range(count)]
+    chosen.shuffle(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def lightning_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run of 12 steps, and its first 9."""
+    root = tmp_path_factory.mktemp("lightning")
+    fit(SeparatedCheckpoint(root / "12", every_n_train_steps=3, save_top_k=-1), max_steps=12)
+    shutil.copytree(root / "12", root / "9", ignore=shutil.ignore_patterns("*step000012*"))
+    return root / "12", root / "9"
+
+
+@in_parts(12)
+def test_lightning_continues_from_the_one_before(
+    part: Part, lightning_runs: tuple[Path, Path], tally: Tally, tmp_path: Path
+):
+    undisturbed, begun = lightning_runs
+    expected = {checkpoint.name: bytes_of(checkpoint) for checkpoint in list_checkpoints(undisturbed)}
+    assert len(expected) == 4
+    specimen = Specimen(copied(begun, tmp_path / "run"), step_name(9))
+    for mutation in part.choose(some_of_each(specimen, 8)):
+        with tally.trial("damage before a Lightning run", mutation):
+            copied(begun, specimen.directory)
+            mutation.change(specimen.paths[mutation.role])
+            saver = SeparatedCheckpoint(specimen.directory, every_n_train_steps=3, save_top_k=-1)
+            with pytest.raises(CheckpointError):
+                fit(saver, ckpt_path=specimen.paths[MODEL], max_steps=12)
+            with pytest.warns(DamagedCheckpointWarning) as warned:
+                fit(saver, ckpt_path="last", max_steps=12)
+            lines = {str(w.message) for w in warned if w.category is DamagedCheckpointWarning}
+            require(len(lines) == 1, f"says {lines}")
+            require(specimen.paths[mutation.role].name in lines.pop(), "does not name the file")
+            found = {checkpoint.name: bytes_of(checkpoint) for checkpoint in list_checkpoints(specimen.directory)}
+            require(found == expected, f"ends with {sorted(found)}, or in other bytes")
+
+
+@pytest.fixture(scope="module")
+def train_py_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out_dir = tmp_path_factory.mktemp("train-py") / "out"
+    assert train_py(out_dir, max_iters=30, eval_interval=0).returncode == 0
+    return out_dir
+
+
+@in_parts(6, in_suite=0)
+def test_train_py_continues_from_the_one_before(part: Part, train_py_run: Path, tally: Tally, tmp_path: Path):
+    expected = data_files(train_py_run)
+    specimen = Specimen(copied(train_py_run, tmp_path / "out"), step_name(30))
+    for mutation in part.choose(some_of_each(specimen, 2)):
+        with tally.trial("damage before train.py", mutation):
+            copied(train_py_run, specimen.directory)
+            mutation.change(specimen.paths[mutation.role])
+            result = train_py(specimen.directory, max_iters=30, eval_interval=0)
+            require(result.returncode == 0, result.stderr)
+            lines = [line for line in result.stderr.splitlines() if f"passing over {step_name(30)}" in line]
+            require(len(lines) == 1 and specimen.paths[mutation.role].name in lines[0], result.stderr)
+            require("Resuming from step 20" in result.stdout, result.stdout)
+            require(data_files(specimen.directory) == expected, "ends in other bytes")

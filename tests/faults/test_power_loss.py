@@ -1,0 +1,93 @@
+"""The power is lost at any moment of a save; also of one that clears up after a process that was killed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from neuromanifold_gpt.checkpoint import writer
+
+from .invariant import inventory, nothing_is_lost, require, training_goes_on
+from .parts import Part, in_parts
+from .power_loss import Disk, Event, Files, RecordingStorage, moments, written_out
+from .scenarios import SCENARIOS, Kind, Scenario, storage_is
+from .tally import Tally
+
+
+def recorded(scenario: Scenario, directory: Path) -> list[Event]:
+    """What the act of a scenario does to the files. The time of a save is always the same, to tell equal states."""
+    act = scenario.started(directory)
+    storage = RecordingStorage()
+    with storage_is(storage), mock.patch.object(writer, "save_details", return_value={}):
+        act()
+    return storage.events
+
+
+class Sweep:
+    """Tries each distinct state once."""
+
+    def __init__(self, scenario: Scenario, before: dict[str, Kind], scratch: Path, tally: Tally, kind: str) -> None:
+        self._scenario, self._before, self._scratch, self._tally, self._kind = scenario, before, scratch, tally, kind
+        self._tried: set[int] = set()
+
+    def states(self, disk: Disk, *, returned: bool) -> Iterator[tuple[Files, bool]]:
+        for files in disk.after_power_loss():
+            key = hash((frozenset(files.items()), returned))
+            if key not in self._tried:
+                self._tried.add(key)
+                yield files, returned
+
+    def check(self, files: Files, what: str, *, returned: bool) -> None:
+        with self._tally.trial(self._kind, f"{what}: {sorted(files)}"):
+            directory = written_out(files, self._scratch)
+            found = nothing_is_lost(directory, self._scenario, self._before)
+            if returned:
+                missing = {name: kind for name, kind in self._scenario.adds.items() if found.get(name.strip()) != kind}
+                missing = {name: kind for name, kind in missing.items() if f"{name} " not in self._scenario.adds}
+                require(not missing, f"the save had returned, and {missing} is gone")
+                require(not self._scenario.removes & set(found), "the removal had returned, and it is back")
+            training_goes_on(directory, self._scenario, found)
+
+
+@in_parts(15)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_at_any_moment_of_a_save(name: str, part: Part, prepared: dict[str, Path], tally: Tally, tmp_path: Path):
+    scenario = SCENARIOS[name]
+    sweep = Sweep(scenario, inventory(prepared[name]), tmp_path / "after", tally, "states after a power loss")
+    disk, states = Disk.holding(prepared[name]), []
+    events = recorded(scenario, written_out(disk.seen(), tmp_path / "run"))
+    for some, last in moments(events):
+        for event in some:
+            disk.apply(event)
+        states += sweep.states(disk, returned=last)
+    assert disk.seen() == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert len(states) > 7
+    for files, returned in part.choose(states):
+        sweep.check(files, name, returned=returned)
+
+
+@in_parts(80)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_at_any_moment_of_the_next_process_after_a_kill_at_any_moment(
+    name: str, part: Part, prepared: dict[str, Path], tally: Tally, tmp_path: Path
+):
+    """What the killed process had not synced, the next one sees; when power is lost, it may be gone after all."""
+    scenario = SCENARIOS[name]
+    sweep = Sweep(
+        scenario, inventory(prepared[name]), tmp_path / "after", tally, "states after a kill and a power loss"
+    )
+    disk, states = Disk.holding(prepared[name]), []
+    for some, _ in moments(recorded(scenario, written_out(disk.seen(), tmp_path / "run"))):
+        for event in some:
+            disk.apply(event)
+        second = disk.copied()
+        for more, last in moments(recorded(scenario, written_out(disk.seen(), tmp_path / "run"))):
+            for event in more:
+                second.apply(event)
+            states += sweep.states(second, returned=last)
+    assert len(states) > 7
+    for files, returned in part.choose(states):
+        sweep.check(files, name, returned=returned)

@@ -1,0 +1,290 @@
+"""Which files a Lightning run leaves, what it believes about them, and what a refused write does to it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from neuromanifold_gpt import ResumableDataLoader, Retention, SeparatedCheckpoint, list_checkpoints, save_checkpoint
+from neuromanifold_gpt.checkpoint.errors import CheckpointLockedError, CheckpointWriteError, SaveFailedWarning
+from neuromanifold_gpt.checkpoint.lock import LOCK_NAME
+from neuromanifold_gpt.lightning_io.bookkeeping import believed_paths
+
+from ..checkpoint.other_process import Process
+from ..checkpoint.small_saves import files_of_checkpoints, names_in, temporary_files
+from .toy import NoisySamples, ToyModule, by_step, contents, fit
+
+
+def saver(directory: Path, **options: Any) -> SeparatedCheckpoint:
+    return SeparatedCheckpoint(directory, **{"every_n_train_steps": 4, **options})
+
+
+@pytest.fixture(autouse=True)
+def files_may_grow_again() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+class AfterEachStep(Callback):
+    """Between any two steps, every file that a callback counts on is there, whole."""
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        for callback in trainer.checkpoint_callbacks:
+            assert isinstance(callback, ModelCheckpoint)
+            believed = believed_paths(callback) | {callback._last_checkpoint_saved}
+            complete = {checkpoint.model_path.resolve() for checkpoint in list_checkpoints(str(callback.dirpath))}
+            assert {Path(path).resolve() for path in believed if path} <= complete
+
+
+class DiskIsFull(Callback):
+    """Real files that the kernel refuses to let grow, while the given steps are saved."""
+
+    def __init__(self, *steps: int) -> None:
+        self._steps, self._limits = steps, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.global_step in self._steps:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, self._limits[1]))
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, self._limits)
+
+    def on_exception(self, *_: Any) -> None:
+        self.on_train_batch_start()
+
+    on_fit_end = on_exception
+
+
+class TestRetention:
+    def test_takes_the_place_of_save_top_k(self, tmp_path: Path):
+        fit(saver(tmp_path, retention=Retention(keep_last=2, keep_every_n_steps=8)), AfterEachStep())
+        assert sorted(by_step(tmp_path)) == [8, 16, 20]
+        assert names_in(tmp_path) == files_of_checkpoints(tmp_path)
+
+    def test_keeps_the_best_and_the_monitored_best_which_can_be_loaded(self, tmp_path: Path):
+        policy = Retention(keep_best=1, monitor="val_loss", keep_optimizer_last=1)
+        callback = saver(tmp_path, every_n_train_steps=None, retention=policy, monitor="train_loss", mode="max")
+        trainer, module = fit(callback, AfterEachStep(), val_check_interval=2, max_steps=16)
+        metrics = {step: checkpoint.metrics for step, checkpoint in by_step(tmp_path).items()}
+        assert len(metrics) < 4
+        assert max(metrics) == max(by_step(tmp_path))
+        assert (
+            Path(callback.best_model_path)
+            == by_step(tmp_path)[max(metrics, key=lambda s: metrics[s]["train_loss"])].model_path
+        )
+        assert {Path(path) for path in callback.best_k_models} == {c.model_path for c in by_step(tmp_path).values()}
+        assert [step for step, checkpoint in by_step(tmp_path).items() if not checkpoint.model_only] == [max(metrics)]
+        loader = ResumableDataLoader(NoisySamples(8), batch_size=4)
+        trainer.validate(module, loader, ckpt_path="best", verbose=False)
+
+    def test_two_callbacks_with_one_directory_leave_each_others_files_alone(self, tmp_path: Path):
+        best = saver(
+            tmp_path,
+            filename="best-{step}",
+            monitor="val_loss",
+            every_n_train_steps=None,
+            every_n_epochs=1,
+            save_last="link",
+        )
+        everything = saver(tmp_path, filename="{step}", retention=Retention(keep_last=1, keep_optimizer_last=1))
+        fit(everything, best, AfterEachStep(), val_check_interval=3)
+        assert {path.name for path in tmp_path.glob("step=*.json")} == {"step=20.json"}
+        assert Path(best.best_model_path).name.startswith("best-")
+        assert (tmp_path / "last-model.pt").resolve().exists()
+
+    def test_a_pattern_that_meets_what_another_callback_counts_on_spares_it(self, tmp_path: Path):
+        best = saver(tmp_path, filename="{epoch}-{step}", monitor="val_loss", every_n_train_steps=None, save_top_k=2)
+        everything = saver(tmp_path, filename="{epoch}-{step}-all", retention=Retention(keep_last=1))
+        everything.filename = "{epoch}-{step}"
+        fit(everything, best, AfterEachStep(), val_check_interval=3)
+        assert all(Path(path).exists() for path in believed_paths(best) if path)
+
+    @pytest.mark.filterwarnings("ignore:keep_best")  # before the first validation, there is no best
+    def test_an_interrupted_run_ends_in_the_same_bytes(self, tmp_path: Path):
+        """The interruption leaves a checkpoint of its own, which shifts what the policy keeps on the way."""
+        options = {"val_check_interval": 3, "max_steps": 20}
+
+        def callback(run: str, **more: Any) -> SeparatedCheckpoint:
+            policy = Retention(keep_last=2, keep_best=2, monitor="val_loss", keep_optimizer_last=2)
+            return saver(tmp_path / run, retention=policy, monitor="train_loss", every_n_train_steps=2, **more)
+
+        fit(callback("a"), **options)
+        first = callback("b")
+        trainer, _ = fit(first, **{**options, "max_steps": 11})
+        first.save_now(trainer)
+        assert 11 in by_step(tmp_path / "b")
+        fit(callback("b"), ckpt_path=by_step(tmp_path / "b")[11].model_path, **options)
+        for step in (18, 20):
+            assert contents(by_step(tmp_path / "b")[step]) == contents(by_step(tmp_path / "a")[step])
+
+    def test_a_directory_may_hold_checkpoints_of_other_names(self, tmp_path: Path):
+        model = ToyModule()
+        for name in ("mine", "checkpoint-step000001-copy"):
+            save_checkpoint(tmp_path, step=1, model=model, name=name)
+        fit(saver(tmp_path, retention=Retention(keep_last=1)))
+        names = {checkpoint.name for checkpoint in list_checkpoints(tmp_path)}
+        assert names == {"mine", "checkpoint-step000001-copy", "checkpoint-step000020"}
+
+    def test_cannot_go_with_save_top_k_or_directories_in_the_file_name(self, tmp_path: Path):
+        with pytest.raises(ValueError, match="save_top_k: expected none beside retention"):
+            saver(tmp_path, retention=Retention(keep_last=1), save_top_k=3)
+        with pytest.raises(ValueError, match="filename: expected no directory"):
+            saver(tmp_path, retention=Retention(keep_last=1), filename="{epoch}/{step}")
+        assert saver(tmp_path).save_top_k == 1
+        assert saver(tmp_path, retention=Retention(keep_last=1), save_top_k=-1).save_top_k == -1
+
+
+SAVERS: dict[str, dict[str, Any]] = {
+    "the newest only": {},
+    "all": {"save_top_k": -1},
+    "the best two and the last": {"monitor": "train_loss", "save_top_k": 2, "save_last": True},
+    "all, and a link": {"monitor": "train_loss", "save_top_k": -1, "save_last": "link"},
+    "a policy": {"retention": Retention(keep_last=2, keep_optimizer_last=1)},
+    "at the end of epochs": {"every_n_train_steps": None, "every_n_epochs": 1, "save_last": True},
+    "after validation": {"monitor": "val_loss", "every_n_train_steps": None, "save_top_k": -1},
+}
+
+
+class TestRefusedWrites:
+    @pytest.mark.parametrize("name", SAVERS)
+    def test_training_goes_on_with_a_warning_and_the_next_save_is_tried(self, name: str, tmp_path: Path):
+        options, trainer_options = SAVERS[name], {"val_check_interval": 4, "limit_train_batches": 4}
+        _, whole = fit(saver(tmp_path / "a", **options), **trainer_options)
+        callback = saver(tmp_path / "b", on_save_error="warn", **options)
+        with pytest.warns(SaveFailedWarning, match=r"-optimizer\.pt\.nm-incomplete: .* File too large.*goes on"):
+            _, module = fit(callback, DiskIsFull(8, 12), AfterEachStep(), **trainer_options)
+        assert module.history == whole.history
+        assert temporary_files(tmp_path / "b") == []
+        assert max(by_step(tmp_path / "b")) == max(by_step(tmp_path / "a"))
+        assert not {8, 12} & set(by_step(tmp_path / "b"))
+        if name in ("the newest only", "a policy"):  # what is kept does not depend on what was there in between
+            assert contents(by_step(tmp_path / "b")[20]) == contents(by_step(tmp_path / "a")[20])
+
+    def test_training_ends_with_an_error_by_default_and_older_checkpoints_stay(self, tmp_path: Path):
+        callback = saver(tmp_path, save_on_exception=True)
+        with (
+            pytest.warns(SaveFailedWarning, match="exception that ends the training follows"),
+            pytest.raises(CheckpointWriteError, match=r"000008-optimizer\.pt.*Free space.*older checkpoints"),
+        ):
+            fit(callback, AfterEachStep(), DiskIsFull(8))
+        assert sorted(by_step(tmp_path)) == [4]
+        assert Path(callback.best_model_path) == by_step(tmp_path)[4].model_path
+        assert names_in(tmp_path) == files_of_checkpoints(tmp_path)
+
+    def test_a_policy_that_cannot_be_carried_out_takes_no_save_back(self, tmp_path: Path, monkeypatch):
+        def refuse(*_: Any) -> None:
+            raise OSError(13, "Permission denied", "some file")
+
+        monkeypatch.setattr("neuromanifold_gpt.checkpoint.retention.remove", refuse)
+        with pytest.warns(SaveFailedWarning, match="removing old checkpoints failed"):
+            fit(saver(tmp_path, retention=Retention(keep_last=1), on_save_error="warn"), AfterEachStep())
+        assert sorted(by_step(tmp_path)) == [4, 8, 12, 16, 20]
+
+    def test_nonsense_is_refused(self, tmp_path: Path):
+        with pytest.raises(ValueError, match="on_save_error: expected 'raise' or 'warn', found 'ignore'"):
+            saver(tmp_path, on_save_error="ignore")
+
+
+class FailIn(Callback):
+    """Raises in a hook of a step."""
+
+    def __init__(self, hook: str, step: int) -> None:
+        self._step = step
+        setattr(self, hook, self._fail)
+
+    def _fail(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if trainer.global_step == self._step:
+            raise RuntimeError("on purpose")
+
+
+class TestExceptions:
+    @pytest.mark.parametrize("hook", ["on_before_optimizer_step", "on_train_batch_start", "on_train_batch_end"])
+    def test_never_over_a_good_checkpoint_of_the_same_step(self, hook: str, tmp_path: Path):
+        fit(saver(tmp_path, save_top_k=-1))
+        good = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(RuntimeError, match="on purpose"):
+            fit(saver(tmp_path, every_n_train_steps=100, save_on_exception=True, save_last=True), FailIn(hook, 8))
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == good
+
+    def test_once_and_over_one_that_is_not_complete(self, tmp_path: Path):
+        fit(saver(tmp_path, save_top_k=-1))
+        by_step(tmp_path)[8].model_path.unlink()
+        first, second = (saver(tmp_path, every_n_train_steps=100 + i, save_on_exception=True) for i in range(2))
+        with pytest.raises(RuntimeError, match="on purpose"):
+            fit(first, second, FailIn("on_before_optimizer_step", 8))
+        assert 8 in by_step(tmp_path)
+        assert names_in(tmp_path) == files_of_checkpoints(tmp_path)
+
+    def test_a_decision_that_was_not_carried_out_is_taken_back(self, tmp_path: Path):
+        callback = saver(tmp_path, monitor="train_loss", save_top_k=3)
+        with pytest.raises(RuntimeError, match="on purpose"):
+            fit(callback, FailIn("on_validation_start", 8), limit_train_batches=4)
+        assert [Path(path) for path in callback.best_k_models] == [by_step(tmp_path)[4].model_path]
+
+
+class TestLock:
+    def test_while_a_run_trains_no_other_process_writes(self, tmp_path: Path):
+        with Process(tmp_path / "run") as other:
+            answers = []
+
+            class Ask(Callback):
+                def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+                    if trainer.global_step in (0, 10):
+                        answers.append(other.asked("save 1000"))
+
+            fit(saver(tmp_path / "run"), Ask())
+            assert all(f"CheckpointLockedError: {tmp_path}" in answer for answer in answers)
+            assert all(f"process {os.getpid()} on" in answer for answer in answers)
+            assert len(answers) == 2
+            assert sorted(by_step(tmp_path / "run")) == [20]
+            assert names_in(tmp_path / "run") == files_of_checkpoints(tmp_path / "run")
+            assert other.asked("save 1000") == "done"
+
+    def test_a_run_is_refused_before_it_changes_anything(self, tmp_path: Path):
+        with Process(tmp_path / "run") as other:
+            assert other.asked("save 1") == "done"
+            assert other.asked("lock") == "done"
+            before = names_in(tmp_path / "run")
+            with pytest.raises(CheckpointLockedError, match=f"process {other.popen.pid} on"):
+                fit(saver(tmp_path / "run"))
+            assert names_in(tmp_path / "run") == before
+            other.kill()
+            fit(saver(tmp_path / "run"))
+
+    def test_one_process_may_have_two_callbacks_and_fit_twice_and_fail(self, tmp_path: Path):
+        callbacks = saver(tmp_path), saver(tmp_path, filename="other-{step}", every_n_train_steps=5)
+        trainer, module = fit(*callbacks, max_steps=10)
+        assert not (tmp_path / LOCK_NAME).exists()
+        trainer.fit_loop.epoch_loop.max_steps = 20
+        trainer.fit(module, trainer.fit_loop._combined_loader.flattened[0])
+        with pytest.raises(RuntimeError, match="on purpose"):
+            fit(*callbacks, FailIn("on_train_batch_start", 3))
+        assert names_in(tmp_path) == files_of_checkpoints(tmp_path)
+        with Process(tmp_path) as other:
+            assert other.asked("lock") == "done"
+
+    def test_a_run_that_is_refused_later_leaves_no_empty_directory(self, tmp_path: Path):
+        class Refuses(ToyModule):
+            def on_fit_start(self) -> None:
+                raise RuntimeError("on purpose")
+
+        with pytest.raises(RuntimeError, match="on purpose"):
+            fit(saver(tmp_path / "run"), module=Refuses())
+        assert not (tmp_path / "run").exists()
+
+
+def test_warnings_are_not_needed_for_a_run_in_which_nothing_fails(tmp_path: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", category=UserWarning)
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message=r".*(num_workers|logging interval|`isinstance).*")
+        fit(saver(tmp_path, retention=Retention(keep_last=2), on_save_error="warn"))
