@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.data.errors import ReadAgainWarning
-from neuromanifold_gpt.data.owned_state import OwnedState
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.lightning_io.loader_warnings import warn_of_inexact_loaders
+from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, restore_rng_state
 
 

@@ -30,7 +30,7 @@ from neuromanifold_gpt.lightning_io.other_callbacks import (
     warn_of_changed_settings,
     warn_of_other_modes,
 )
-from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker
+from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker, owned_by
 from neuromanifold_gpt.lightning_io.state_loading import load_doubles, load_optimizer_states, own_names_hook
 from neuromanifold_gpt.state.modules import (
     gradients,
@@ -172,6 +172,7 @@ class ExactResume(Callback):
         ranks = gather_across_ranks(
             {
                 "rng_states": loop.rng,
+                "module_generators": loop.module_generators,
                 "data": loop.data,
                 "epoch_metrics": loop.epoch_metrics,
                 "gradients": gradients(pl_module) if loop.open_window else {},
@@ -260,4 +261,5 @@ class ExactResume(Callback):
         warn_of_ignored_settings(trainer.optimizers, self._optimizer_settings)
         self._optimizer_settings = []
         warn_of_changed_settings(trainer, loaded["settings"])
+        owned_by(trainer.lightning_module).restore_generators(own_state(loaded["module_generators"]))
         restore_own_rng_state(loaded["rng_states"])
