@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/
 # Two OpenMP threads beside another busy process slow down tenfold, and bits depend on their number.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test env lint types strace suite faults fuzz sixphase bench lock clean
+.PHONY: demo test env lint types strace suite faults fuzz sixphase exactness bench lock clean
 
 demo: env ## Train, stop, resume, compare the files of both runs, then the six-phase test
 	PATH="$(abspath $(VENV))/bin:$$PATH" OMP_NUM_THREADS=2 bash scripts/demo.sh
@@ -49,6 +49,10 @@ fuzz: env ## Coverage-guided fuzzing of manifests and unified files, FUZZ_SEC se
 
 sixphase: env ## The six-phase test alone
 	$(RUN)python test_training_resumption.py
+
+exactness: env ## Every cell of the exactness matrix in real processes, and the negative controls; half an hour
+	$(RUN)pytest -q tests/exactness/test_negative_controls.py
+	$(RUN)python -m tests.exactness.matrix
 
 bench: env ## Speed and memory of saving and loading, against torch.save and torch.load
 	$(RUN)python benchmarks/io/bench_io.py
