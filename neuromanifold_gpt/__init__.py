@@ -15,7 +15,8 @@ from neuromanifold_gpt.checkpoint.retention import Retention, apply_retention
 from neuromanifold_gpt.data.loader import ResumableDataLoader
 from neuromanifold_gpt.data.resumable import resumable
 from neuromanifold_gpt.state.compare import compare_checkpoints
-from neuromanifold_gpt.state.load import LoadedCheckpoint, load_checkpoint
+from neuromanifold_gpt.state.load import load_checkpoint
+from neuromanifold_gpt.state.loaded_checkpoint import LoadedCheckpoint
 from neuromanifold_gpt.state.save import save_checkpoint
 
 if TYPE_CHECKING:

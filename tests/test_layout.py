@@ -21,7 +21,7 @@ BELOW = {
     "certify": {"checkpoint"},
     "lightning_io": {"state", "data", "checkpoint"},
     "state": {"checkpoint"},
-    "data": set(),
+    "data": {"state"},
     "gpt": set(),
     "checkpoint": set(),
 }

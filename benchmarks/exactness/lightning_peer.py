@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 
 from tests.exactness.cell import Cell
 from tests.exactness.ingredients.data import make_loader, make_validation_loader
-from tests.exactness.ingredients.modules import MODULES
-from tests.exactness.lightning_program import final_state, make_trainer
+from tests.exactness.lightning_program import ALL_MODULES, final_state, make_trainer
 from tests.exactness.phase import Phase
 from tests.exactness.trace import Trace, dump
 
@@ -36,7 +35,7 @@ def run(phase: Phase, cell: Cell, trace: Trace, loader: type[DataLoader[Any]] = 
         logging.getLogger(name).setLevel(logging.ERROR)
     phase.seed()  # other weights in each process
     trace = PeerTrace(trace)
-    module = MODULES[cell.module](cell, trace)
+    module = ALL_MODULES[cell.module](cell, trace)
     if cell.compile_backend is None:
         trace.watch(module.network)
     seed_everything(SEED, workers=True, verbose=False)

@@ -133,7 +133,7 @@ SCENARIOS: list[Scenario] = [
         _each(("stateful stream, 0 workers", "stateful stream, 2 workers", "still stream, 0 workers"), _OF_DATA),
         {"validate": False},
     ),
-    *_pick("two loaders", "data, CombinedLoader", ["max_size_cycle of resumable, stopped at 10"]),
+    *_pick("two augmented loaders", "data, CombinedLoader", ["max_size_cycle of resumable, stopped at 10"]),
     *_pick(
         "model",
         "model",

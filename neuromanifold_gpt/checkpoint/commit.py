@@ -31,6 +31,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     CheckpointWriteError,
     IncompleteCheckpointError,
     LeftoverWarning,
+    UnreadableManifestError,
 )
 from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER, Manifest, read_manifest, shown
 from neuromanifold_gpt.checkpoint.naming import (
@@ -153,9 +154,11 @@ def typed_errors(paths: CheckpointPaths, doing: str, remedy: str) -> Iterator[No
     """Turn an ``OSError`` into one that says which file the system refused, and what to do."""
     try:
         yield
-    except OSError as error:
+    except (OSError, UnreadableManifestError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        assert isinstance(cause, OSError)
         raise CheckpointWriteError(
-            f"{error.filename or paths.directory}: {doing} {paths.name} failed: {error.strerror or error}. {remedy}"
+            f"{cause.filename or paths.directory}: {doing} {paths.name} failed: {cause.strerror or cause}. {remedy}"
         ) from error
 
 
@@ -227,6 +230,8 @@ def _move_aside(paths: CheckpointPaths, storage: Storage) -> Manifest | None:
     """Keep the old checkpoint of this name under other names; return its manifest as it is then."""
     try:
         old = open_complete(paths).manifest
+    except UnreadableManifestError:
+        raise  # it may be intact
     except CheckpointError:
         # Nothing loadable is there. A manifest must not stay: it could seem to fit the files that come.
         storage.remove(paths.manifest)

@@ -19,13 +19,14 @@ from neuromanifold_gpt.checkpoint.commit import (
     typed_errors,
 )
 from neuromanifold_gpt.checkpoint.digest import file_digest
-from neuromanifold_gpt.checkpoint.errors import CheckpointError, DamagedCheckpointError
-from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER, looks_like_manifest, read_manifest
+from neuromanifold_gpt.checkpoint.errors import CheckpointError, DamagedCheckpointError, UnreadableManifestError
+from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER, read_manifest
 from neuromanifold_gpt.checkpoint.naming import (
     MANIFEST_SUFFIX,
     PREVIOUS_SUFFIX,
     TEMPORARY_SUFFIX,
     CheckpointPaths,
+    paths_of_any_file,
     paths_of_name,
     previous,
     temporary,
@@ -41,7 +42,7 @@ def write_errors(paths: CheckpointPaths, storage: Storage) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            with contextlib.suppress(OSError):  # the directory may be what failed; the next writer clears it
+            with contextlib.suppress(OSError, UnreadableManifestError):  # the next writer clears it
                 clear_leftovers(paths.directory, storage)
             raise
 
@@ -72,29 +73,25 @@ def _is_leftover(path: Path) -> bool:
 
 def _put_back(final: Path, storage: Storage) -> None:
     """Give a checkpoint that was moved aside its own name again, if its replacement was not committed."""
-    for paths in _checkpoints_naming(previous(final)):
-        manifest = read_manifest(paths.manifest)
-        for record in manifest.files.values():
-            target = paths.directory / record.name.removesuffix(PREVIOUS_SUFFIX)
-            storage.keep_as(previous(target), temporary(target))
-            storage.rename(temporary(target), target)
-            storage.remove(temporary(target))  # renaming a link onto another one of the same file leaves both
-        storage.sync_directory(paths.directory)
-        files = {
-            role: replace(record, name=record.name.removesuffix(PREVIOUS_SUFFIX))
-            for role, record in manifest.files.items()
-        }
-        replace_manifest(paths, replace(manifest, files=files), storage)
-
-
-def _checkpoints_naming(file: Path) -> list[CheckpointPaths]:
-    found = []
-    for manifest_path in filter(looks_like_manifest, file.parent.glob("*" + MANIFEST_SUFFIX)):
-        paths = paths_of_name(file.parent, manifest_path.name.removesuffix(MANIFEST_SUFFIX))
-        with contextlib.suppress(CheckpointError):  # incomplete: nothing could be put back
-            if file.name in names_of_files(open_complete(paths).manifest):
-                found.append(paths)
-    return found
+    paths = paths_of_any_file(final)
+    try:
+        manifest = open_complete(paths).manifest
+    except UnreadableManifestError:
+        raise  # it may name the file, which must stay then
+    except CheckpointError:
+        return  # incomplete: nothing could be put back
+    if previous(final).name not in names_of_files(manifest):
+        return
+    for record in manifest.files.values():
+        target = paths.directory / record.name.removesuffix(PREVIOUS_SUFFIX)
+        storage.keep_as(previous(target), temporary(target))
+        storage.rename(temporary(target), target)
+        storage.remove(temporary(target))  # renaming a link onto another one of the same file leaves both
+    storage.sync_directory(paths.directory)
+    files = {
+        role: replace(record, name=record.name.removesuffix(PREVIOUS_SUFFIX)) for role, record in manifest.files.items()
+    }
+    replace_manifest(paths, replace(manifest, files=files), storage)
 
 
 def _remove_uncommitted(paths: CheckpointPaths, storage: Storage) -> None:
@@ -103,6 +100,8 @@ def _remove_uncommitted(paths: CheckpointPaths, storage: Storage) -> None:
         # Committed, or not begun to rename: the names belong to the manifest that is there.
         taken = names_of_files(read_manifest(paths.manifest)) if paths.manifest.exists() else set()
         interrupted = read_manifest(temporary(paths.manifest), paths)
+    except UnreadableManifestError:
+        raise
     except DamagedCheckpointError:
         return  # torn: it was not synced, so no file had been renamed yet
     for role, target in ((MODEL, paths.model), (OPTIMIZER, paths.optimizer)):

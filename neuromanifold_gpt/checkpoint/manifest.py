@@ -6,6 +6,7 @@ accepts the file only if writing its content again gives the same bytes: an alte
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -18,7 +19,11 @@ from typing import Any
 import xxhash
 
 from neuromanifold_gpt.checkpoint.archive import TensorRecord
-from neuromanifold_gpt.checkpoint.errors import CheckpointNotFoundError, DamagedCheckpointError
+from neuromanifold_gpt.checkpoint.errors import (
+    CheckpointNotFoundError,
+    DamagedCheckpointError,
+    UnreadableManifestError,
+)
 from neuromanifold_gpt.checkpoint.naming import MANIFEST_SUFFIX, CheckpointPaths, paths_of_name, previous
 from neuromanifold_gpt.checkpoint.storage import open_regular
 
@@ -84,6 +89,7 @@ def read_manifest(path: Path, paths: CheckpointPaths | None = None) -> Manifest:
     Raises:
         CheckpointNotFoundError: there is no such file.
         DamagedCheckpointError: it is not, to the letter, what was written.
+        UnreadableManifestError: the system refused to read it.
     """
     paths = paths or paths_of_name(path.parent, path.name.removesuffix(MANIFEST_SUFFIX))
     try:
@@ -95,7 +101,10 @@ def read_manifest(path: Path, paths: CheckpointPaths | None = None) -> Manifest:
     except FileNotFoundError:
         raise CheckpointNotFoundError(f"{path}: there is no such manifest.") from None
     except OSError as error:
-        raise _damaged(path, "a readable file", str(error)) from error
+        damaged = _damaged(path, "a readable file", str(error))
+        if error.errno in (errno.EINVAL, errno.ELOOP, errno.EISDIR):  # something else lies there
+            raise damaged from error
+        raise UnreadableManifestError(str(damaged)) from error
     try:
         if raw.count(b",") > 2 * raw.count(b"\n"):  # ours has a line for each value: no small file of many values
             raise ValueError("more values than lines")

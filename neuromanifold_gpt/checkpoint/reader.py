@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -255,7 +256,8 @@ def _stamp_of(path: Path) -> Any:
     """The stamp of a file that does not match its manifest, if enough of it is readable to tell."""
     try:
         check_archive(path)
-        with load_errors(path):
+        with load_errors(path), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a damaged pickle: what is wrong is said by who asked
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             return content.get(STAMP_KEY) if isinstance(content, dict) else None
     except (DamagedCheckpointError, UntrustedPickleError):

@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, default_collate
 from neuromanifold_gpt.data.errors import DatasetError
 from neuromanifold_gpt.data.order import permuted
 from neuromanifold_gpt.data.ordered_loader import OrderedLoader
-from neuromanifold_gpt.data.positioned_loader import Progress, rank_and_world_size
+from neuromanifold_gpt.data.positioned_loader import Progress, nothing_left, rank_and_world_size
 from neuromanifold_gpt.data.sample_seeds import SampleKey
 
 
@@ -108,6 +108,9 @@ class _PermutedOrder:
 
     def consumed(self, progress: Progress) -> int:
         return int(progress["samples_consumed"])
+
+    def is_over(self, progress: Progress) -> bool:
+        return nothing_left(self, progress)
 
     def beginning(self) -> Progress:
         return {"samples_consumed": 0}

@@ -38,6 +38,10 @@ class EpochOrder(Protocol):
         """Units behind ``progress``."""
         ...
 
+    def is_over(self, progress: Progress) -> bool:
+        """Whether nothing is left of the epoch; not if that cannot be known before more is asked for."""
+        ...
+
     def beginning(self) -> Progress:
         """The beginning of the epoch that comes next."""
         ...
@@ -78,11 +82,7 @@ class Position:
     @property
     def is_at_end(self) -> bool:
         """Whether the next pass is the next epoch."""
-        size = self.order.size
-        if self.is_exhausted or size is None:
-            return self.is_exhausted
-        left = size - self.order.consumed(self.progress)
-        return left < (self.order.units_per_step if self.order.drop_last else 1)
+        return self.is_exhausted or self.order.is_over(self.progress)
 
     @property
     def batches_per_epoch(self) -> int | None:
@@ -239,6 +239,13 @@ class PositionedLoader(DataLoader[Any]):
                 stacklevel=2,
             )
         self._position.go_to(state_dict["epoch"], progress, continue_pass=True)
+
+
+def nothing_left(order: EpochOrder, progress: Progress) -> bool:
+    """Whether an order of known size has no further batch."""
+    if order.size is None:
+        return False
+    return order.size - order.consumed(progress) < (order.units_per_step if order.drop_last else 1)
 
 
 class EpochSetter(DistributedSampler[Any]):

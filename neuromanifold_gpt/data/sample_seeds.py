@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from neuromanifold_gpt.data.order import mixed
-from neuromanifold_gpt.data.owned_state import OwnedState
+from neuromanifold_gpt.state.owned_state import OwnedState
 
 SampleKey = tuple[int, int, int, Any]  # seed, epoch, number of the sample in the epoch, sample id
 _COLLATION = 1  # so that a batch of one does not draw its sample's numbers again

@@ -13,9 +13,9 @@ from torch.utils.data.distributed import DistributedSampler
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.data.order import mixed
-from neuromanifold_gpt.data.owned_state import OwnedState
-from neuromanifold_gpt.data.positioned_loader import Progress, rank_and_world_size
+from neuromanifold_gpt.data.positioned_loader import Progress, nothing_left, rank_and_world_size
 from neuromanifold_gpt.data.sample_seeds import OwnGenerators, SampleKey
+from neuromanifold_gpt.state.owned_state import OwnedState
 
 _DIGEST_BYTES = 8
 
@@ -69,6 +69,10 @@ class SamplerOrder:
     def consumed(self, progress: Progress) -> int:
         """Samples or batches behind a position."""
         return int(progress[self._unit])
+
+    def is_over(self, progress: Progress) -> bool:
+        """Whether no batch is left, if the sampler tells its size."""
+        return nothing_left(self, progress)
 
     def beginning(self) -> Progress:
         """The sampler as it is now, before its next epoch."""

@@ -10,9 +10,9 @@ from typing import Any, cast
 from torch.utils.data import DataLoader
 
 from neuromanifold_gpt.data.errors import ReadAgainWarning
-from neuromanifold_gpt.data.owned_state import OwnedState
 from neuromanifold_gpt.data.positioned_loader import Position, PositionedLoader, Progress, rank_and_world_size
 from neuromanifold_gpt.data.stream_shards import Item, ShardsInTurn, StreamOptions
+from neuromanifold_gpt.state.owned_state import OwnedState
 
 _BEGINNING = {"samples": 0, "state": None, "is_done": False}
 
@@ -135,6 +135,9 @@ class _Turns:
 
     def consumed(self, progress: Progress) -> int:
         return int(progress["batches_consumed"])
+
+    def is_over(self, progress: Progress) -> bool:
+        return all(shard["is_done"] for shard in progress["shards"])
 
     def beginning(self) -> Progress:
         return {

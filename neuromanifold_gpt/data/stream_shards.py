@@ -18,8 +18,8 @@ from torch.utils.data._utils import worker as torch_worker
 from tqdm import tqdm
 
 from neuromanifold_gpt.data.order import mixed
-from neuromanifold_gpt.data.owned_state import OwnedState, is_stateful
 from neuromanifold_gpt.data.sample_seeds import isolated_generators, seed_generators
+from neuromanifold_gpt.state.owned_state import OwnedState, is_stateful
 
 # The number of a shard, the state to begin from behind the batch, and the batch: a list of one, or of none at the end.
 Item = tuple[int, dict[str, Any], list[Any]]
@@ -95,7 +95,8 @@ class Shard:
     ) -> None:
         self._dataset, self._options, self._seed = dataset, options, seed
         self._number, self._workers = number, workers
-        self._samples = 0
+        self._samples = 0  # that were read, those ahead included
+        self._ahead: list[Any] = []
         self._start = start
         self._iterator: Any = None
         self._owned = OwnedState({"dataset": dataset, "collate_fn": options.collate_fn})
@@ -104,20 +105,24 @@ class Shard:
     def next_item(self) -> Item:
         """The next batch, or the end."""
         if self.is_done:
-            return self._number, self._start, []
+            return self._number, self._state(), []
         with isolated_generators(), self._as_its_worker():
             if self._iterator is None:
                 self._begin()
-            samples = self._next_samples()
-            state = (
-                None if self.is_done else self._state()
-            )  # at its end, a stream may already be at its beginning again
-            self._start = {"samples": self._samples, "state": state, "is_done": self.is_done}
-            if not samples:
-                return self._number, self._start, []
+            samples, self._ahead = self._ahead, []
+            self._fill(samples, self._batch_size)
+            if not samples or (self._options.drop_last and len(samples) < self._batch_size):
+                self.is_done = True
+                return self._number, self._state(), []
+            state = self._state()
+            # Whether there is another batch is known before this one is handed out, so that its state can tell.
+            self._fill(self._ahead, self._batch_size if self._options.drop_last else 1)
+            self.is_done = len(self._ahead) < (self._batch_size if self._options.drop_last else 1)
+            if self.is_done:
+                state = self._state()
             self._seed_all(_COLLATION, self._samples)
             batch = self._options.collate_fn(samples if self._options.batch_size is not None else samples[0])
-            return self._number, self._start, [batch]
+            return self._number, state, [batch]
 
     def _begin(self) -> None:
         if self._options.worker_init_fn is not None and self._workers:
@@ -137,13 +142,13 @@ class Shard:
             while self._samples < samples and self._next_sample() is not _NOTHING:
                 bar.update()
 
-    def _next_samples(self) -> list[Any]:
-        size = self._options.batch_size or 1
-        samples: list[Any] = []
-        while len(samples) < size and (sample := self._next_sample()) is not _NOTHING:
+    @property
+    def _batch_size(self) -> int:
+        return self._options.batch_size or 1
+
+    def _fill(self, samples: list[Any], count: int) -> None:
+        while len(samples) < count and (sample := self._next_sample()) is not _NOTHING:
             samples.append(sample)
-        self.is_done = len(samples) < size
-        return [] if self._options.drop_last and self.is_done else samples
 
     def _next_sample(self) -> Any:
         self._seed_all(self._samples)
@@ -157,11 +162,14 @@ class Shard:
             seed_generators(seed)
             self._owned.reseed(seed)
 
-    def _state(self) -> dict[str, Any] | None:
-        for of, owner in (("iterator", self._iterator), ("dataset", self._dataset)):
+    def _state(self) -> dict[str, Any]:
+        """The state to begin from. At its end, a stream may already stand at its beginning again."""
+        inner = None
+        for of, owner in () if self.is_done else (("iterator", self._iterator), ("dataset", self._dataset)):
             if is_stateful(owner):
-                return {"of": of, "state": copy.deepcopy(owner.state_dict())}
-        return None
+                inner = {"of": of, "state": copy.deepcopy(owner.state_dict())}
+                break
+        return {"samples": self._samples, "state": inner, "is_done": self.is_done}
 
     @contextmanager
     def _as_its_worker(self) -> Iterator[None]:

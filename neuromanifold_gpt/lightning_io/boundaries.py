@@ -68,7 +68,12 @@ class LoopBoundaries:
         _wrap(epoch_loop, "on_advance_end", after=self._after_step)
         _wrap(epoch_loop, "advance", instead=self._before_step, if_data_ends=self._data_ended)
         _wrap(epoch_loop, "on_run_start", instead=self._before_iterator)
-        _wrap(self._fit_loop, "_load_combined_loader_states", after=data.loaders_are_new)
+        _wrap(
+            self._fit_loop,
+            "_load_combined_loader_states",
+            instead=self._before_loading_positions,
+            after=data.loaders_are_new,
+        )
         _wrap(self._fit_loop, "on_advance_start", instead=self._resume_between_epochs)
         _wrap(self._fit_loop, "on_advance_end", after=self._after_epoch)
 
@@ -93,6 +98,11 @@ class LoopBoundaries:
     def _window_is_open(self) -> bool:
         """Whether gradients of an accumulation window wait for its last batch: they are in no checkpoint."""
         return self._fit_loop._should_accumulate()
+
+    def _before_loading_positions(self) -> bool:
+        if self._resume_point is not None:  # they are loaded there, and reading a stream twice would take time
+            self._fit_loop._combined_loader_states_to_load = []
+        return False
 
     def _before_iterator(self) -> bool:
         # The condition in on_run_start; else Lightning goes on with the iterator that it made with its loaders.

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError, SaveFailedWarning
+from neuromanifold_gpt.checkpoint.errors import CheckpointError, CheckpointWriteError, SaveFailedWarning
 from neuromanifold_gpt.lightning_io.bookkeeping import noted, put_back
 from neuromanifold_gpt.lightning_io.ranks import together
 
@@ -33,9 +33,9 @@ class SavesAtBoundaries(ModelCheckpoint):
     def __init__(self, *, on_save_error: str, **options: Any) -> None:
         super().__init__(**options)
         self._on_save_error = on_save_error
-        # File operations decided inside a step, to be carried out in this order when the state is whole; with each,
-        # what was believed before the decision, should it fail.
-        self._pending: list[tuple[Callable[[Trainer], None], dict[str, Any]]] = []
+        # File operations decided inside a step, to be carried out in this order when the state is whole; with each that
+        # makes a file, what was believed before the decision, should it fail.
+        self._pending: list[tuple[Callable[[Trainer], None], dict[str, Any] | None]] = []
         self._pending_paths: set[str] = set()
         self._inside_hook = False
         self._before_decision: dict[str, Any] = {}
@@ -60,7 +60,7 @@ class SavesAtBoundaries(ModelCheckpoint):
     def drop_pending(self) -> None:
         """Take back what was decided since the last boundary."""
         if self._pending:
-            put_back(self, self._pending[0][1])
+            put_back(self, next(before for _, before in self._pending if before is not None))  # a save comes first
             self._pending.clear()
             self._pending_paths.clear()
 
@@ -84,15 +84,21 @@ class SavesAtBoundaries(ModelCheckpoint):
         """Carry out what was decided since the last one."""
         pending, self._pending = self._pending, []
         self._pending_paths.clear()
+        not_removed: CheckpointWriteError | None = None
         for operation, before in pending:
             try:
                 operation(trainer)
-            except (
-                CheckpointWriteError
-            ) as error:  # the rest of what was decided would be about a file that is not there
-                put_back(self, before)
+            except CheckpointError as error:
+                if before is None and isinstance(error, CheckpointWriteError):
+                    not_removed = error  # an old file that stays, whole or in part: nothing that follows needs it
+                    continue
+                put_back(self, before or self._before_decision)  # what follows builds on the file that is not there
+                if not isinstance(error, CheckpointWriteError):
+                    raise
                 self._say(error)
                 return
+        if not_removed is not None:
+            self._say(not_removed)
         if pending and self._last_global_step_saved == trainer.global_step:
             try:
                 self._after_save(trainer, self._last_checkpoint_saved)
@@ -134,7 +140,7 @@ class SavesAtBoundaries(ModelCheckpoint):
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         if self._inside_hook:
-            self._put_off(lambda trainer: self._write(trainer, filepath))
+            self._pending.append((lambda trainer: self._write(trainer, filepath), self._before_decision))
             self._pending_paths.add(filepath)
             self._last_global_step_saved = trainer.global_step
             self._last_checkpoint_saved = filepath
@@ -145,17 +151,20 @@ class SavesAtBoundaries(ModelCheckpoint):
         def remove(trainer: Trainer) -> None:
             together(trainer, lambda: ModelCheckpoint._remove_checkpoint(self, trainer, filepath))
 
-        self._put_off(remove) if self._inside_hook else remove(trainer)
+        if self._inside_hook:
+            self._pending.append((remove, None))
+        else:
+            remove(trainer)
 
     def _link_checkpoint(self, trainer: Trainer, filepath: str, linkpath: str) -> None:  # type: ignore[override]
         def link(trainer: Trainer) -> None:
             stock = ModelCheckpoint._link_checkpoint
             together(trainer, lambda: stock(trainer, filepath, linkpath), ends_with_barrier=True)
 
-        self._put_off(link) if self._inside_hook else link(trainer)
-
-    def _put_off(self, operation: Callable[[Trainer], None]) -> None:
-        self._pending.append((operation, self._before_decision))
+        if self._inside_hook:
+            self._pending.append((link, self._before_decision))
+        else:
+            link(trainer)
 
     def _write(self, trainer: Trainer, filepath: str) -> None:
         together(trainer, lambda: trainer.save_checkpoint(filepath, self.save_weights_only), ends_with_barrier=True)

@@ -184,6 +184,7 @@ class SeparatedCheckpoint(SavesAtBoundaries):
         """As ``ModelCheckpoint``, with file names in place of paths, and with what it has decided but not done."""
         state = super().state_dict()
         state["last_checkpoint_saved"] = self._last_checkpoint_saved
+        state["last_global_step_saved"] = self._last_global_step_saved
         state["defer_save_until_validation"] = self._defer_save_until_validation
         if self._retention is not None:
             only_the_best(state, self.mode)
@@ -196,12 +197,9 @@ class SeparatedCheckpoint(SavesAtBoundaries):
         if "dirpath" not in state:
             make_absolute(state, str(self.dirpath))
         self._last_checkpoint_saved = state.pop("last_checkpoint_saved", "")
+        self._last_global_step_saved = state.pop("last_global_step_saved", 0)
         self._defer_save_until_validation = state.pop("defer_save_until_validation", False)
         super().load_state_dict(state)
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """The step that was resumed from is saved: the rest of its hooks must not save it again."""
-        self._last_global_step_saved = checkpoint["global_step"]
 
 
 def _check_options(filename: str, save_top_k: int | None, retention: Retention | None, on_save_error: str) -> None:

@@ -21,11 +21,11 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader, _shutdow
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
 from neuromanifold_gpt.data.errors import ReadAgainWarning
-from neuromanifold_gpt.data.owned_state import OwnedState
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.lightning_io.loader_warnings import warn_of_inexact_loaders
+from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, restore_rng_state
 
 
@@ -54,7 +54,7 @@ class DataPosition:
 
     def iterator_is_made(self) -> None:
         """Lightning is about to make an iterator."""
-        self._at_iterator = {"states": self._combined._state_dicts(), "ended": []}
+        self._at_iterator = {"states": self._combined._state_dicts(), "begun_again": [], "at_end": []}
         if not self._all_stateful:
             self._at_iterator.update(rng=capture_rng_state(), owned=self._owned_state())
 
@@ -96,7 +96,7 @@ class DataPosition:
             self._read_again(saved)
             return
         self._load_states(saved["states"])
-        self._new_iterator(saved["ended"])
+        self._new_iterator(saved["begun_again"], saved["at_end"])
         # As Lightning does in on_run_start: by it, the fetcher knows which batch is the last.
         self._fetcher.fetched += self._fit_loop.epoch_loop.batch_progress.current.ready
 
@@ -105,8 +105,10 @@ class DataPosition:
 
         Lightning then makes a new iterator.
         """
+        if not saved:
+            return
         self._restore_owned(saved.get("owned", {}))
-        self._load_states(saved.get("states", []))
+        self._load_states(saved["states"] if "states" in saved else saved["at_iterator"]["states"])
         for loader in self._combined.flattened:
             if isinstance(loader, PositionedLoader):
                 loader.leave_pass()
@@ -153,35 +155,40 @@ class DataPosition:
 
     def _load_states(self, states: list[dict[str, Any]]) -> None:
         stateful = [loader for loader in self._combined.flattened if isinstance(loader, _Stateful)]
-        for loader, state in zip(stateful, states, strict=False):
+        if len(stateful) != len(states):
+            raise StateMismatchError(
+                f"the checkpoint has the positions of {len(states)} training loaders with state_dict, there are "
+                f"{len(stateful)} here. Use the loaders of the save."
+            )
+        for loader, state in zip(stateful, states, strict=True):
             loader.load_state_dict(state)
 
     def _position_of_stateful(self) -> dict[str, Any]:
-        return {"states": self._combined._state_dicts(), "ended": self._ended()}
+        return {
+            "states": self._combined._state_dicts(),
+            "begun_again": list(getattr(self._combined._iterator, "_consumed", [])),
+            "at_end": [self._is_at_end(loader) for loader in self._combined.flattened],
+        }
 
-    def _ended(self) -> list[bool]:
-        """Which of several loaders have come to an end, and are begun again or waited for."""
-        if self._combined._mode != "max_size":
-            return list(getattr(self._combined._iterator, "_consumed", []))
-        taken = self._fetcher.fetched
-        return [
-            loader.is_at_end if isinstance(loader, PositionedLoader) else (sized_len(loader) or math.inf) <= taken
-            for loader in self._combined.flattened
-        ]
+    def _is_at_end(self, loader: Any) -> bool:
+        """Whether it would end the next time it is asked, rather than give a batch."""
+        if isinstance(loader, PositionedLoader):
+            return loader.is_at_end
+        return self._combined._mode == "max_size" and (sized_len(loader) or math.inf) <= self._fetcher.fetched
 
-    def _new_iterator(self, ended: list[bool]) -> None:
-        """As ``iter(fetcher)``; but loaders that had come to an end have done so before anything is fetched."""
+    def _new_iterator(self, begun_again: list[bool], at_end: list[bool]) -> None:
+        """As ``iter(fetcher)``; but loaders that had come to an end do so again, before anything is fetched."""
         fetcher = self._fetcher
         if not isinstance(fetcher, _PrefetchDataFetcher):
             iter(fetcher)
         else:
             _DataFetcher.__iter__(fetcher)
         iterator: Any = self._combined._iterator
-        if ended and hasattr(iterator, "_consumed"):
-            iterator._consumed = list(ended)
-        if self._combined._mode == "max_size":  # those are not begun again
-            for number, has_ended in enumerate(ended):
-                if has_ended:
+        if begun_again:
+            iterator._consumed = list(begun_again)
+        if len(at_end) > 1:  # a single one at its end is at the end of the epoch
+            for number, is_at_end in enumerate(at_end):
+                if is_at_end:
                     iterator.iterators[number] = iter(())
         if isinstance(fetcher, _PrefetchDataFetcher) and fetcher.length is None:
             with contextlib.suppress(StopIteration):

@@ -22,15 +22,15 @@ from neuromanifold_gpt.lightning_io.epoch_metrics import restore_epoch_metrics
 from neuromanifold_gpt.lightning_io.epoch_setup import set_up_epoch_again, warn_of_epoch_hooks
 from neuromanifold_gpt.lightning_io.loader_warnings import warn_of_shared_loaders
 from neuromanifold_gpt.lightning_io.other_callbacks import (
+    freezes_by_itself,
     inexact_here,
     keep_current_scores,
     keep_stopped,
     refuse_tuners,
     trainer_settings,
     warn_of_changed_settings,
-    warn_of_other_modes,
 )
-from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker
+from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker, owned_by
 from neuromanifold_gpt.lightning_io.state_loading import load_doubles, load_optimizer_states, own_names_hook
 from neuromanifold_gpt.state.modules import (
     gradients,
@@ -39,6 +39,7 @@ from neuromanifold_gpt.state.modules import (
     restore_gradients,
     restore_modes,
     warn_if_rounded,
+    warn_of_other_modes,
 )
 from neuromanifold_gpt.state.optimizers import (
     add_names,
@@ -172,6 +173,7 @@ class ExactResume(Callback):
         ranks = gather_across_ranks(
             {
                 "rng_states": loop.rng,
+                "module_generators": loop.module_generators,
                 "data": loop.data,
                 "epoch_metrics": loop.epoch_metrics,
                 "gradients": gradients(pl_module) if loop.open_window else {},
@@ -242,7 +244,8 @@ class ExactResume(Callback):
         for reason in loaded["inexact"]:
             warnings.warn(f"this resume is not exact: {reason}.", InexactResumeWarning, stacklevel=2)
         changed = restore_modes(trainer.lightning_module, loaded["modes"])
-        warn_of_other_modes(trainer, changed)
+        if not freezes_by_itself(trainer):
+            warn_of_other_modes(changed)
         middle_of_epoch = loaded["point"] not in (BETWEEN_EPOCHS, EPOCH_END)
         if middle_of_epoch or trainer.current_epoch == 0:  # else Lightning makes a new iterator by itself
             self._data.go_on_in_epoch(own_state(loaded["data"]))
@@ -260,4 +263,5 @@ class ExactResume(Callback):
         warn_of_ignored_settings(trainer.optimizers, self._optimizer_settings)
         self._optimizer_settings = []
         warn_of_changed_settings(trainer, loaded["settings"])
+        owned_by(trainer.lightning_module).restore_generators(own_state(loaded["module_generators"]))
         restore_own_rng_state(loaded["rng_states"])

@@ -19,7 +19,6 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
 from neuromanifold_gpt.lightning_io.boundaries import BETWEEN_STEPS
-from neuromanifold_gpt.state.modules import listed
 
 
 def refuse_tuners(trainer: Trainer) -> None:
@@ -85,19 +84,9 @@ def warn_of_changed_settings(trainer: Trainer, saved: dict[str, Any]) -> None:
         )
 
 
-def warn_of_other_modes(trainer: Trainer, changed: list[str]) -> None:
-    """Say which parameters were frozen or unfrozen to what they were at the save.
-
-    Warns:
-        InexactResumeWarning: unless a callback freezes and unfreezes them anyway.
-    """
-    if changed and not any(isinstance(callback, BaseFinetuning) for callback in _of(trainer)):
-        warnings.warn(
-            "frozen and trained parameters are those of the checkpoint; this run had set otherwise: "
-            f"{listed(changed)}.",
-            InexactResumeWarning,
-            stacklevel=2,
-        )
+def freezes_by_itself(trainer: Trainer) -> bool:
+    """Whether a callback freezes and unfreezes parameters anyway."""
+    return any(isinstance(callback, BaseFinetuning) for callback in _of(trainer))
 
 
 def inexact_here(trainer: Trainer, point: str | None) -> list[str]:

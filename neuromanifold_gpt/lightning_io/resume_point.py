@@ -21,6 +21,7 @@ from neuromanifold_gpt.lightning_io.boundaries import (
 )
 from neuromanifold_gpt.lightning_io.data_position import DataPosition
 from neuromanifold_gpt.lightning_io.epoch_metrics import capture_epoch_metrics, metrics_of
+from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, own_state
 
 
@@ -34,6 +35,7 @@ class LoopState:
         epoch: epoch of the last of them.
         fit_loop: the counters, ``fit_loop.state_dict()``.
         rng: random number generators of this process.
+        module_generators: those that the module owns.
         data: position in the training data, see :class:`DataPosition`.
         epoch_metrics: what has been accumulated in the epoch, see ``epoch_metrics.py``.
         open_window: gradients have been accumulated that no optimizer step has used yet.
@@ -45,6 +47,7 @@ class LoopState:
     epoch: int
     fit_loop: dict[str, Any]
     rng: dict[str, Any]
+    module_generators: dict[str, Any]
     data: dict[str, Any]
     epoch_metrics: dict[str, Any]
     open_window: bool = False
@@ -58,12 +61,14 @@ class ResumePointTracker:
         self.whole: LoopState | None = None
         self._data = data
         self._metrics: dict[str, Metric] = {}
+        self._module_owned: OwnedState | None = None
         self._before_validation: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
         self._validated = False
 
     def training_begins(self, module: LightningModule) -> None:
         """The module has all of its parts."""
         self._metrics = metrics_of(module)
+        self._module_owned = owned_by(module)
 
     def reached(self, trainer: Trainer, point: str) -> None:
         """The state is whole now."""
@@ -77,6 +82,7 @@ class ResumePointTracker:
             epoch=trainer.current_epoch - (point == BETWEEN_EPOCHS),
             fit_loop=trainer.fit_loop.state_dict(),
             rng=capture_rng_state(),
+            module_generators=self._module_generators(),
             data=self._data.current(),
             epoch_metrics=capture_epoch_metrics(trainer, self._metrics) if point == BETWEEN_STEPS else {},
             open_window=not stepped and _has_gradients(trainer),
@@ -91,6 +97,7 @@ class ResumePointTracker:
             epoch=checkpoint["epoch"],
             fit_loop=copy.deepcopy(checkpoint["loops"]["fit_loop"]),
             rng=own_state(resume["rng_states"]),
+            module_generators=own_state(resume["module_generators"]),
             data=own_state(resume["data"]),
             epoch_metrics=own_state(resume["epoch_metrics"]),
         )
@@ -132,10 +139,14 @@ class ResumePointTracker:
             epoch=trainer.current_epoch,
             fit_loop=fit_loop,
             rng=rng,
+            module_generators=self._module_generators(),
             data=self._data.current(),
             epoch_metrics=capture_epoch_metrics(trainer, self._metrics),
             open_window=trainer.fit_loop._should_accumulate() and _has_gradients(trainer),
         )
+
+    def _module_generators(self) -> dict[str, Any]:
+        return {} if self._module_owned is None else self._module_owned.generator_states()
 
     def _inside_hook(
         self, trainer: Trainer, fit_loop: dict[str, Any], rng: dict[str, Any]
@@ -153,6 +164,11 @@ class ResumePointTracker:
             fit_loop, rng = copy.deepcopy(self._before_validation)  # the validation starts again
         _complete(fit_loop["epoch_loop.batch_progress"])
         return STEP_END_VALIDATED if trainer.validating and self._validated else STEP_END, fit_loop, rng
+
+
+def owned_by(module: LightningModule) -> OwnedState:
+    """What the module owns apart from parameters and buffers; the trainer is not part of it."""
+    return OwnedState.of_module(module, ignored=(module.trainer,))
 
 
 def _has_gradients(trainer: Trainer) -> bool:

@@ -47,7 +47,8 @@ class StopOnSignal(Callback):
     step to the last; before and after, signals do what they did.
 
     Forked data workers leave these signals, which schedulers and terminals send to every process of a job, to their
-    parent, so that it can finish the step.
+    parent, so that it can finish the step. SIGTERM is blocked in them for this, and so in programs that they start: end
+    such a program with ``kill()`` rather than ``terminate()``.
 
     Args:
         signals: which ones: those of a preempting scheduler, of Slurm's ``--signal=USR1@90``, and Ctrl-C.

@@ -169,6 +169,21 @@ def restore_gradients(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
             parameter.grad = saved[clean_name(name)].to(parameter.device, copy=True)
 
 
+def warn_of_other_modes(changed: list[str]) -> None:
+    """Say which parameters :func:`restore_modes` has frozen or unfrozen.
+
+    Warns:
+        InexactResumeWarning: names them, if there are any.
+    """
+    if changed:
+        warnings.warn(
+            "frozen and trained parameters are those of the checkpoint; this run had set otherwise: "
+            f"{listed(changed)}.",
+            InexactResumeWarning,
+            stacklevel=3,
+        )
+
+
 def _module_name(name: str) -> str:
     return clean_name(f"{name}.")[:-1]
 

@@ -23,8 +23,9 @@ from neuromanifold_gpt.checkpoint.writer import (
     stage_checkpoint,
     write_checkpoint,
 )
-from neuromanifold_gpt.state.modules import gradients, module_state, parameter_names
+from neuromanifold_gpt.state.modules import gradients, module_modes, module_state, parameter_names, unwrap
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
+from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks
 
 T = TypeVar("T")
@@ -94,6 +95,7 @@ def save_checkpoint(
     step, epoch = _count("step", step), None if epoch is None else _count("epoch", epoch)
     of_this_rank = {
         "rng": capture_rng_state(),
+        "model_generators": OwnedState.of_module(unwrap(model)).generator_states(),
         "data": [loader.state_dict() for loader in as_list(loaders)],
         "gradients": gradients(model) if save_gradients else {},
     }
@@ -113,7 +115,9 @@ def save_checkpoint(
         "lr_schedulers": [scheduler.state_dict() for scheduler in as_list(schedulers)],
         "lr_scheduler_classes": [type(scheduler).__name__ for scheduler in as_list(schedulers)],
         "rng_states": [state["rng"] for state in rank_states],
+        "model_generators": [state["model_generators"] for state in rank_states],
         "data": [state["data"] for state in rank_states],
+        "modes": module_modes(model),
         "gradients": [state["gradients"] for state in rank_states] if save_gradients else [],
         "stateful": {key: value.state_dict() for key, value in sorted((stateful or {}).items())},
     }

@@ -10,7 +10,8 @@ from typing import Any
 
 from neuromanifold_gpt.checkpoint.discovery import latest_checkpoint, list_checkpoints
 from neuromanifold_gpt.checkpoint.errors import CheckpointError, DamagedCheckpointWarning
-from neuromanifold_gpt.state.load import LoadedCheckpoint, load_checkpoint
+from neuromanifold_gpt.state.load import load_checkpoint
+from neuromanifold_gpt.state.loaded_checkpoint import LoadedCheckpoint
 from neuromanifold_gpt.training.config import TrainConfig
 from neuromanifold_gpt.training.errors import ConfigError
 

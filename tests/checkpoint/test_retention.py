@@ -27,8 +27,8 @@ from neuromanifold_gpt import (
     verify_checkpoint,
 )
 from neuromanifold_gpt.checkpoint import reader, retention
-from neuromanifold_gpt.checkpoint.commit import clear_leftovers
 from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError, DamagedCheckpointWarning, RetentionWarning
+from neuromanifold_gpt.checkpoint.leftovers import clear_leftovers
 from neuromanifold_gpt.checkpoint.naming import paths_of_name, step_name
 from neuromanifold_gpt.checkpoint.retention import enforce
 from neuromanifold_gpt.checkpoint.writer import stage_checkpoint, write_checkpoint

@@ -36,11 +36,19 @@ assert len(CELLS_BY_NAME) == len(CELLS), "two cells have the same name"
 _SAMPLED_OF_GROUP = 3
 
 
+def _takes_long(cell: Cell) -> bool:
+    """Imports torch again, or compiles kernels."""
+    return (
+        cell.fresh_interpreter or cell.compile_backend == "inductor" or "multiprocessing_context" in cell.loader_options
+    )
+
+
 def _sample() -> set[str]:
     """Of each group and driver, a few, spread over the group."""
     groups: dict[tuple[str, str], list[str]] = {}
     for cell in CELLS:
-        groups.setdefault((cell.group, cell.driver), []).append(cell.name)
+        if not _takes_long(cell):
+            groups.setdefault((cell.group, cell.driver), []).append(cell.name)
     return {name for names in groups.values() for name in names[:: -(-len(names) // _SAMPLED_OF_GROUP)]}
 
 

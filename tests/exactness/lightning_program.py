@@ -26,7 +26,7 @@ from .ingredients.odd_modules import ODD_MODULES, Data
 from .phase import Phase
 from .trace import Trace, by_name, dump
 
-_MODULES: dict[str, type[Plain]] = {**MODULES, **MANUAL_MODULES, **ODD_MODULES}
+ALL_MODULES: dict[str, type[Plain]] = {**MODULES, **MANUAL_MODULES, **ODD_MODULES}
 
 
 def run(phase: Phase, cell: Cell, trace: Trace) -> None:
@@ -34,7 +34,7 @@ def run(phase: Phase, cell: Cell, trace: Trace) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     phase.seed()
-    module = _MODULES[cell.module](cell, trace)
+    module = ALL_MODULES[cell.module](cell, trace)
     trainer = make_trainer(phase, cell)
     fit(trainer, module, phase, cell)
     if phase.stop is None:
@@ -45,7 +45,7 @@ def run_again(phases: list[tuple[Phase, Trace]], cell: Cell) -> None:
     """The same objects, fitted again from the newest checkpoint with a larger ``max_steps``."""
     phase, trace = phases[0]
     phase.seed()
-    module = _MODULES[cell.module](cell, trace)
+    module = ALL_MODULES[cell.module](cell, trace)
     trainer = make_trainer(phase, cell)
     for phase, trace in phases:
         module.trace = trace

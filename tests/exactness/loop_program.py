@@ -154,7 +154,8 @@ class Loop:
     def _in_window(self) -> None:
         """Some users save by batches, whatever they accumulate."""
         if "saves in windows" in self.cell.loop and self.phase.saves and self.batches % self.cell.accumulate == 2:
-            save_checkpoint(self.phase.checkpoints, step=self.step, epoch=self.epoch, **self.parts)
+            options = {"step": self.step, "epoch": self.epoch, "save_gradients": True}
+            save_checkpoint(self.phase.checkpoints, **options, **self.parts)
             if self.step == self.phase.stop:
                 self.phase.end(self.cell)
 

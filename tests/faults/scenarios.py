@@ -93,6 +93,15 @@ def crashed(operation: str, name: str, *, saving_as: str | None) -> Callable[[Pa
     return prepare
 
 
+def _weights_being_replaced(directory: Path) -> None:
+    """A model-only checkpoint has been moved aside, one file only."""
+    training = TinyTraining().train_until(2)
+    training.save(directory, "weights", model_only=True)
+    with contextlib.suppress(Crash), storage_is(CrashBefore("rename", "weights.json.nm-incomplete")):
+        training.train_until(3).save(directory, "weights", model_only=True)
+        raise AssertionError("not interrupted")
+
+
 def _save(name: str | None = None, *, model_only: bool = False) -> Act:
     return lambda training, directory: training.save(directory, name, model_only=model_only)
 
@@ -131,6 +140,9 @@ SCENARIOS = {
     ),
     "over what a replacement left that was committed": Scenario(
         _save("last"), {"last": (3, False)}, prepare=crashed("remove", "last-model.pt.nm-previous", saving_as="last")
+    ),
+    "beside what a model-only replacement left that was not committed": Scenario(
+        _save(), {NEW: (3, False)}, prepare=_weights_being_replaced
     ),
     "a removal": Scenario(_remove(step_name(1)), removes=frozenset({step_name(1)})),
 }

@@ -189,6 +189,25 @@ class TestRefusedWrites:
             fit(saver(tmp_path, retention=Retention(keep_last=1), on_save_error="warn"), AfterEachStep())
         assert sorted(by_step(tmp_path)) == [4, 8, 12, 16, 20]
 
+    @pytest.mark.parametrize("on_save_error", ["raise", "warn"])
+    def test_an_old_file_that_cannot_be_removed_takes_no_save_back(
+        self, on_save_error: Any, tmp_path: Path, monkeypatch
+    ):
+        def refuse(*_: Any) -> None:
+            raise OSError(13, "Permission denied", "some file")
+
+        monkeypatch.setattr("neuromanifold_gpt.lightning_io.plugin.remove", refuse)
+        callback = saver(tmp_path, on_save_error=on_save_error, monitor="train_loss", save_top_k=1, save_last=True)
+        said = pytest.raises(CheckpointWriteError, match="some file: Permission denied")
+        if on_save_error == "warn":
+            said = pytest.warns(SaveFailedWarning, match="some file: Permission denied")
+        with said:
+            fit(callback, AfterEachStep())
+        last = 20 if on_save_error == "warn" else max(by_step(tmp_path))
+        assert list_checkpoints(tmp_path)[-1].step == last
+        assert Path(callback.last_model_path).exists()
+        assert [path for path in callback.best_k_models if not Path(path).exists()] == []
+
     def test_nonsense_is_refused(self, tmp_path: Path):
         with pytest.raises(ValueError, match="on_save_error: expected 'raise' or 'warn', found 'ignore'"):
             saver(tmp_path, on_save_error="ignore")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..cell import EXACT_OR_SAID_AT_START, Cell, lightning, loop
+from ..cell import DOCUMENTED, EXACT, EXACT_OR_SAID_AT_START, Cell, lightning, loop
 
 _ENDLESS = {"validate": False, "trainer": {"limit_train_batches": 7}}
 CELLS: list[Cell] = [
@@ -63,6 +63,7 @@ CELLS += [
         dataset="stream",
         sampler="stream",
         workers=2,
+        network="dropout",
         expected=EXACT_OR_SAID_AT_START,
     ),
     lightning(
@@ -110,7 +111,15 @@ CELLS += [
         expected=EXACT_OR_SAID_AT_START,
     ),
     *[
-        loop("data, CombinedLoader", f"two zipped loaders, {kind}", combined="list", loader=kind, stops=(2, 3, 10))
+        loop(
+            "data, CombinedLoader",
+            f"two zipped loaders, {kind}, {where}",
+            combined="list",
+            loader=kind,
+            stops=stops,
+            expected=expected,
+        )
         for kind in ("own", "resumable")
+        for where, stops, expected in (("inside", (2, 10), EXACT), ("where the shorter ends", (3,), DOCUMENTED))
     ],
 ]

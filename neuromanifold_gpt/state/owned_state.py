@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neuromanifold_gpt.data.order import mixed
-
 Generator = random.Random | np.random.Generator | np.random.RandomState | torch.Generator
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 _SCALARS = (bool, int, float, str, type(None))
 _OPAQUE = (str, bytes, int, float, complex, type, types.ModuleType, Tensor, np.ndarray, nn.Module, type(None))
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _MAXIMUM_DEPTH = 6
+_MASK_64 = (1 << 64) - 1
 _MAXIMUM_ITEMS = 100  # of a list or dict that is searched: longer ones hold data
 
 
@@ -47,10 +47,21 @@ class OwnedState:
             self._search(name, root, seen, 0)
         self._as_made = self._values()
 
+    @classmethod
+    def of_module(cls, module: nn.Module, ignored: tuple[Any, ...] = ()) -> OwnedState:
+        """What a model and its parts own, apart from parameters and buffers."""
+        roots = {
+            f"{name}.{attribute}".lstrip("."): value
+            for name, part in module.named_modules()
+            for attribute, value in vars(part).items()
+            if attribute not in _OF_EVERY_MODULE
+        }
+        return cls(roots, ignored)
+
     def reseed(self, seed: int) -> None:
-        """Seed every generator, each with a number of its own."""
+        """Seed every generator, each with a number of its own; ``seed`` is one of 64 bits."""
         for number, generator in enumerate(self._generators.values()):
-            _seed(generator, mixed(seed, number))
+            _seed(generator, (seed + number) & _MASK_64)
 
     def generator_states(self) -> dict[str, Any]:
         """The generators, as plain values and tensors, by path."""

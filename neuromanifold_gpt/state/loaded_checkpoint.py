@@ -1,0 +1,194 @@
+"""The content of a checkpoint in memory, and how it is restored into live objects."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuromanifold_gpt.checkpoint.commit import Checkpoint
+from neuromanifold_gpt.checkpoint.environment import current_environment, warn_if_changed
+from neuromanifold_gpt.checkpoint.errors import (
+    InexactResumeWarning,
+    MissingOptimizerError,
+    StateMismatchError,
+)
+from neuromanifold_gpt.state.modules import (
+    load_module_state,
+    parameter_names,
+    restore_gradients,
+    restore_modes,
+    unwrap,
+    warn_if_rounded,
+    warn_of_other_modes,
+)
+from neuromanifold_gpt.state.optimizers import (
+    check_group_order,
+    has_names,
+    load_matched_state,
+    match_optimizer_state,
+)
+from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.rng import distributed, own_state, restore_own_rng_state
+from neuromanifold_gpt.state.save import Stateful, as_list
+from neuromanifold_gpt.state.settings import check_classes, warn_of_ignored_settings
+
+
+@dataclass
+class LoadedCheckpoint:
+    """The content of a checkpoint, in CPU memory.
+
+    Attributes:
+        form: ``"separated"``, ``"lightning"``, ``"nanogpt"`` or ``"plain"``.
+        global_step: number of optimizer steps taken.
+        epoch: epoch in which it was taken, if known.
+        model_state: state dict of the model.
+        optimizer_states: state dict of each optimizer; ``None`` if not loaded or not there.
+        lr_scheduler_states: state dict of each learning-rate scheduler.
+        lr_scheduler_classes: name of the class of each, if known.
+        config: configuration stored with the model.
+        rng_states: random number generators of each rank; empty where the file has none.
+        loader_states: position in the data of each loader, on this rank.
+        model_generators: states of random number generators that the model owns, of each rank.
+        modes: names of the frozen parameters, and of the modules in evaluation mode.
+        gradients: of each rank, by parameter name; empty unless they were saved.
+        stateful_states: further objects by name.
+        checkpoint: the files it came from; ``None`` for a unified checkpoint.
+    """
+
+    form: str
+    global_step: int
+    epoch: int | None
+    model_state: dict[str, Any]
+    optimizer_states: list[dict[str, Any]] | None = None
+    lr_scheduler_states: list[dict[str, Any]] = field(default_factory=list)
+    lr_scheduler_classes: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    rng_states: list[dict[str, Any]] = field(default_factory=list)
+    loader_states: list[dict[str, Any]] = field(default_factory=list)
+    model_generators: list[dict[str, Any]] = field(default_factory=list)
+    modes: dict[str, list[str]] = field(default_factory=dict)
+    gradients: list[dict[str, Any]] = field(default_factory=list)
+    stateful_states: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+
+    def restore(
+        self,
+        *,
+        model: nn.Module | None = None,
+        optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] = (),
+        schedulers: Stateful | Sequence[Stateful] = (),
+        loaders: Stateful | Sequence[Stateful] = (),
+        stateful: Mapping[str, Stateful] | None = None,
+        strict: bool = True,
+    ) -> LoadedCheckpoint:
+        """Put everything back into objects built as at the save. Call it just before the first step.
+
+        The random number generators come last, so that nothing above disturbs them. Optimizer state is matched to
+        parameters by name. Its tensors may share memory with :attr:`optimizer_states` afterwards.
+
+        Returns:
+            itself.
+
+        Raises:
+            StateMismatchError: names, shapes or numbers of objects differ; the message lists them, and model and
+                optimizers are as before. With ``strict=False``, what fits is loaded.
+            MissingOptimizerError: optimizers were given, but the checkpoint has none, or they were not loaded.
+
+        Warns:
+            EnvironmentChangedWarning: torch, threads, device or determinism settings differ from the save.
+            InexactResumeWarning: weights are rounded, since the model holds them in a narrower type; an optimizer was
+                built with other settings; parameters were frozen otherwise; schedulers, loaders or others were saved
+                and are not given.
+        """
+        optimizers, schedulers, loaders = as_list(optimizers), as_list(schedulers), as_list(loaders)
+        optimizer_states = self._optimizer_states_for(optimizers)
+        _check_number("optimizers", optimizers, optimizer_states)
+        _check_number("schedulers", schedulers, self.lr_scheduler_states)
+        check_classes("scheduler", schedulers, self.lr_scheduler_classes)
+        _check_number("loaders", loaders, self.loader_states)
+        missing = sorted(set(stateful or {}) - set(self.stateful_states))
+        if missing:
+            raise StateMismatchError(
+                f"the checkpoint has no state of {missing}, only of {sorted(self.stateful_states)}."
+            )
+        if optimizers and model is None and any(map(has_names, optimizer_states)):
+            raise StateMismatchError(
+                "optimizer state is matched to parameters by their names in the model, and no model was given. Give it."
+            )
+        names = parameter_names(model) if model is not None else {}
+        matched = []  # before anything is changed
+        for optimizer, state in zip(optimizers, optimizer_states, strict=False):
+            matched.append(match_optimizer_state(optimizer, state, names, strict=strict))
+            if schedulers:
+                check_group_order(optimizer, state, names)
+        if model is not None:
+            load_module_state(model, self.model_state, strict=strict)
+            if optimizers:
+                warn_if_rounded(model, self.model_state)
+            if self.modes:
+                warn_of_other_modes(restore_modes(model, self.modes))
+            if self.model_generators:
+                OwnedState.of_module(unwrap(model)).restore_generators(own_state(self.model_generators))
+            if self.gradients:
+                restore_gradients(model, own_state(self.gradients))
+        for optimizer, state in zip(optimizers, matched, strict=True):
+            load_matched_state(optimizer, state)
+        targets = [*schedulers, *loaders, *(stateful or {}).values()]
+        states = [
+            *(self.lr_scheduler_states if schedulers else []),
+            *(self.loader_states if loaders else []),
+            *(self.stateful_states[name] for name in stateful or {}),
+        ]
+        for target, state in zip(targets, states, strict=True):
+            target.load_state_dict(copy.deepcopy(state))
+        if optimizers:
+            warn_of_ignored_settings(optimizers, optimizer_states)
+            self._warn_of_what_nobody_takes(schedulers, loaders, stateful or {})
+        self._warn_of_other_environment(model)
+        if self.rng_states:
+            restore_own_rng_state(self.rng_states)
+        return self
+
+    def _warn_of_what_nobody_takes(
+        self, schedulers: list[Stateful], loaders: list[Stateful], stateful: Mapping[str, Stateful]
+    ) -> None:
+        left = [f"{len(self.lr_scheduler_states)} schedulers"] * bool(self.lr_scheduler_states and not schedulers)
+        left += [f"{len(self.loader_states)} loaders"] * bool(self.loader_states and not loaders)
+        left += [name for name in sorted(self.stateful_states) if name not in stateful]
+        if left:
+            warnings.warn(
+                f"the checkpoint has state that nobody takes, so training does not continue exactly: "
+                f"{', '.join(left)}. Give restore() what was given to save_checkpoint().",
+                InexactResumeWarning,
+                stacklevel=3,
+            )
+
+    def _optimizer_states_for(self, optimizers: list[torch.optim.Optimizer]) -> list[dict[str, Any]]:
+        if optimizers and not self.optimizer_states:
+            where = self.checkpoint.name if self.checkpoint else "the checkpoint"
+            raise MissingOptimizerError(
+                f"{where} has no optimizer state (it was saved without, or was loaded with load_optimizer=False). "
+                "Restore without optimizers to continue from the weights alone."
+            )
+        return self.optimizer_states or []
+
+    def _warn_of_other_environment(self, model: nn.Module | None) -> None:
+        if self.checkpoint is None or model is None or self.optimizer_states is None:
+            return
+        device = next((parameter.device.type for parameter in model.parameters()), "cpu")
+        world_size = torch.distributed.get_world_size() if distributed() else 1
+        warn_if_changed(self.checkpoint.manifest.environment, current_environment(device, world_size))
+
+
+def _check_number(kind: str, given: list[Any], saved: list[Any]) -> None:
+    if given and len(given) != len(saved):
+        raise StateMismatchError(
+            f"the checkpoint has the state of {len(saved)} {kind}, {len(given)} were given. Give them all, in the "
+            "order of the save."
+        )
