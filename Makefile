@@ -35,7 +35,7 @@ strace: ## The tracer that kills processes at their system calls; where it canno
 	} >/dev/null 2>&1 || echo "strace is not installed and cannot be: tests that need it are skipped"
 
 suite: env strace
-	$(RUN)pytest -q -m "not slow"
+	$(RUN)pytest -q -n 2 --dist loadfile -m "not slow"
 
 faults: env strace ## All kills, errors, power losses, damage and hostile files; the counts at the end
 	$(RUN)pytest -q tests/faults

@@ -38,6 +38,7 @@ class DataPosition:
         # At the beginning of the epoch: when the iterator was made, when its first batch was asked for.
         self._at_iterator: dict[str, Any] = {}
         self._at_first_batch: dict[str, Any] = {}
+        self._ended_before_resume: set[int] = set()  # in this epoch
         # Before the last fetch, where one batch is fetched ahead because the length is not known.
         self._before_fetch: dict[str, Any] = {}
 
@@ -54,6 +55,7 @@ class DataPosition:
 
     def iterator_is_made(self) -> None:
         """Lightning is about to make an iterator."""
+        self._ended_before_resume.clear()
         self._at_iterator = {"states": self._combined._state_dicts(), "begun_again": [], "at_end": []}
         if not self._all_stateful:
             self._at_iterator.update(rng=capture_rng_state(), owned=self._owned_state())
@@ -167,14 +169,16 @@ class DataPosition:
         return {
             "states": self._combined._state_dicts(),
             "begun_again": list(getattr(self._combined._iterator, "_consumed", [])),
-            "at_end": [self._is_at_end(loader) for loader in self._combined.flattened],
+            "at_end": list(map(self._is_at_end, self._combined.flattened, range(len(self._combined.flattened)))),
         }
 
-    def _is_at_end(self, loader: Any) -> bool:
+    def _is_at_end(self, loader: Any, number: int) -> bool:
         """Whether it would end the next time it is asked, rather than give a batch."""
-        if isinstance(loader, PositionedLoader):
-            return loader.is_at_end
-        return self._combined._mode == "max_size" and (sized_len(loader) or math.inf) <= self._fetcher.fetched
+        if isinstance(loader, PositionedLoader) and loader.is_at_end:
+            return True
+        if self._combined._mode != "max_size":
+            return False
+        return number in self._ended_before_resume or (sized_len(loader) or math.inf) <= self._fetcher.fetched
 
     def _new_iterator(self, begun_again: list[bool], at_end: list[bool]) -> None:
         """As ``iter(fetcher)``; but loaders that had come to an end do so again, before anything is fetched."""
@@ -190,6 +194,7 @@ class DataPosition:
             for number, is_at_end in enumerate(at_end):
                 if is_at_end:
                     iterator.iterators[number] = iter(())
+                    self._ended_before_resume.add(number)
         if isinstance(fetcher, _PrefetchDataFetcher) and fetcher.length is None:
             with contextlib.suppress(StopIteration):
                 fetcher.batches.append(_DataFetcher.__next__(fetcher))
