@@ -66,10 +66,10 @@ class PeerRunner(Runner):
             return Outcome("n/a", f"A differs from A: {unequal}")
         b = self._new_directory()
         resumed_at, error = self._run_all(cell, b)
-        first = f"error: {error}" if error else _first_difference(cell, a, b, resumed_at)
-        shutil.rmtree(b)
         if error:
             return Outcome("error", error)
+        first = _first_difference(cell, a, b, resumed_at)
+        shutil.rmtree(b)
         return Outcome("inexact", first) if first else Outcome("exact")
 
     def _run_all(self, cell: Cell, b: Path) -> tuple[list[int], str]:
