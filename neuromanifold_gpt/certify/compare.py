@@ -1,0 +1,295 @@
+"""Compare the output directories of two runs: saved files by content, logs by step."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from neuromanifold_gpt.certify.artifacts import (
+    Artifact,
+    Unit,
+    UnreadableError,
+    find_artifacts,
+    read_tree,
+    step_in_content,
+    units_of,
+)
+from neuromanifold_gpt.certify.metrics import MetricLog, read_metrics
+from neuromanifold_gpt.certify.trees import LeafDifference, compare_trees, is_clock_name, leaves
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass
+class RunFiles:
+    """What one run left behind. Attributes are read when they are first asked for."""
+
+    out: Path
+    stdouts: list[Path]
+
+    @cached_property
+    def artifacts(self) -> dict[str, Artifact]:
+        """Saved files by relative path."""
+        return find_artifacts(self.out)
+
+    @cached_property
+    def units(self) -> list[Unit]:
+        """Checkpoints, in no order."""
+        return units_of(self.artifacts)
+
+    @cached_property
+    def log(self) -> MetricLog:
+        """Everything logged."""
+        return read_metrics(self.out, self.stdouts)
+
+    @cached_property
+    def steps_in_content(self) -> dict[str, int]:
+        """The step that each unit without one in its name says inside."""
+        found: dict[str, int] = {}
+        for unit in self.units:
+            for artifact in unit.files:
+                try:
+                    step = step_in_content(read_tree(artifact.path))
+                except UnreadableError:
+                    continue
+                if step is not None:
+                    found.setdefault(unit.name, step)
+        return found
+
+    def step_of(self, unit: Unit) -> int | None:
+        """The step of a checkpoint, from its name, else from its content."""
+        return unit.step if unit.step is not None else self.steps_in_content.get(unit.name)
+
+
+@dataclass(frozen=True)
+class FileComparison:
+    """How one saved file of two runs compares.
+
+    Attributes:
+        state: ``"equal"``, ``"different"``, ``"missing"`` (in the second run) or ``"unreadable"``: never equal.
+        is_state: whether it holds tensors or tells its step, so that it can be a checkpoint.
+        has_tensors: whether it holds tensors.
+        renamed: the name in the second run, where it differs.
+    """
+
+    relative: str
+    unit: str
+    step: int | None
+    state: str
+    is_state: bool = False
+    has_tensors: bool = False
+    leaves: int = 0
+    differences: tuple[LeafDifference, ...] = ()
+    reason: str = ""
+    renamed: str = ""
+
+
+@dataclass(frozen=True)
+class MetricDifference:
+    """A value in a log that differs: at which step, by how much."""
+
+    source: str
+    name: str
+    step: int
+    expected: float
+    found: float
+
+    @property
+    def absolute(self) -> float:
+        """Distance of the two values; infinite where one of them is no number."""
+        apart = abs(self.expected - self.found)
+        return math.inf if math.isnan(apart) else apart
+
+    @property
+    def relative(self) -> float:
+        """Distance in relation to the larger one."""
+        largest = max(abs(self.expected), abs(self.found))
+        return self.absolute / largest if largest and not math.isnan(largest) else self.absolute
+
+
+@dataclass
+class RunComparison:
+    """Everything that was compared between two runs, nothing left out yet."""
+
+    files: list[FileComparison] = field(default_factory=list)
+    metric_differences: list[MetricDifference] = field(default_factory=list)
+    compared_values: int = 0
+    compared_series: set[tuple[str, str]] = field(default_factory=set)
+    missing_steps: dict[str, list[int]] = field(default_factory=dict)  # by source
+    further_steps: dict[str, list[int]] = field(default_factory=dict)
+    repeated_steps: dict[str, list[int]] = field(default_factory=dict)
+    only_there: list[str] = field(default_factory=list)  # files of the second run alone
+
+
+def compare_runs(expected: RunFiles, found: RunFiles) -> RunComparison:
+    """Compare a run with the undisturbed one."""
+    result = RunComparison()
+    matched = set()
+    for artifact in expected.artifacts.values():
+        other = _counterpart(artifact, found)
+        if other is not None:
+            matched.add(other.relative)
+        result.files.append(_compare_file(artifact, other, expected))
+    result.only_there = sorted(set(found.artifacts) - matched)
+    _compare_logs(expected.log, found.log, result)
+    return result
+
+
+def _counterpart(artifact: Artifact, found: RunFiles) -> Artifact | None:
+    """The same file in the other run: of the same name, or of a name made anew (``last-v1.ckpt``) at the same step."""
+    same_name = found.artifacts.get(artifact.relative)
+    others = [other for other in found.artifacts.values() if other.key == artifact.key]
+    if same_name is not None and len(others) == 1:
+        return same_name
+    step = _content_step(artifact)
+    at_step = [other for other in others if step is not None and _content_step(other) == step]
+    if same_name is not None and (same_name in at_step or not at_step):
+        return same_name
+    candidates = at_step or ([] if same_name is not None else others)
+    newest = sorted(candidates, key=lambda other: other.path.stat().st_mtime_ns)
+    return newest[-1] if newest else None
+
+
+def _content_step(artifact: Artifact) -> int | None:
+    try:
+        return step_in_content(read_tree(artifact.path))
+    except UnreadableError:
+        return None
+
+
+def _compare_file(artifact: Artifact, other: Artifact | None, expected: RunFiles) -> FileComparison:
+    unit = next(unit for unit in expected.units if unit.name == artifact.unit)
+    step = expected.step_of(unit)
+
+    def result(state: str, **details: Any) -> FileComparison:
+        renamed = other.relative if other is not None and other.relative != artifact.relative else ""
+        return FileComparison(artifact.relative, unit.name, step, state, renamed=renamed, **details)
+
+    if other is None:
+        return result("missing")
+    try:
+        tree = read_tree(artifact.path)
+        has_tensors = any(isinstance(leaf, Tensor) for _, leaf in leaves(tree))
+        found = tree if same_bytes(artifact.path, other.path) else read_tree(other.path)
+        differences, count = compare_trees(tree, found) if found is not tree else ([], sum(1 for _ in leaves(tree)))
+    except UnreadableError as error:
+        if same_bytes(artifact.path, other.path):
+            return result("equal", is_state=b"\0" in artifact.path.read_bytes()[:_CHUNK_BYTES])
+        return result("unreadable", reason=str(error))
+    state = "different" if differences else "equal"
+    details = {"is_state": has_tensors or step is not None, "has_tensors": has_tensors}
+    return result(state, leaves=count, differences=tuple(differences), **details)
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    """Whether two files hold the same bytes."""
+    if one.stat().st_size != other.stat().st_size:
+        return False
+    with one.open("rb") as a, other.open("rb") as b:
+        while True:
+            left, right = a.read(_CHUNK_BYTES), b.read(_CHUNK_BYTES)
+            if left != right:
+                return False
+            if not left:
+                return True
+
+
+def _compare_logs(expected: MetricLog, found: MetricLog, result: RunComparison) -> None:
+    for source in expected.units:
+        ours, theirs = expected.steps(source), found.steps(source)
+        for name, steps in (("missing_steps", ours - theirs), ("further_steps", theirs - ours)):
+            if steps:
+                getattr(result, name)[source] = sorted(steps)
+    for (source, name), series in expected.values.items():
+        others = found.values.get((source, name), {})
+        repeated = [step for step, values in others.items() if len(values) > len(series.get(step, values))]
+        result.repeated_steps[source] = sorted({*result.repeated_steps.get(source, ()), *repeated})
+        result.compared_series.add((source, name))
+        for step in sorted(series):
+            if step in others:
+                result.compared_values += 1
+                _compare_values(source, name, step, (series[step], others[step]), result)
+
+
+def _compare_values(
+    source: str, name: str, step: int, values: tuple[list[float], list[float]], result: RunComparison
+) -> None:
+    """A step that was trained twice was logged twice; every time it must have been the same."""
+    ours, theirs = ([_bits(value) for value in side] for side in values)
+    for bits, value in zip(theirs, values[1], strict=True):
+        if bits not in ours:
+            result.metric_differences.append(MetricDifference(source, name, step, values[0][0], value))
+            return
+    unseen = [value for bits, value in zip(ours, values[0], strict=True) if bits not in theirs]
+    if unseen:
+        result.metric_differences.append(MetricDifference(source, name, step, unseen[0], values[1][0]))
+
+
+def _bits(value: float) -> bytes:
+    return b"nan" if math.isnan(value) else struct.pack("d", value)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What two undisturbed runs do not agree upon, so that no conclusion can be drawn from it."""
+
+    leaves: frozenset[tuple[str, str]] = frozenset()  # (file, path in it)
+    metrics: frozenset[tuple[str, str]] = frozenset()
+    files: frozenset[str] = frozenset()  # unreadable ones
+
+    def without(self, comparison: RunComparison) -> RunComparison:
+        """The comparison with everything left out that is to be, and differences of the clock and of bookkeeping."""
+        files = [self._file(file) for file in comparison.files]
+        kept = [
+            difference
+            for difference in comparison.metric_differences
+            if (difference.source, difference.name) not in self.metrics and not is_clock_name(difference.name)
+        ]
+        return RunComparison(
+            files=[file for file in files if file is not None],
+            metric_differences=kept,
+            compared_values=comparison.compared_values,
+            compared_series=comparison.compared_series - self.metrics,
+            missing_steps=comparison.missing_steps,
+            further_steps=comparison.further_steps,
+            repeated_steps=comparison.repeated_steps,
+            only_there=comparison.only_there,
+        )
+
+    def _file(self, file: FileComparison) -> FileComparison | None:
+        if file.state == "unreadable" and file.relative in self.files:
+            return None
+        kept = tuple(
+            difference
+            for difference in file.differences
+            if (file.relative, difference.path) not in self.leaves
+            and not difference.is_clock
+            and not difference.is_bookkeeping
+        )
+        state = "equal" if file.state == "different" and not kept else file.state
+        return replace(file, state=state, differences=kept)
+
+
+def names_left_out(comparison: RunComparison) -> LeftOut:
+    """What differs between two undisturbed runs."""
+    return LeftOut(
+        leaves=frozenset((file.relative, leaf.path) for file in comparison.files for leaf in file.differences),
+        metrics=frozenset((difference.source, difference.name) for difference in comparison.metric_differences),
+        files=frozenset(file.relative for file in comparison.files if file.state == "unreadable"),
+    )
+
+
+def differing_leaves(files: Iterable[FileComparison]) -> Mapping[str, list[LeafDifference]]:
+    """Differences by component."""
+    found: dict[str, list[LeafDifference]] = {}
+    for file in files:
+        for leaf in file.differences:
+            found.setdefault(leaf.component, []).append(leaf)
+    return found

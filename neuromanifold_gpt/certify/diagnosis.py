@@ -1,0 +1,255 @@
+"""Name what went first, from the evidence in logs and checkpoints: the cause rather than its consequences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from neuromanifold_gpt.certify.compare import FileComparison, MetricDifference, RunComparison, RunFiles
+from neuromanifold_gpt.certify.restarts import Restart
+from neuromanifold_gpt.certify.trees import WEIGHTS, LeafDifference
+
+_LEARNING_RATE = re.compile(r"(^|[^a-z])(lr|learning_?rate)([^a-z]|$)", re.IGNORECASE)
+_LOSS = re.compile(r"loss|acc|perplexity|ppl|norm|reward|error|score|bleu|f1", re.IGNORECASE)
+_COUNTERS = re.compile(r"(^|/)(step|_step_count|last_epoch|num_batches_tracked)$")
+
+
+@dataclass
+class Diagnosis:
+    """What diverged first.
+
+    Attributes:
+        component: which part of the training state, such as ``"learning-rate scheduler"``.
+        sentence: what seems to have happened to it.
+        evidence: what that is concluded from.
+    """
+
+    component: str
+    sentence: str
+    evidence: list[str] = field(default_factory=list)
+
+
+class Diagnoser:
+    """Looks for the cause of one divergence."""
+
+    def __init__(self, comparison: RunComparison, restarts: Sequence[Restart], undisturbed: RunFiles) -> None:
+        self._undisturbed = undisturbed
+        self._metrics = sorted(comparison.metric_differences, key=lambda difference: difference.step)
+        files = [file for file in comparison.files if file.differences]
+        self._first_files = _earliest(files)
+        self._restart = next((restart for restart in restarts if restart.first_step is not None), None)
+        self._resumed_at = self._restart.first_step if self._restart is not None else None
+        self._leaves: dict[str, list[LeafDifference]] = {}
+        for file in self._first_files:
+            for leaf in file.differences:
+                self._leaves.setdefault(leaf.component, []).append(leaf)
+        self._where = f"{self._first_files[0].relative}" if self._first_files else ""
+
+    def diagnose(self) -> Diagnosis | None:
+        """The first cause that the evidence speaks for; ``None`` if nothing differs."""
+        if not self._metrics and not self._leaves:
+            return None
+        for look in (
+            self._learning_rate,
+            self._lost_values,
+            self._counters,
+            self._scaler,
+            self._apart_from_weights,
+            self._data_or_random_numbers,
+            self._optimizer,
+        ):
+            if (found := look()) is not None:
+                return found
+        return self._something()
+
+    def _learning_rate(self) -> Diagnosis | None:
+        rates = [difference for difference in self._metrics if _LEARNING_RATE.search(difference.name)]
+        others = [difference for difference in self._metrics if difference not in rates]
+        if not rates or (others and others[0].step < rates[0].step):
+            return self._scheduler_state() if not rates else None
+        first = rates[0]
+        same = self._steps_with(first, first.found)
+        if same:
+            nearest = min(same, key=lambda step: abs(step - first.step))
+            what = f"it is that of step {nearest}, {abs(nearest - first.step)} steps {_way(nearest - first.step)}"
+        else:
+            what = "it is that of no step of the undisturbed run"
+        return Diagnosis(
+            "learning-rate scheduler",
+            f"the learning rate of step {first.step} is another one: {what}. The scheduler was not restored as it was.",
+            [f"{first.name} at step {first.step}: {first.expected!r} undisturbed, {first.found!r} resumed"],
+        )
+
+    def _scheduler_state(self) -> Diagnosis | None:
+        leaves = [
+            *self._leaves.get("learning-rate scheduler", []),
+            *(
+                leaf
+                for leaf in self._leaves.get("optimizer state", [])
+                if re.search(r"param_groups/\d+/lr$", leaf.path)
+            ),
+        ]
+        if not leaves:
+            return None
+        return Diagnosis(
+            "learning-rate scheduler",
+            "the scheduler's position or the learning rate was not restored.",
+            [_told(leaf, self._where) for leaf in leaves[:3]],
+        )
+
+    def _lost_values(self) -> Diagnosis | None:
+        """Values that the undisturbed checkpoint has and the resumed one has not."""
+        for component, leaves in self._leaves.items():
+            absent = [leaf for leaf in leaves if leaf.found == "absent" or leaf.found.startswith("empty")]
+            if absent and component not in ("settings",):
+                return Diagnosis(
+                    component,
+                    f"{len(absent)} values that the undisturbed checkpoint has are not in the resumed one.",
+                    [_told(leaf, self._where) for leaf in absent[:3]],
+                )
+        return None
+
+    def _counters(self) -> Diagnosis | None:
+        leaves = [leaf for leaf in self._leaves.get("optimizer state", []) if _COUNTERS.search(leaf.path)]
+        if not leaves:
+            return None
+        return Diagnosis(
+            "optimizer state",
+            "the optimizer counts its steps anew: its step counter was not restored.",
+            [_told(leaf, self._where) for leaf in leaves[:3]],
+        )
+
+    def _scaler(self) -> Diagnosis | None:
+        leaves = self._leaves.get("gradient scaler", [])
+        if not leaves:
+            return None
+        return Diagnosis(
+            "gradient scaler",
+            "the gradient scaler's scale or growth counter was not restored.",
+            [_told(leaf, self._where) for leaf in leaves[:3]],
+        )
+
+    def _apart_from_weights(self) -> Diagnosis | None:
+        """A component that differs while the weights are equal to the last bit."""
+        if self._leaves.get(WEIGHTS) or not self._leaves:
+            return None
+        for component, sentence in (
+            (
+                "averaged weights (EMA)",
+                "the average of the weights was not restored; the weights themselves are equal.",
+            ),
+            ("batch-norm buffers", "running means or variances were not restored; the weights are equal."),
+            ("position in the data", "the position in the data differs; the weights are still equal."),
+            ("random number generators", "random number generators are in another state; the weights are still equal."),
+        ):
+            if leaves := self._leaves.get(component):
+                return Diagnosis(component, sentence, [_told(leaf, self._where) for leaf in leaves[:3]])
+        return None
+
+    def _data_or_random_numbers(self) -> Diagnosis | None:
+        losses = [difference for difference in self._metrics if _LOSS.search(difference.name)]
+        told = self._identities()
+        if told is not None:
+            return told
+        if not losses or self._resumed_at is None or losses[0].step > self._resumed_at:
+            return None
+        first = losses[0]
+        evidence = [f"{first.name} at step {first.step}, the first one resumed: {first.expected!r} / {first.found!r}"]
+        if wrong := self._read_another():
+            return Diagnosis("weights", f"another checkpoint was loaded than the newest: {wrong}.", evidence)
+        for component, sentence in (
+            ("position in the data", "training went on with other samples: the position in the data was not restored."),
+            (
+                "random number generators",
+                "random numbers were not restored: dropout, shuffling or augmentation differ.",
+            ),
+        ):
+            if leaves := self._leaves.get(component):
+                return Diagnosis(component, sentence, evidence + [_told(leaf, self._where) for leaf in leaves[:2]])
+        return Diagnosis(
+            "data order or random numbers",
+            "the first resumed step computes another loss at the same learning rate: it saw other samples, other "
+            "random numbers, or other weights.",
+            evidence,
+        )
+
+    def _identities(self) -> Diagnosis | None:
+        """Logged values that identify a batch, found again at another step of the undisturbed run."""
+        for difference in self._metrics:
+            if self._resumed_at is None or difference.step > self._resumed_at or _LOSS.search(difference.name):
+                continue
+            same = self._steps_with(difference, difference.found)
+            if len(same) != 1:
+                continue
+            apart = same[0] - difference.step
+            first = min(self._undisturbed.log.steps(difference.source))
+            how = (
+                "the data began anew"
+                if same[0] == first
+                else "the last batch was repeated"
+                if apart == -1
+                else f"{abs(apart)} batches were {'skipped' if apart > 0 else 'repeated'}"
+            )
+            return Diagnosis(
+                "position in the data",
+                f"{how}: {difference.name} of step {difference.step} is that of step {same[0]}.",
+                [f"{difference.name} at step {difference.step}: {difference.expected!r} / {difference.found!r}"],
+            )
+        return None
+
+    def _optimizer(self) -> Diagnosis | None:
+        buffers: dict[str, float] = {}
+        for leaf in self._leaves.get("optimizer state", []):
+            if leaf.is_tensor and leaf.largest_absolute is not None:
+                name = leaf.path.rpartition("/")[2]
+                buffers[name] = max(buffers.get(name, 0.0), leaf.largest_absolute / (leaf.scale or 1.0))
+        if not buffers:
+            return None
+        worst = max(buffers, key=lambda name: buffers[name])
+        return Diagnosis(
+            "optimizer state",
+            f"weights, samples and learning rate went on as they were, the optimizer's buffers did not; {worst} is the "
+            "farthest off.",
+            [f"{name}: up to {value:.2g} of its largest value in {self._where}" for name, value in buffers.items()],
+        )
+
+    def _something(self) -> Diagnosis:
+        if self._leaves:
+            component = next(iter(self._leaves))
+            return Diagnosis(
+                component, "it differs.", [_told(leaf, self._where) for leaf in self._leaves[component][:3]]
+            )
+        first = self._metrics[0]
+        return Diagnosis(
+            "metrics", f"{first.name} differs at step {first.step}.", [f"{first.expected!r} / {first.found!r}"]
+        )
+
+    def _read_another(self) -> str | None:
+        restart = self._restart
+        if restart is None or restart.checkpoint is None or not restart.read:
+            return None
+        if set(restart.read) & set(restart.checkpoint.files):
+            return None
+        return f"{', '.join(restart.read[:2])} was read, not {restart.checkpoint.name}"
+
+    def _steps_with(self, difference: MetricDifference, value: float) -> list[int]:
+        series = self._undisturbed.log.values[difference.source, difference.name]
+        return [step for step, values in series.items() if value in values]
+
+
+def _earliest(files: Sequence[FileComparison]) -> list[FileComparison]:
+    """The files of the first checkpoint that differs; of those without a step, all."""
+    steps = [file.step for file in files if file.step is not None]
+    if not steps:
+        return list(files)
+    return [file for file in files if file.step == min(steps)]
+
+
+def _way(apart: int) -> str:
+    return "ahead" if apart > 0 else "back"
+
+
+def _told(leaf: LeafDifference, where: str) -> str:
+    size = "" if leaf.largest_absolute is None else f", up to {leaf.largest_absolute:.3g} apart"
+    return f"{where}: {leaf.path}: {leaf.expected} / {leaf.found}{size}"

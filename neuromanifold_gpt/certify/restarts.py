@@ -1,0 +1,150 @@
+"""What each restart continued from: found from the logs, the files it read, and the checkpoints that lay there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from neuromanifold_gpt.certify.attempt import INTERRUPTED, Attempt
+from neuromanifold_gpt.certify.compare import LeftOut, RunFiles
+from neuromanifold_gpt.certify.saves import SavedCheckpoint
+from neuromanifold_gpt.certify.trees import is_clock_name
+
+_SAME_KIND = 0.9  # of the leaves of the fullest checkpoint: a file of weights alone cannot be resumed from
+
+
+@dataclass(frozen=True)
+class Restart:
+    """One interruption and what the next start made of it.
+
+    Attributes:
+        interrupted_at: the step noticed when the program was ended; ``None`` if none had been.
+        checkpoint: the newest checkpoint that was whole then; ``None`` if there was none.
+        checkpoint_step: its step, in the steps of the main log.
+        destroyed: the interrupted save had begun by overwriting the only checkpoint there was.
+        first_step: the first step trained after the restart; ``None`` if unknown.
+        is_bound: ``first_step`` is only known to be at most that.
+        read: the saved files that were opened for reading.
+        started_over: it began anew although it could have resumed.
+        lost_steps: steps trained again although a newer checkpoint was there; 0 if unknown.
+        trained_again: steps trained again altogether.
+    """
+
+    attempt: Attempt
+    next_attempt: Attempt
+    interrupted_at: int | None
+    checkpoint: SavedCheckpoint | None
+    checkpoint_step: int | None
+    destroyed: bool
+    first_step: int | None
+    is_bound: bool
+    read: tuple[str, ...]
+    started_over: bool
+    lost_steps: int
+    trained_again: int
+
+    @property
+    def resumed(self) -> bool:
+        """Whether there is evidence that training went on from a checkpoint."""
+        if self.checkpoint is None or self.started_over:
+            return False
+        went_on = self.first_step is not None and not self.is_bound and self.first_step > 1 and not self.lost_steps
+        return bool(self.read) or went_on
+
+
+class RestartReader:
+    """Reads restarts in the light of the undisturbed run."""
+
+    def __init__(self, undisturbed: RunFiles, left_out: LeftOut) -> None:
+        self._left_out = left_out
+        self._main = undisturbed.log.main_source
+        self._steps = sorted(undisturbed.log.steps(self._main)) if self._main is not None else []
+        self._values = undisturbed.log.values
+        saved = [step for unit in undisturbed.units if (step := undisturbed.step_of(unit)) is not None]
+        last = self._steps[-1] if self._steps else 0
+        # Checkpoints may be numbered by epochs while the log counts steps.
+        self._on_scale = bool(saved) and 0.5 * last <= max(saved) <= last + 2
+
+    def read(self, attempts: Sequence[Attempt]) -> list[Restart]:
+        """Every interruption of a run, with what followed it."""
+        saved_at: dict[str, int | None] = {}
+        found = []
+        for attempt, following in pairwise(attempts):
+            saved_at.update(attempt.saved_at)
+            if attempt.outcome == INTERRUPTED:
+                found.append(self._restart(attempt, following, saved_at))
+        return found
+
+    def _restart(self, attempt: Attempt, following: Attempt, saved_at: dict[str, int | None]) -> Restart:
+        last = attempt.trained(self._main).last
+        checkpoint = self._newest(attempt, last, saved_at)
+        step = self._step(checkpoint, saved_at) if checkpoint is not None else None
+        existing = {file for saved in attempt.whole for file in saved.files}
+        read = tuple(sorted(following.read & (existing | set(saved_at))))
+        first, is_bound = self._first(following)
+        torn = {half.relative for half in attempt.half_written if half.why == "torn"}
+        usable = first is not None and step is not None and not (is_bound and read)
+        behind = usable and first is not None and step is not None and first <= step - 1
+        started_over = checkpoint is not None and not read and following.reads_are_complete
+        if behind and self._steps and first is not None and first <= self._steps[0]:
+            started_over = not read or self._as_undisturbed(following, first)
+        elif first is not None and not is_bound and not behind and step is not None:
+            started_over = False  # the log shows that it went on, wherever it keeps its state
+        return Restart(
+            attempt=attempt,
+            next_attempt=following,
+            interrupted_at=last,
+            checkpoint=checkpoint,
+            checkpoint_step=step,
+            destroyed=checkpoint is None and any(saved_at.get(file) is not None for file in torn),
+            first_step=first,
+            is_bound=is_bound,
+            read=read,
+            started_over=started_over,
+            lost_steps=step - first + 1 if behind and step is not None and first is not None else 0,
+            trained_again=max(0, last - first + 1) if last is not None and first is not None else 0,
+        )
+
+    def _newest(self, attempt: Attempt, last: int | None, saved_at: dict[str, int | None]) -> SavedCheckpoint | None:
+        """The newest whole checkpoint that training had left behind: one that is just done may not be announced yet."""
+        behind = []
+        for saved in attempt.whole:
+            step = self._step(saved, saved_at)
+            untouched = not any(file in attempt.saved_at for file in saved.files)
+            if untouched or step is None or last is None or step < last:
+                behind.append((step if step is not None else -1, saved))
+        kinds = [pair for pair in behind if not pair[1].is_best] or behind
+        fullest = max((saved.leaves for _, saved in kinds), default=0)
+        kinds = [pair for pair in kinds if pair[1].leaves >= _SAME_KIND * fullest]
+        return max(kinds, key=lambda pair: pair[0])[1] if kinds else None
+
+    def _step(self, saved: SavedCheckpoint, saved_at: dict[str, int | None]) -> int | None:
+        if self._on_scale and saved.step is not None:
+            return saved.step
+        noticed = [step for file in saved.files if (step := saved_at.get(file)) is not None]
+        return max(noticed, default=None)
+
+    def _first(self, following: Attempt) -> tuple[int | None, bool]:
+        trained = following.trained(self._main)
+        if trained.first is not None:
+            return trained.first, False
+        return trained.first_at_most, True
+
+    def _as_undisturbed(self, following: Attempt, step: int) -> bool:
+        """Whether the first step logged after the restart was the undisturbed run's step of that number."""
+        found = following.trained(self._main).values.get(step, {})
+        return not self.unlike_undisturbed({step: found})
+
+    def unlike_undisturbed(self, found: Mapping[int, Mapping[str, float]]) -> list[int]:
+        """The steps whose values in the main log are not the undisturbed run's."""
+        unlike = []
+        for step, values in sorted(found.items()):
+            for name, value in values.items():
+                key = (self._main or "", name)
+                expected = self._values.get(key, {}).get(step)
+                counted = key not in self._left_out.metrics and not is_clock_name(name)
+                if counted and expected is not None and value == value and value not in expected:
+                    unlike.append(step)
+                    break
+        return unlike
