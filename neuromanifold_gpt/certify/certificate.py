@@ -65,6 +65,7 @@ class Settings:
         work: directory for everything: runs, logs, reports. It must be empty, or of an earlier ``certify``.
         tolerance: largest relative difference that is EQUAL WITHIN rather than DIVERGED.
         stall_sec: how long a program may be silent; ``None``: ten minutes, later three undisturbed runs.
+        second_look: repeat a divergence with torch's hooks switched on, to name its cause; the verdict stands before.
         max_restarts: starts that fail in a row before it is said not to resume.
     """
 
@@ -75,6 +76,7 @@ class Settings:
     tolerance: float = 1e-6
     stall_sec: float | None = None
     grace_sec: float = 30.0
+    second_look: bool = True
     max_restarts: int = 2
 
 
@@ -125,6 +127,9 @@ class Observer:
 
     def at_step(self, attempt: int, step: int | None, of: int | None) -> None:
         """The running attempt has reached a step."""
+
+    def looks_again(self) -> None:
+        """A failure is repeated to find its cause."""
 
     def undisturbed(self, certificate: Certificate, run: Run) -> None:
         """An undisturbed run is over."""

@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from neuromanifold_gpt.certify.artifacts import read_tree
 from neuromanifold_gpt.certify.compare import FileComparison, MetricDifference, RunComparison, RunFiles
 from neuromanifold_gpt.certify.restarts import Restart
-from neuromanifold_gpt.certify.trees import WEIGHTS, LeafDifference
+from neuromanifold_gpt.certify.trees import WEIGHTS, LeafDifference, component_of, leaves
 
 _LEARNING_RATE = re.compile(r"(^|[^a-z])(lr|learning_?rate)([^a-z]|$)", re.IGNORECASE)
 _LOSS = re.compile(r"loss|acc|perplexity|ppl|norm|reward|error|score|bleu|f1", re.IGNORECASE)
@@ -100,8 +101,8 @@ class Diagnoser:
 
     def _lost_values(self) -> Diagnosis | None:
         """Values that the undisturbed checkpoint has and the resumed one has not."""
-        for component, leaves in self._leaves.items():
-            absent = [leaf for leaf in leaves if leaf.found == "absent" or leaf.found.startswith("empty")]
+        for component, differing in self._leaves.items():
+            absent = [leaf for leaf in differing if leaf.found == "absent" or leaf.found.startswith("empty")]
             if absent and component not in ("settings",):
                 return Diagnosis(
                     component,
@@ -158,21 +159,36 @@ class Diagnoser:
         evidence = [f"{first.name} at step {first.step}, the first one resumed: {first.expected!r} / {first.found!r}"]
         if wrong := self._read_another():
             return Diagnosis("weights", f"another checkpoint was loaded than the newest: {wrong}.", evidence)
-        for component, sentence in (
-            ("position in the data", "training went on with other samples: the position in the data was not restored."),
-            (
-                "random number generators",
-                "random numbers were not restored: dropout, shuffling or augmentation differ.",
-            ),
-        ):
-            if leaves := self._leaves.get(component):
-                return Diagnosis(component, sentence, evidence + [_told(leaf, self._where) for leaf in leaves[:2]])
+        for component in ("position in the data", "random number generators"):
+            if differing := self._leaves.get(component):
+                sentence = (
+                    _shift(differing)
+                    if component == "position in the data"
+                    else "random numbers were not restored: dropout, shuffling or augmentation differ."
+                )
+                return Diagnosis(component, sentence, evidence + [_told(leaf, self._where) for leaf in differing[:2]])
+        if {"position in the data", "random number generators"} <= self._present():
+            read = ", ".join(self._restart.read) if self._restart is not None else ""
+            return Diagnosis(
+                WEIGHTS,
+                "samples, random numbers and learning rate are equal, the first resumed loss is not: other weights "
+                "were loaded than those of the newest checkpoint.",
+                [*evidence, f"read by the restart: {read}"],
+            )
         return Diagnosis(
             "data order or random numbers",
             "the first resumed step computes another loss at the same learning rate: it saw other samples, other "
             "random numbers, or other weights.",
             evidence,
         )
+
+    def _present(self) -> set[str]:
+        """The components that the undisturbed run's first differing checkpoint has at all."""
+        found = set()
+        for file in self._first_files:
+            tree = read_tree(self._undisturbed.artifacts[file.relative].path)
+            found |= {component_of(path) for path, _ in leaves(tree)}
+        return found
 
     def _identities(self) -> Diagnosis | None:
         """Logged values that identify a batch, found again at another step of the undisturbed run."""
@@ -238,12 +254,36 @@ class Diagnoser:
         return [step for step, values in series.items() if value in values]
 
 
+def better(by_files: Diagnosis | None, by_trace: Diagnosis | None) -> Diagnosis | None:
+    """The more telling of two: the trace knows what went into a step, the files know what is not part of one."""
+    if by_trace is None or by_files is None:
+        return by_trace or by_files
+    if by_trace.component == "gradients" and by_files.component == "gradient scaler":
+        return by_files
+    return by_trace
+
+
 def _earliest(files: Sequence[FileComparison]) -> list[FileComparison]:
     """The files of the first checkpoint that differs; of those without a step, all."""
     steps = [file.step for file in files if file.step is not None]
     if not steps:
         return list(files)
     return [file for file in files if file.step == min(steps)]
+
+
+def _shift(leaves: Sequence[LeafDifference]) -> str:
+    """What a position that is a number tells; others only tell that it is another one."""
+    for leaf in leaves:
+        try:
+            apart = int(leaf.found) - int(leaf.expected)
+        except ValueError:
+            continue
+        if apart > 0:
+            return f"{apart} samples or batches were skipped."
+        if apart == -1:
+            return "the last batch was repeated."
+        return f"the data went back by {-apart}, as if it began anew: batches were repeated."
+    return "training went on with other samples: the position in the data was not restored."
 
 
 def _way(apart: int) -> str:

@@ -31,6 +31,7 @@ def certify(
     tolerance: float = 1e-6,
     stall_sec: float | None = None,
     grace_sec: float = 30.0,
+    second_look: bool = True,
     junit: str | Path | None = None,
     verbose: bool = False,
 ) -> Certificate:
@@ -49,6 +50,7 @@ def certify(
         tolerance: largest relative difference that is EQUAL WITHIN rather than DIVERGED.
         stall_sec: how long the command may be silent.
         grace_sec: how long it has after SIGTERM.
+        second_look: repeat a divergence with torch's hooks switched on, to name its cause.
         junit: write the verdicts there as JUnit XML too.
         verbose: print what ``neuromanifold certify`` prints.
 
@@ -78,6 +80,7 @@ def certify(
         tolerance=tolerance,
         stall_sec=stall_sec,
         grace_sec=grace_sec,
+        second_look=second_look,
     )
     observer = TerminalObserver() if verbose else Observer()
     if isinstance(observer, TerminalObserver):

@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-minutes", type=float, help="for everything")
     parser.add_argument("--stall-sec", type=float, help="silence after which a run counts as stuck")
     parser.add_argument("--within", type=float, metavar="X", help="accept relative differences up to X")
+    parser.add_argument("--no-second-look", action="store_true", help="do not repeat a divergence to find its cause")
     parser.add_argument(
         "--work", default="certify-report", metavar="DIR", help="for runs and reports; default: %(default)s"
     )
@@ -81,6 +82,7 @@ def run(options: argparse.Namespace) -> int:
             tolerance=1e-6 if options.within is None else options.within,
             stall_sec=options.stall_sec,
             grace_sec=options.grace_sec,
+            second_look=not options.no_second_look,
             junit=options.junit,
             verbose=True,
         )

@@ -71,6 +71,10 @@ class TerminalObserver(Observer):
         self._to.write(f"\r\033[K  {bar} run {self._done + 1} of {self._runs}, start {attempt}, {where}{left}")
         self._to.flush()
 
+    def looks_again(self) -> None:
+        """Say why there are more runs than planned."""
+        self._say("  - Repeating it with torch's hooks switched on, to find the cause...")
+
     def undisturbed(self, certificate: Certificate, run: Run) -> None:
         """What an undisturbed run left, and after the second one, whether both agree."""
         self._over(run)
@@ -161,6 +165,16 @@ def _interruption(attempt: Attempt, restart: Restart | None) -> list[str]:
         more = f" and {len(restart.read) - 4} more" if len(restart.read) > 4 else ""
         lines.append(f"  - Read: {', '.join(restart.read[:4])}{more}")
     return lines
+
+
+def account(certificate: Certificate) -> str:
+    """Everything that was said while it was done, and the summary."""
+    lines: list[str] = []
+    for number, run in enumerate(certificate.undisturbed, start=1):
+        lines += [f"[Run {number}] Undisturbed", *undisturbed_lines(certificate, run)]
+    for number, found in enumerate(certificate.interrupted, start=1):
+        lines += [f"[Interruption {number}] {found.run.interruption}", *interrupted_lines(found)]
+    return "\n".join(lines) + summary(certificate)
 
 
 def summary(certificate: Certificate) -> str:

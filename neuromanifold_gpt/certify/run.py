@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import time
@@ -21,27 +22,32 @@ from neuromanifold_gpt.certify.certificate import Certificate, InterruptedRun, O
 from neuromanifold_gpt.certify.command import require_linux
 from neuromanifold_gpt.certify.compare import compare_runs, names_left_out
 from neuromanifold_gpt.certify.determinism import determinism
-from neuromanifold_gpt.certify.diagnosis import Diagnoser
+from neuromanifold_gpt.certify.diagnosis import Diagnoser, Diagnosis, better
 from neuromanifold_gpt.certify.errors import CommandFailedError, PlanError
 from neuromanifold_gpt.certify.interruptions import Interruption, Trigger
 from neuromanifold_gpt.certify.restarts import RestartReader
 from neuromanifold_gpt.certify.saves import ExpectedSaves
+from neuromanifold_gpt.certify.second_look import Record, diagnose_traces, read_trace, tracing_environment
 from neuromanifold_gpt.certify.verdict import Verdict, judge
 
 _TRIES = 3
 _MARKER = ".neuromanifold-certify"
 _FIRST_STALL_SEC = 600.0
 _MIN_STALL_SEC = 60.0
+_MAX_SECOND_LOOKS = 3
 
 
 class Certification:
     """Carries a plan out.
 
+    Args:
+        known: an earlier certificate of the same command, whose undisturbed runs stand for new ones.
+
     Raises:
         PlanError: the work directory holds something else.
     """
 
-    def __init__(self, settings: Settings, observer: Observer) -> None:
+    def __init__(self, settings: Settings, observer: Observer, known: Certificate | None = None) -> None:
         require_linux()
         self._settings = settings
         self._observer = observer
@@ -54,7 +60,13 @@ class Certification:
         self._expected = ExpectedSaves(None)
         self._stall_sec = settings.stall_sec or _FIRST_STALL_SEC
         self._choice = random.Random(settings.plan.seed)
+        self._trace: list[Record] | None = None
+        self._looks_left = _MAX_SECOND_LOOKS if settings.second_look else 0
         self.certificate = Certificate(settings)
+        if known is not None:
+            self.certificate.undisturbed = known.undisturbed
+            self.certificate.determinism = known.determinism
+            self.certificate.left_out = known.left_out
 
     def certify(self) -> Certificate:
         """Run everything, and judge.
@@ -63,8 +75,11 @@ class Certification:
             CommandFailedError: the command fails undisturbed.
         """
         started_sec = time.monotonic()
-        self._run_undisturbed()
         found = self.certificate
+        if found.undisturbed:
+            self._learn(found.undisturbed[0])
+        else:
+            self._run_undisturbed()
         if found.determinism is not None and found.determinism.deterministic:
             interruptions = self._planned()
             self._observer.planned(len(interruptions) + 2)
@@ -128,7 +143,7 @@ class Certification:
             interruption = Interruption(triggers, interruption.signal_name)
         return run
 
-    def _run(self, name: str, interruption: Interruption | None) -> Run:
+    def _run(self, name: str, interruption: Interruption | None, *, traced: bool = False) -> Run:
         logs = self._work / "runs" / name
         shutil.rmtree(logs, ignore_errors=True)
         shutil.rmtree(self._out, ignore_errors=True)
@@ -139,7 +154,7 @@ class Certification:
         attempts: list[Attempt] = []
         failures = 0
         while True:
-            attempt = self._attempt(logs, len(attempts) + 1, triggers.pop(0) if triggers else None, signal_name)
+            attempt = self._attempt(logs, len(attempts) + 1, triggers.pop(0) if triggers else None, signal_name, traced)
             attempts.append(attempt)
             failures = failures + 1 if attempt.outcome == FAILED else 0
             if attempt.outcome in (FINISHED, STALLED, OUT_OF_TIME) or failures >= self._settings.max_restarts:
@@ -149,7 +164,7 @@ class Certification:
         self._out.rename(logs / "out")
         return Run(name, logs / "out", attempts, interruption)
 
-    def _attempt(self, logs: Path, number: int, trigger: Trigger | None, signal_name: str) -> Attempt:
+    def _attempt(self, logs: Path, number: int, trigger: Trigger | None, signal_name: str, traced: bool) -> Attempt:
         limits = Limits(self._stall_sec, self._settings.grace_sec, self._deadline_sec)
         watcher = Watcher(
             self._out,
@@ -163,7 +178,8 @@ class Certification:
         attempt = Attempt(
             number, arguments, logs / f"attempt-{number}.stdout", logs / f"attempt-{number}.stderr", trigger=trigger
         )
-        return watcher.run(attempt, signal_name)
+        python_path = os.environ.get("PYTHONPATH", "")
+        return watcher.run(attempt, signal_name, tracing_environment(_trace(attempt), python_path) if traced else None)
 
     def _judged(self, run: Run, reader: RestartReader) -> InterruptedRun:
         found = self.certificate
@@ -174,7 +190,37 @@ class Certification:
         diagnosis = None
         if comparison is not None and judgement.verdict in (Verdict.DIVERGED, Verdict.EQUAL_WITHIN):
             diagnosis = Diagnoser(comparison, restarts, undisturbed).diagnose()
+            diagnosis = better(diagnosis, self._second_look(run, reader))
         return InterruptedRun(run, judgement, restarts, comparison, diagnosis)
+
+    def _second_look(self, run: Run, reader: RestartReader) -> Diagnosis | None:
+        """Repeat a failure traced; ``None`` if the program is not of torch, or nothing could be told."""
+        interruption = run.interruption
+        if interruption is None or self._looks_left == 0 or time.monotonic() > self._deadline_sec:
+            return None
+        self._looks_left -= 1
+        if self._trace is None:
+            self._observer.looks_again()
+            self._trace = read_trace(_trace(self._run("traced-undisturbed", None, traced=True).attempts[0]))
+        if not self._trace:
+            return None
+        again = self._run(f"traced-{run.name}", interruption, traced=True)
+        restarts = reader.read(again.attempts)
+        if not again.finished or len(restarts) != 1:
+            return None
+        files = self.certificate.undisturbed[0].files
+        main = files.log.main_source
+        return diagnose_traces(
+            self._trace,
+            read_trace(_trace(restarts[0].attempt)),
+            read_trace(_trace(again.attempts[-1])),
+            None if restarts[0].is_bound else restarts[0].first_step,
+            sorted(files.log.steps(main)) if main is not None else [],
+        )
+
+
+def _trace(attempt: Attempt) -> Path:
+    return attempt.stdout.with_name(f"attempt-{attempt.number}.trace")
 
 
 def _failed(run: Run) -> CommandFailedError:
