@@ -12,6 +12,7 @@ from neuromanifold_gpt.certify.artifacts import is_artifact_name
 from neuromanifold_gpt.certify.command import Running
 from neuromanifold_gpt.certify.inotify import Happened, TreeWatch
 from neuromanifold_gpt.certify.interruptions import Trigger
+from neuromanifold_gpt.certify.metrics import Series
 from neuromanifold_gpt.certify.progress import Progress, Trained
 from neuromanifold_gpt.certify.saves import ExpectedSaves, HalfWritten, SavedCheckpoint
 
@@ -44,8 +45,8 @@ class Attempt:
         outcome: ``"finished"``, ``"interrupted"``, ``"failed"`` (by itself), ``"stalled"`` or ``"out of time"``.
         exit_code: negative: ended by that signal.
         trigger: what it was waiting for when it was interrupted.
-        noticed: what each log tells of the steps trained.
-        watchable: the log that followed training while it ran.
+        noticed: what each metric tells of the steps trained.
+        watchable: the metric that followed training while it ran.
         half_written: files in the middle of a save when it ended.
         whole: checkpoints that were whole when it ended.
         saved_at: for each checkpoint saved, the step noticed when its last byte came.
@@ -60,17 +61,17 @@ class Attempt:
     exit_code: int | None = None
     duration_sec: float = 0.0
     trigger: Trigger | None = None
-    noticed: dict[str, Trained] = field(default_factory=dict)
-    watchable: str | None = None
+    noticed: dict[Series, Trained] = field(default_factory=dict)
+    watchable: Series | None = None
     half_written: list[HalfWritten] = field(default_factory=list)
     whole: list[SavedCheckpoint] = field(default_factory=list)
     saved_at: dict[str, int | None] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
     reads_are_complete: bool = True
 
-    def trained(self, source: str | None) -> Trained:
-        """What one log tells."""
-        return self.noticed.get(source, Trained()) if source is not None else Trained()
+    def trained(self, series: Series | None) -> Trained:
+        """What one metric tells."""
+        return self.noticed.get(series, Trained()) if series is not None else Trained()
 
     @property
     def last_words(self) -> str:
@@ -84,7 +85,7 @@ class Watcher:
 
     Args:
         out: the output directory.
-        source: the log that tells the step; ``None`` while that is not known.
+        series: the metric that tells the step; ``None`` while that is not known.
         expected: what saved files look like.
         limits: how long to wait.
         choice: for the moment within a save.
@@ -94,14 +95,14 @@ class Watcher:
     def __init__(
         self,
         out: Path,
-        source: str | None,
+        series: Series | None,
         expected: ExpectedSaves,
         limits: Limits,
         choice: random.Random,
         on_look: Callable[[int | None], None],
     ) -> None:
         self._out = out
-        self._source = source
+        self._series = series
         self._expected = expected
         self._limits = limits
         self._choice = choice
@@ -121,9 +122,12 @@ class Watcher:
             self._take_in(attempt, watch.wait(0), progress, changed)
         finally:
             watch.close()
-        attempt.noticed = progress.by_source
+        attempt.noticed = progress.by_series
         attempt.watchable = progress.watchable()
-        if attempt.outcome != FINISHED:
+        interrupted_in_save = attempt.trigger is not None and attempt.trigger.during_save
+        if attempt.outcome == FINISHED:
+            attempt.half_written = []
+        elif not (attempt.outcome == INTERRUPTED and interrupted_in_save):  # then it was looked at in that moment
             attempt.half_written = self._expected.half_written(self._out, changed)
         attempt.whole = self._expected.whole(self._out)
         return attempt
@@ -151,7 +155,7 @@ class Watcher:
             if self._is_due(attempt, now_sec - started_sec, progress, happened, running, watch, changed):
                 self._interrupt(attempt, running, watch, progress, changed, signal_name)
                 return
-            self._on_look(progress.trained(self._source or progress.watchable()).last)
+            self._on_look(progress.trained(self._series or progress.watchable()).last)
             printed = attempt.stdout.stat().st_size + attempt.stderr.stat().st_size
             if happened.changed or printed != printed_bytes:
                 quiet_since_sec, printed_bytes = now_sec, printed
@@ -171,7 +175,7 @@ class Watcher:
         changed.update(saved)
         attempt.read |= {relative for relative in happened.read if is_artifact_name(relative)}
         attempt.reads_are_complete &= not happened.overflowed
-        last = progress.trained(self._source or progress.watchable()).last
+        last = progress.trained(self._series or progress.watchable()).last
         attempt.saved_at.update(dict.fromkeys(saved, last))
 
     def _is_due(
@@ -188,7 +192,7 @@ class Watcher:
         if trigger is None:
             return False
         if trigger.step is not None:
-            last = progress.trained(self._source).last
+            last = progress.trained(self._series).last
             return last is not None and last >= trigger.step
         if trigger.after_sec is not None:
             return elapsed_sec >= trigger.after_sec
@@ -198,15 +202,17 @@ class Watcher:
         # Held where it is, so that what is seen now is what a kill leaves behind.
         running.stop()
         self._take_in(attempt, watch.wait(0), progress, changed)
-        found = self._is_in_a_save(trigger, changed)
+        found = self._is_in_a_save(attempt, trigger, saving, changed)
         watch.wait(0)  # what was read just now was read by us
         if not found:
             running.go_on()
         return found
 
-    def _is_in_a_save(self, trigger: Trigger, changed: set[str]) -> bool:
-        halves = {half.relative for half in self._expected.half_written(self._out, changed)}
-        others = [saved for saved in self._expected.whole(self._out) if not halves & set(saved.files)]
+    def _is_in_a_save(self, attempt: Attempt, trigger: Trigger, saving: list[str], changed: set[str]) -> bool:
+        attempt.half_written = self._expected.half_written(self._out, changed)
+        halves = {half.relative for half in attempt.half_written}
+        busy = halves.union(saving)
+        others = [saved for saved in self._expected.whole(self._out) if not busy & set(saved.files)]
         if trigger.patience == 2:
             return bool(others)
         # The program's only file, torn while it is overwritten, has no other beside it.

@@ -33,7 +33,7 @@ _RUN_SPECIFIC = re.compile(
     r"version_\d+|\d{4}-\d\d-\d\d|\d\d-\d\d-\d\d|\d{6,}|[A-Z][a-z]{2}\d\d_\d\d-\d\d-\d\d_[\w.\-]+"
 )
 
-TEXT = "text"
+Series = tuple[str, str]  # the file and the column
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class MetricLog:
         units: what the steps of each source count.
     """
 
-    values: dict[tuple[str, str], dict[int, list[float]]] = field(default_factory=lambda: defaultdict(dict))
+    values: dict[Series, dict[int, list[float]]] = field(default_factory=lambda: defaultdict(dict))
     units: dict[str, str] = field(default_factory=dict)
 
     def add(self, source: str, rows: Iterable[Row]) -> None:
@@ -70,16 +70,29 @@ class MetricLog:
         return {step for (of, _), series in self.values.items() if of == source for step in series}
 
     @property
+    def main_series(self) -> Series | None:
+        """The metric that follows training most closely: the one with the most steps, a log of lines if in doubt."""
+        by_step = [series for series in self.values if self.units[series[0]] == "step"] or list(self.values)
+        return max(by_step, key=lambda series: (len(self.values[series]), is_by_line(series[0])), default=None)
+
+    @property
     def main_source(self) -> str | None:
-        """The source that follows training most closely: the one with the most steps."""
-        by_step = [source for source, unit in self.units.items() if unit == "step"]
-        candidates = by_step or list(self.units)
-        return max(candidates, key=lambda source: len(self.steps(source)), default=None)
+        """The file of that metric."""
+        return self.main_series[0] if self.main_series is not None else None
+
+    def main_steps(self) -> list[int]:
+        """The steps of that metric, in order."""
+        return sorted(self.values[self.main_series]) if self.main_series is not None else []
 
 
 def is_metric_file(relative: str) -> bool:
     """Whether a path is a log of numbers by its name; JSON histories are told by content, see :func:`history_rows`."""
     return Path(relative).suffix in (".csv", ".tsv", ".jsonl", ".ndjson") or bool(_EVENT_FILE.search(relative))
+
+
+def is_by_line(relative: str) -> bool:
+    """Whether a log grows line by line, so that what was added by whom can be told."""
+    return Path(relative).suffix in (".csv", ".tsv", ".jsonl", ".ndjson")
 
 
 def is_text_log(relative: str) -> bool:

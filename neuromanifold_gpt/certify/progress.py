@@ -9,6 +9,8 @@ from pathlib import Path
 from neuromanifold_gpt.certify.artifacts import is_artifact_name, step_in_path, without_numbers
 from neuromanifold_gpt.certify.metrics import (
     Row,
+    Series,
+    is_by_line,
     is_metric_file,
     rows_of,
     source_of,
@@ -34,22 +36,26 @@ class _Tail:
 
 @dataclass
 class Trained:
-    """What the logs tell of the steps that one attempt trained.
+    """What one column of a log tells of the steps that one attempt trained.
 
     Attributes:
         last: the newest step noticed.
         first: the first step that was logged behind what had been there before; ``None`` if no log grew.
         first_at_most: the same where a log was written anew as a whole, which tells only a bound.
-        noticed: how many different steps were noticed while the program ran.
-        bursts: in how many looks; a log that is written at the end has one.
+        bursts: in how many looks rows were noticed; a log that is written at the end has one.
+        values: the newest value of each step.
     """
 
     last: int | None = None
     first: int | None = None
     first_at_most: int | None = None
-    noticed: int = 0
     bursts: int = 0
-    values: dict[int, dict[str, float]] = field(default_factory=dict)
+    values: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it followed training while it ran."""
+        return self.bursts >= _MIN_BURSTS
 
 
 class Progress:
@@ -64,7 +70,7 @@ class Progress:
         self._out = out
         self._stdout = stdout
         self._tails: dict[str, _Tail] = {STDOUT: _Tail()}
-        self.by_source: dict[str, Trained] = {}
+        self.by_series: dict[Series, Trained] = {}
         self._units: dict[str, str] = {}
         self._no_logs: set[str] = set()  # JSON files that turned out to be no history
         for path in out.rglob("*"):
@@ -78,19 +84,21 @@ class Progress:
             if self._is_log(relative) and without_numbers(relative) not in self._no_logs:
                 self._read(relative, self._out / relative, source_of(relative))
             if is_artifact_name(relative) and (step := step_in_path(relative)) is not None:
-                self._note(SAVED_NAMES, [Row(step, {})], anew=True)
+                self._note(SAVED_NAMES, [Row(step, {"step": step})], anew=True)
         if stdout:
             self._read(STDOUT, self._stdout, STDOUT)
 
-    def watchable(self) -> str | None:
-        """The source that follows training most closely while it runs; ``None`` if none does."""
-        live = [name for name, trained in self.by_source.items() if trained.bursts >= _MIN_BURSTS]
-        by_step = [name for name in live if self._units.get(name) == "step"] or live
-        return max(by_step, key=lambda name: (self.by_source[name].noticed, name != STDOUT), default=None)
+    def watchable(self) -> Series | None:
+        """The metric that follows training most closely while it runs; ``None`` if none does."""
+        live = [series for series, trained in self.by_series.items() if trained.is_live]
+        by_step = [series for series in live if self._units.get(series[0]) == "step"] or live
+        return max(
+            by_step, key=lambda series: (len(self.by_series[series].values), is_by_line(series[0])), default=None
+        )
 
-    def trained(self, source: str | None) -> Trained:
-        """What is known from one source."""
-        return self.by_source.get(source, Trained()) if source is not None else Trained()
+    def trained(self, series: Series | None) -> Trained:
+        """What is known from one metric."""
+        return self.by_series.get(series, Trained()) if series is not None else Trained()
 
     @staticmethod
     def _is_log(relative: str) -> bool:
@@ -151,16 +159,20 @@ class Progress:
     def _note(self, source: str, rows: list[Row], *, anew: bool) -> None:
         if not rows:
             return
-        trained = self.by_source.setdefault(source, Trained())
         self._units.setdefault(source, rows[0].unit)
-        trained.bursts += 1
-        highest = max(row.step for row in rows)
-        if anew:
-            trained.first_at_most = min(highest, trained.first_at_most or highest)
-        elif trained.first is None and trained.first_at_most is None:
-            trained.first = rows[0].step
+        columns: dict[str, list[Row]] = {}
         for row in rows:
-            if row.step not in trained.values:
-                trained.noticed += 1
-            trained.values.setdefault(row.step, {}).update(row.values)
-        trained.last = rows[-1].step
+            for name in row.values:
+                columns.setdefault(name, []).append(row)
+        for name, of_column in columns.items():
+            trained = self.by_series.setdefault((source, name), Trained())
+            trained.bursts += 1
+            highest = max(row.step for row in of_column)
+            if anew:
+                trained.first_at_most = min(highest, trained.first_at_most or highest)
+            elif trained.first is None and trained.first_at_most is None:
+                trained.first = of_column[0].step
+            elif trained.first_at_most == trained.last and of_column[0].step == (trained.last or 0) + 1:
+                trained.first_at_most = of_column[0].step  # what was there anew had been kept, and now it grows
+            trained.values.update((row.step, row.values[name]) for row in of_column)
+            trained.last = of_column[-1].step

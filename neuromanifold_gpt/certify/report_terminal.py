@@ -101,8 +101,8 @@ class TerminalObserver(Observer):
 def undisturbed_lines(certificate: Certificate, run: Run) -> list[str]:
     """A paragraph on an undisturbed run."""
     files = run.files
-    main = files.log.main_source
-    steps = f"{len(files.log.steps(main))} steps in {main}" if main is not None else "no log of steps"
+    source = files.log.main_source
+    steps = f"{len(files.log.main_steps())} steps in {source}" if source is not None else "no log of steps"
     lines = [f"  ✓ Finished in {_duration(run.duration_sec)}: {steps}, {len(files.units)} checkpoints or further files"]
     found = certificate.determinism
     if found is None:
@@ -156,8 +156,8 @@ def _interruption(attempt: Attempt, restart: Restart | None) -> list[str]:
     if restart is None:
         return lines
     if restart.checkpoint is not None:
-        step = f", step {restart.checkpoint_step}" if restart.checkpoint_step is not None else ""
-        lines.append(f"  - Newest whole checkpoint: {restart.checkpoint.name}{step}")
+        name, step = restart.checkpoint.name, restart.checkpoint_step
+        lines.append(f"  - Newest whole checkpoint: {name}{f' (step {step})' if name != f'step {step}' else ''}")
     if restart.first_step is not None:
         bound = "at or before step" if restart.is_bound else "with step"
         lines.append(f"  - Went on {bound} {restart.first_step}; {restart.trained_again} steps trained again")

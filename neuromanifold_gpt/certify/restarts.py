@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -58,8 +58,8 @@ class RestartReader:
 
     def __init__(self, undisturbed: RunFiles, left_out: LeftOut) -> None:
         self._left_out = left_out
-        self._main = undisturbed.log.main_source
-        self._steps = sorted(undisturbed.log.steps(self._main)) if self._main is not None else []
+        self._main = undisturbed.log.main_series
+        self._steps = undisturbed.log.main_steps()
         self._values = undisturbed.log.values
         saved = [step for unit in undisturbed.units if (step := undisturbed.step_of(unit)) is not None]
         last = self._steps[-1] if self._steps else 0
@@ -133,18 +133,16 @@ class RestartReader:
 
     def _as_undisturbed(self, following: Attempt, step: int) -> bool:
         """Whether the first step logged after the restart was the undisturbed run's step of that number."""
-        found = following.trained(self._main).values.get(step, {})
-        return not self.unlike_undisturbed({step: found})
+        return step not in self.unlike_undisturbed(following)
 
-    def unlike_undisturbed(self, found: Mapping[int, Mapping[str, float]]) -> list[int]:
-        """The steps whose values in the main log are not the undisturbed run's."""
-        unlike = []
-        for step, values in sorted(found.items()):
-            for name, value in values.items():
-                key = (self._main or "", name)
-                expected = self._values.get(key, {}).get(step)
-                counted = key not in self._left_out.metrics and not is_clock_name(name)
-                if counted and expected is not None and value == value and value not in expected:
-                    unlike.append(step)
-                    break
-        return unlike
+    def unlike_undisturbed(self, attempt: Attempt) -> list[int]:
+        """The steps of an attempt whose logged values are not the undisturbed run's."""
+        unlike = set()
+        for series, trained in attempt.noticed.items():
+            if series in self._left_out.metrics or is_clock_name(series[1]):
+                continue
+            for step, value in trained.values.items():
+                expected = self._values.get(series, {}).get(step)
+                if expected is not None and value == value and value not in expected:
+                    unlike.add(step)
+        return sorted(unlike)

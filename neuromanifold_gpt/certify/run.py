@@ -25,6 +25,7 @@ from neuromanifold_gpt.certify.determinism import determinism
 from neuromanifold_gpt.certify.diagnosis import Diagnoser, Diagnosis, better
 from neuromanifold_gpt.certify.errors import CommandFailedError, PlanError
 from neuromanifold_gpt.certify.interruptions import Interruption, Trigger
+from neuromanifold_gpt.certify.metrics import Series
 from neuromanifold_gpt.certify.restarts import RestartReader
 from neuromanifold_gpt.certify.saves import ExpectedSaves
 from neuromanifold_gpt.certify.second_look import Record, diagnose_traces, read_trace, tracing_environment
@@ -55,7 +56,7 @@ class Certification:
         self._out = self._work / "out"
         minutes = settings.max_minutes
         self._deadline_sec = time.monotonic() + (minutes * 60 if minutes is not None else float("inf"))
-        self._source: str | None = None
+        self._series: Series | None = None
         self._last_step: int | None = None
         self._expected = ExpectedSaves(None)
         self._stall_sec = settings.stall_sec or _FIRST_STALL_SEC
@@ -117,10 +118,9 @@ class Certification:
         files = run.files
         self._expected = ExpectedSaves(files)
         attempt = run.attempts[0]
-        main = files.log.main_source
-        live = attempt.trained(main).bursts >= 3
-        self._source = main if live else attempt.watchable
-        self._last_step = attempt.trained(self._source).last
+        main = files.log.main_series
+        self._series = main if attempt.trained(main).is_live else attempt.watchable
+        self._last_step = attempt.trained(self._series).last
         if self._settings.stall_sec is None:
             self._stall_sec = max(_MIN_STALL_SEC, 3 * run.duration_sec)
 
@@ -128,7 +128,7 @@ class Certification:
         if not self.certificate.undisturbed:
             return self._settings.plan.interruptions([], None, 1.0)
         attempt = self.certificate.undisturbed[0].attempts[0]
-        steps = sorted(attempt.trained(self._source).values)
+        steps = sorted(attempt.trained(self._series).values)
         saves = [step for step in attempt.saved_at.values() if step is not None]
         return self._settings.plan.interruptions(steps, min(saves, default=None), attempt.duration_sec)
 
@@ -168,7 +168,7 @@ class Certification:
         limits = Limits(self._stall_sec, self._settings.grace_sec, self._deadline_sec)
         watcher = Watcher(
             self._out,
-            self._source,
+            self._series,
             self._expected,
             limits,
             self._choice,
@@ -204,18 +204,21 @@ class Certification:
             self._trace = read_trace(_trace(self._run("traced-undisturbed", None, traced=True).attempts[0]))
         if not self._trace:
             return None
-        again = self._run(f"traced-{run.name}", interruption, traced=True)
-        restarts = reader.read(again.attempts)
-        if not again.finished or len(restarts) != 1:
+        for triggers in (interruption.triggers, tuple(trigger.later() for trigger in interruption.triggers)):
+            repeated = Interruption(triggers, interruption.signal_name)
+            again = self._run(f"traced-{run.name}", repeated, traced=True)
+            restarts = reader.read(again.attempts)
+            if again.finished and len(restarts) == 1:
+                break
+        else:
             return None
         files = self.certificate.undisturbed[0].files
-        main = files.log.main_source
         return diagnose_traces(
             self._trace,
             read_trace(_trace(restarts[0].attempt)),
             read_trace(_trace(again.attempts[-1])),
             None if restarts[0].is_bound else restarts[0].first_step,
-            sorted(files.log.steps(main)) if main is not None else [],
+            files.log.main_steps(),
         )
 
 

@@ -74,8 +74,7 @@ def judge(
     if comparison is None:
         return _unfinished(last, restarts)
     judgement = _compared(comparison, undisturbed, tolerance)
-    main = undisturbed.log.main_source
-    if before := reader.unlike_undisturbed(attempts[0].trained(main).values):
+    if before := reader.unlike_undisturbed(attempts[0]):
         return Judgement(
             Verdict.NOT_DETERMINISTIC,
             [f"step {before[0]} differs from the undisturbed run, though nothing had been interrupted by then"],
@@ -131,7 +130,7 @@ def _incomplete(comparison: RunComparison, undisturbed: RunFiles) -> list[str]:
     if missing:
         problems.append(f"the last checkpoint is not there: {', '.join(file.relative for file in missing[:3])}")
     main = undisturbed.log.main_source
-    steps = undisturbed.log.steps(main) if main is not None else set()
+    steps = undisturbed.log.main_steps()
     if main is not None and steps:
         beyond = [step for step in comparison.further_steps.get(main, ()) if step > max(steps)]
         if beyond:

@@ -105,5 +105,5 @@ def test_a_program_that_is_not_deterministic_is_told_so(programs: KnownPrograms)
     assert certificate.verdict is Verdict.NOT_DETERMINISTIC
     assert not certificate.interrupted
     assert certificate.determinism is not None
-    assert certificate.determinism.first_step == 5
+    assert certificate.determinism.first_step == 2  # the weights begin with zeros, so dropout shows in the second loss
     assert any("ckpt-0005.npz: model/weight" in line for line in certificate.determinism.differing)
