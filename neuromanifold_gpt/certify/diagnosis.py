@@ -11,8 +11,8 @@ from neuromanifold_gpt.certify.compare import FileComparison, MetricDifference, 
 from neuromanifold_gpt.certify.restarts import Restart
 from neuromanifold_gpt.certify.trees import WEIGHTS, LeafDifference, component_of, leaves
 
-_LEARNING_RATE = re.compile(r"(^|[^a-z])(lr|learning_?rate)([^a-z]|$)", re.IGNORECASE)
-_LOSS = re.compile(r"loss|acc|perplexity|ppl|norm|reward|error|score|bleu|f1", re.IGNORECASE)
+LEARNING_RATE = re.compile(r"(^|[^a-z])(lr|learning_?rate)([^a-z]|$)", re.IGNORECASE)
+LOSS = re.compile(r"loss|acc|perplexity|ppl|norm|reward|error|score|bleu|f1", re.IGNORECASE)
 _COUNTERS = re.compile(r"(^|/)(step|_step_count|last_epoch|num_batches_tracked)$")
 
 
@@ -65,7 +65,7 @@ class Diagnoser:
         return self._something()
 
     def _learning_rate(self) -> Diagnosis | None:
-        rates = [difference for difference in self._metrics if _LEARNING_RATE.search(difference.name)]
+        rates = [difference for difference in self._metrics if LEARNING_RATE.search(difference.name)]
         others = [difference for difference in self._metrics if difference not in rates]
         if not rates or (others and others[0].step < rates[0].step):
             return self._scheduler_state() if not rates else None
@@ -149,7 +149,7 @@ class Diagnoser:
         return None
 
     def _data_or_random_numbers(self) -> Diagnosis | None:
-        losses = [difference for difference in self._metrics if _LOSS.search(difference.name)]
+        losses = [difference for difference in self._metrics if LOSS.search(difference.name)]
         told = self._identities()
         if told is not None:
             return told
@@ -193,7 +193,7 @@ class Diagnoser:
     def _identities(self) -> Diagnosis | None:
         """Logged values that identify a batch, found again at another step of the undisturbed run."""
         for difference in self._metrics:
-            if self._resumed_at is None or difference.step > self._resumed_at or _LOSS.search(difference.name):
+            if self._resumed_at is None or difference.step > self._resumed_at or LOSS.search(difference.name):
                 continue
             same = self._steps_with(difference, difference.found)
             if len(same) != 1:

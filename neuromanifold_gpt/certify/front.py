@@ -9,6 +9,7 @@ from pathlib import Path
 from neuromanifold_gpt.certify.certificate import Certificate, Observer, Settings
 from neuromanifold_gpt.certify.command import Command
 from neuromanifold_gpt.certify.interruptions import Plan
+from neuromanifold_gpt.certify.report_html import write_html
 from neuromanifold_gpt.certify.report_json import write_report
 from neuromanifold_gpt.certify.report_junit import write_junit
 from neuromanifold_gpt.certify.report_terminal import TerminalObserver, summary
@@ -55,7 +56,8 @@ def certify(
         verbose: print what ``neuromanifold certify`` prints.
 
     Returns:
-        The certificate. ``certificate.exact`` says whether every run ended in the same bits; ``work`` has report.json.
+        The certificate. ``certificate.exact`` says whether every run ended in the same bits; ``work`` has
+        report.json and report.html.
 
     Raises:
         PlanError: the command or the options cannot be used.
@@ -86,10 +88,11 @@ def certify(
     if isinstance(observer, TerminalObserver):
         observer.heading(settings.command.start)
     certificate = Certification(settings, observer).certify()
-    path = write_report(certificate, Path(work).resolve())
+    write_report(certificate, Path(work).resolve())
+    page = write_html(certificate, Path(work).resolve())
     if junit is not None:
         write_junit(certificate, Path(junit))
     if verbose:
         print(summary(certificate))
-        print(f"Report: {path}")
+        print(f"Report: {page}")
     return certificate

@@ -32,7 +32,7 @@ def report(certificate: Certificate) -> dict[str, Any]:
         "command": list(settings.command.start),
         "resume_command": list(settings.command.resume),
         "duration_sec": round(certificate.duration_sec, 3),
-        "environment": {**current_environment(), "python": platform.python_version(), "system": platform.platform()},
+        "environment": environment(),
         "undisturbed": [_run(run) for run in certificate.undisturbed],
         "determinism": None
         if found is None
@@ -48,6 +48,11 @@ def report(certificate: Certificate) -> dict[str, Any]:
         "interruptions": [_interrupted(one, settings.command) for one in certificate.interrupted],
         "not_run": [str(interruption) for interruption in certificate.not_run],
     }
+
+
+def environment() -> dict[str, Any]:
+    """Where it was certified."""
+    return {**current_environment(), "python": platform.python_version(), "system": platform.platform()}
 
 
 def write_report(certificate: Certificate, directory: Path) -> Path:

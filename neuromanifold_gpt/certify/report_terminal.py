@@ -151,7 +151,7 @@ def _interruption(attempt: Attempt, restart: Restart | None) -> list[str]:
     at = f"at step {where}" if where is not None else "before a step was noticed"
     halves = f"; half-written: {', '.join(map(str, attempt.half_written))}" if attempt.half_written else ""
     if attempt.trigger is not None and attempt.trigger.during_save and not attempt.half_written:
-        halves = "; no file was caught half-written, the saves are too quick"
+        halves = "; no half-written file was seen in the output directory"
     lines = [f"  ✓ Ended {at} (exit code {attempt.exit_code}){halves}"]
     if restart is None:
         return lines
@@ -185,16 +185,22 @@ def summary(certificate: Certificate) -> str:
         lines.append(f"{number}. {found.run.interruption}: {mark(found.judgement.verdict)} {text}")
     lines += [f"-  {interruption}: not made, no time was left" for interruption in certificate.not_run]
     lines.append(RULE)
-    verdict = certificate.verdict
-    if verdict is Verdict.EXACT:
-        lines.append("\n✅ EXACT: every interrupted run ended in the same bits as the undisturbed one")
-    elif verdict is Verdict.NOT_PROVEN and not any(
-        found.judgement.verdict is Verdict.NOT_PROVEN for found in certificate.interrupted
-    ):
-        lines.append(f"\n❌ {verdict}: {certificate.why_not_proven}")
-    else:
-        lines.append(f"\n❌ {verdict}")
+    tick = "✅" if certificate.exact else "❌"
+    lines.append(f"\n{tick} {certificate.verdict}: {conclusion(certificate)}")
     return "\n".join(lines)
+
+
+def conclusion(certificate: Certificate) -> str:
+    """The verdict in a sentence."""
+    found = [run.judgement.verdict for run in certificate.interrupted]
+    verdict = certificate.verdict
+    if verdict is Verdict.NOT_DETERMINISTIC and not found:
+        return "two undisturbed runs of the program differ"
+    if verdict is Verdict.NOT_PROVEN and verdict not in found:
+        return certificate.why_not_proven
+    if verdict is Verdict.EXACT:
+        return "every interrupted run ended in the same bits as the undisturbed one"
+    return f"{found.count(verdict)} of {len(found)} interruptions"
 
 
 def verdict_text(judgement: Judgement) -> str:

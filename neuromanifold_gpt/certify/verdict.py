@@ -152,6 +152,9 @@ def first_step(comparison: RunComparison, undisturbed: RunFiles) -> int | None:
 def _largest(
     leaves: Sequence[LeafDifference], metrics: Sequence[MetricDifference]
 ) -> tuple[float, float, float | None] | None:
+    leaves = [
+        leaf for leaf in leaves if leaf.largest_ulps is not None
+    ]  # whole numbers have no sizes that mean anything
     absolutes = [leaf.largest_absolute for leaf in leaves if leaf.largest_absolute is not None]
     relatives = [leaf.largest_relative for leaf in leaves if leaf.largest_relative is not None]
     ulps = [leaf.largest_ulps for leaf in leaves if leaf.largest_ulps is not None]
