@@ -2,12 +2,13 @@
 VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/
+EXAMPLES_VENV ?= .venv-examples
 # Two OpenMP threads beside another busy process slow down tenfold, and bits depend on their number.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test env lint types suite sixphase bench lock clean
+.PHONY: demo test env lint types suite sixphase certify bench lock clean
 
-demo: env ## Train, stop, resume, compare the files of both runs, then the six-phase test
+demo: env ## Train on real text, interrupt it three times, once in the middle of a save, and compare every bit
 	PATH="$(abspath $(VENV))/bin:$$PATH" OMP_NUM_THREADS=2 bash scripts/demo.sh
 
 test: env lint types suite ## Lint, types, the whole suite
@@ -34,6 +35,15 @@ suite: env
 sixphase: env ## The six-phase test alone
 	$(RUN)python test_training_resumption.py
 
+certify: $(EXAMPLES_VENV)/.complete ## The slow tests of certify, and what it says of the programs in examples/
+	$(EXAMPLES_VENV)/bin/pytest -q -m slow tests/certify
+
+$(EXAMPLES_VENV)/.complete: examples/requirements.txt requirements-cpu.lock pyproject.toml
+	$(PYTHON) -m venv $(EXAMPLES_VENV)
+	$(EXAMPLES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r examples/requirements.txt
+	$(EXAMPLES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
 bench: env ## Speed and memory of saving and loading, against torch.save and torch.load
 	$(RUN)python benchmarks/io/bench_io.py
 
@@ -42,4 +52,4 @@ lock: env ## Write what is installed into requirements-cpu.lock
 	mv requirements-cpu.lock.new requirements-cpu.lock
 
 clean:
-	rm -rf $(VENV) .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(EXAMPLES_VENV) .demo certify-report build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -172,19 +172,21 @@ def _compare_file(artifact: Artifact, other: Artifact | None, expected: RunFiles
         renamed = other.relative if other is not None and other.relative != artifact.relative else ""
         return FileComparison(artifact.relative, unit.name, step, state, renamed=renamed, **details)
 
-    if other is None:
-        return result("missing")
     try:
         tree = read_tree(artifact.path)
         has_tensors = any(isinstance(leaf, Tensor) for _, leaf in leaves(tree))
+        details = {"is_state": has_tensors or step is not None, "has_tensors": has_tensors}
+        if other is None:
+            return result("missing", **details)
         found = tree if same_bytes(artifact.path, other.path) else read_tree(other.path)
         differences, count = compare_trees(tree, found) if found is not tree else ([], sum(1 for _ in leaves(tree)))
     except UnreadableError as error:
+        if other is None:
+            return result("missing", is_state=step is not None)
         if same_bytes(artifact.path, other.path):
             return result("equal", is_state=b"\0" in artifact.path.read_bytes()[:_CHUNK_BYTES])
         return result("unreadable", reason=str(error))
     state = "different" if differences else "equal"
-    details = {"is_state": has_tensors or step is not None, "has_tensors": has_tensors}
     return result(state, leaves=count, differences=tuple(differences), **details)
 
 
@@ -242,7 +244,7 @@ class LeftOut:
 
     leaves: frozenset[tuple[str, str]] = frozenset()  # (file, path in it)
     metrics: frozenset[tuple[str, str]] = frozenset()
-    files: frozenset[str] = frozenset()  # unreadable ones
+    files: frozenset[str] = frozenset()  # unreadable ones, and ones that the second run did not write
 
     def without(self, comparison: RunComparison) -> RunComparison:
         """The comparison with everything left out that is to be, and differences of the clock and of bookkeeping."""
@@ -264,7 +266,7 @@ class LeftOut:
         )
 
     def _file(self, file: FileComparison) -> FileComparison | None:
-        if file.state == "unreadable" and file.relative in self.files:
+        if file.state in ("unreadable", "missing") and file.relative in self.files:
             return None
         kept = tuple(
             difference
@@ -282,7 +284,7 @@ def names_left_out(comparison: RunComparison) -> LeftOut:
     return LeftOut(
         leaves=frozenset((file.relative, leaf.path) for file in comparison.files for leaf in file.differences),
         metrics=frozenset((difference.source, difference.name) for difference in comparison.metric_differences),
-        files=frozenset(file.relative for file in comparison.files if file.state == "unreadable"),
+        files=frozenset(file.relative for file in comparison.files if file.state in ("unreadable", "missing")),
     )
 
 

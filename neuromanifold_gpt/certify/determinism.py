@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from neuromanifold_gpt.certify.compare import FileComparison, RunComparison
 from neuromanifold_gpt.certify.trees import LeafDifference, is_clock_name
@@ -61,9 +60,7 @@ def determinism(comparison: RunComparison) -> Determinism:
     ]
     if not state and any(file.is_state for file in comparison.files):
         metrics = []
-    missing = [
-        file.relative for file in comparison.files if file.state == "missing" and Path(file.relative).suffix != ".json"
-    ]
+    missing = [file.relative for file in comparison.files if file.state == "missing" and file.is_state]
     state.sort(key=lambda pair: pair[0].step if pair[0].step is not None else 1 << 62)
     metrics.sort(key=lambda difference: difference.step)
     differing = [f"step {each.step}: {each.name}: {each.expected!r} / {each.found!r}" for each in metrics[:5]]
@@ -79,6 +76,11 @@ def determinism(comparison: RunComparison) -> Determinism:
         if (file.relative, leaf.path) not in counted
     ]
     left_out += [f"{file.relative} (cannot be read)" for file in comparison.files if file.state == "unreadable"]
+    left_out += [
+        f"{file.relative} (of the first run alone)"
+        for file in comparison.files
+        if file.state == "missing" and not file.is_state
+    ]
     return Determinism(
         deterministic=not differing,
         first_step=min(steps, default=None),

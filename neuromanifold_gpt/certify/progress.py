@@ -32,6 +32,7 @@ class _Tail:
     offset: int = 0
     header: str | None = None
     rows: int = 0  # of a file that is read as a whole
+    anew: bool = False  # it was emptied or replaced, and nothing of its new content has been read yet
 
 
 @dataclass
@@ -136,9 +137,8 @@ class Progress:
             whole = path.suffix == ".json" or len(rows) < was
             self._note(source, rows if whole else rows[was:], anew=whole and known)
             return
-        anew = known and name != STDOUT and (status.st_ino != tail.inode or status.st_size < tail.offset)
-        if anew:
-            tail.inode, tail.offset, tail.header = status.st_ino, 0, None
+        if known and name != STDOUT and (status.st_ino != tail.inode or status.st_size < tail.offset):
+            tail.inode, tail.offset, tail.header, tail.anew = status.st_ino, 0, None, True
         if status.st_size <= tail.offset:
             return
         with path.open("rb") as file:
@@ -154,7 +154,8 @@ class Progress:
             rows = list(table_rows(text, path.suffix))
         else:
             rows = list(text_rows(text))
-        self._note(source, rows, anew=anew)
+        self._note(source, rows, anew=tail.anew)
+        tail.anew = tail.anew and not rows
 
     def _note(self, source: str, rows: list[Row], *, anew: bool) -> None:
         if not rows:
@@ -172,7 +173,7 @@ class Progress:
                 trained.first_at_most = min(highest, trained.first_at_most or highest)
             elif trained.first is None and trained.first_at_most is None:
                 trained.first = of_column[0].step
-            elif trained.first_at_most == trained.last and of_column[0].step == (trained.last or 0) + 1:
+            elif trained.first is None and trained.bursts == 2 and of_column[0].step == (trained.last or 0) + 1:
                 trained.first_at_most = of_column[0].step  # what was there anew had been kept, and now it grows
             trained.values.update((row.step, row.values[name]) for row in of_column)
             trained.last = of_column[-1].step

@@ -126,7 +126,7 @@ def _incomplete(comparison: RunComparison, undisturbed: RunFiles) -> list[str]:
     finals = (
         [file for file in comparison.files if file.step == last_step] if last_step is not None else comparison.files
     )
-    missing = [file for file in finals if file.state == "missing"]
+    missing = [file for file in finals if file.state == "missing" and file.is_state]
     if missing:
         problems.append(f"the last checkpoint is not there: {', '.join(file.relative for file in missing[:3])}")
     main = undisturbed.log.main_source
