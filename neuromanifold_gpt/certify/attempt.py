@@ -124,6 +124,7 @@ class Watcher:
             watch.close()
         attempt.noticed = progress.by_series
         attempt.watchable = progress.watchable()
+        attempt.read -= progress.own_reads
         interrupted_in_save = attempt.trigger is not None and attempt.trigger.during_save
         if attempt.outcome == FINISHED:
             attempt.half_written = []

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from neuromanifold_gpt.certify.attempt import FINISHED, INTERRUPTED, Attempt
 from neuromanifold_gpt.certify.command import Command
-from neuromanifold_gpt.certify.compare import LeftOut, RunComparison, RunFiles
+from neuromanifold_gpt.certify.compare import RunComparison, RunFiles
 from neuromanifold_gpt.certify.determinism import Determinism
 from neuromanifold_gpt.certify.diagnosis import Diagnosis
 from neuromanifold_gpt.certify.interruptions import Interruption, Plan
+from neuromanifold_gpt.certify.left_out import LeftOut
 from neuromanifold_gpt.certify.restarts import Restart
 from neuromanifold_gpt.certify.verdict import Judgement, Verdict, worst
 
@@ -98,7 +99,7 @@ class Certificate:
         if self.determinism is not None and not self.determinism.deterministic:
             return Verdict.NOT_DETERMINISTIC
         verdict = worst([run.judgement.verdict for run in self.interrupted])
-        resumed = any(restart.checkpoint is not None for run in self.interrupted for restart in run.restarts)
+        resumed = any(run.judgement.proves for run in self.interrupted)
         if verdict.severity <= Verdict.EQUAL_WITHIN.severity and (self.not_run or not resumed):
             return Verdict.NOT_PROVEN
         return verdict

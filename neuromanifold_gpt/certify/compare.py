@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from neuromanifold_gpt.certify.artifacts import (
     units_of,
 )
 from neuromanifold_gpt.certify.metrics import MetricLog, read_metrics
-from neuromanifold_gpt.certify.trees import LeafDifference, compare_trees, is_clock_name, leaves
+from neuromanifold_gpt.certify.trees import LeafDifference, compare_trees, leaves
 
 _CHUNK_BYTES = 1 << 20
 
@@ -126,6 +125,7 @@ class RunComparison:
     further_steps: dict[str, list[int]] = field(default_factory=dict)
     repeated_steps: dict[str, list[int]] = field(default_factory=dict)
     only_there: list[str] = field(default_factory=list)  # files of the second run alone
+    not_counted: list[str] = field(default_factory=list)  # what differs and is no state, by its name
 
 
 def compare_runs(expected: RunFiles, found: RunFiles) -> RunComparison:
@@ -236,62 +236,3 @@ def _compare_values(
 
 def _bits(value: float) -> bytes:
     return b"nan" if math.isnan(value) else struct.pack("d", value)
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """What two undisturbed runs do not agree upon, so that no conclusion can be drawn from it."""
-
-    leaves: frozenset[tuple[str, str]] = frozenset()  # (file, path in it)
-    metrics: frozenset[tuple[str, str]] = frozenset()
-    files: frozenset[str] = frozenset()  # unreadable ones, and ones that the second run did not write
-
-    def without(self, comparison: RunComparison) -> RunComparison:
-        """The comparison with everything left out that is to be, and differences of the clock and of bookkeeping."""
-        files = [self._file(file) for file in comparison.files]
-        kept = [
-            difference
-            for difference in comparison.metric_differences
-            if (difference.source, difference.name) not in self.metrics and not is_clock_name(difference.name)
-        ]
-        return RunComparison(
-            files=[file for file in files if file is not None],
-            metric_differences=kept,
-            compared_values=comparison.compared_values,
-            compared_series=comparison.compared_series - self.metrics,
-            missing_steps=comparison.missing_steps,
-            further_steps=comparison.further_steps,
-            repeated_steps=comparison.repeated_steps,
-            only_there=comparison.only_there,
-        )
-
-    def _file(self, file: FileComparison) -> FileComparison | None:
-        if file.state in ("unreadable", "missing") and file.relative in self.files:
-            return None
-        kept = tuple(
-            difference
-            for difference in file.differences
-            if (file.relative, difference.path) not in self.leaves
-            and not difference.is_clock
-            and not difference.is_bookkeeping
-        )
-        state = "equal" if file.state == "different" and not kept else file.state
-        return replace(file, state=state, differences=kept)
-
-
-def names_left_out(comparison: RunComparison) -> LeftOut:
-    """What differs between two undisturbed runs."""
-    return LeftOut(
-        leaves=frozenset((file.relative, leaf.path) for file in comparison.files for leaf in file.differences),
-        metrics=frozenset((difference.source, difference.name) for difference in comparison.metric_differences),
-        files=frozenset(file.relative for file in comparison.files if file.state in ("unreadable", "missing")),
-    )
-
-
-def differing_leaves(files: Iterable[FileComparison]) -> Mapping[str, list[LeafDifference]]:
-    """Differences by component."""
-    found: dict[str, list[LeafDifference]] = {}
-    for file in files:
-        for leaf in file.differences:
-            found.setdefault(leaf.component, []).append(leaf)
-    return found

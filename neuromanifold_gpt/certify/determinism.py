@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass, field
 
 from neuromanifold_gpt.certify.compare import FileComparison, RunComparison
-from neuromanifold_gpt.certify.trees import LeafDifference, is_clock_name
+from neuromanifold_gpt.certify.names import is_clock_name
+from neuromanifold_gpt.certify.trees import LeafDifference
 
 _QUALITY = re.compile(
     r"loss|acc|perplexity|ppl|grad_norm|reward|score|(^|[^a-z])lr([^a-z]|$)|learning_rate", re.IGNORECASE

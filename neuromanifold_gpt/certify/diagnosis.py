@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 
 from neuromanifold_gpt.certify.artifacts import read_tree
 from neuromanifold_gpt.certify.compare import FileComparison, MetricDifference, RunComparison, RunFiles
+from neuromanifold_gpt.certify.names import LEARNING_RATE, LOSS
 from neuromanifold_gpt.certify.restarts import Restart
 from neuromanifold_gpt.certify.trees import WEIGHTS, LeafDifference, component_of, leaves
 
-LEARNING_RATE = re.compile(r"(^|[^a-z])(lr|learning_?rate)([^a-z]|$)", re.IGNORECASE)
-LOSS = re.compile(r"loss|acc|perplexity|ppl|norm|reward|error|score|bleu|f1", re.IGNORECASE)
 _COUNTERS = re.compile(r"(^|/)(step|_step_count|last_epoch|num_batches_tracked)$")
 
 

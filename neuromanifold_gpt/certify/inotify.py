@@ -14,10 +14,10 @@ from pathlib import Path
 
 from neuromanifold_gpt.certify.errors import CertifyError
 
-_MODIFY, _CLOSE_WRITE, _CLOSE_NOWRITE = 0x2, 0x8, 0x10
+_ACCESS, _MODIFY, _CLOSE_WRITE, _CLOSE_NOWRITE = 0x1, 0x2, 0x8, 0x10
 _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x40, 0x80, 0x100, 0x200
 _OVERFLOW, _IS_DIRECTORY = 0x4000, 0x40000000
-_WATCHED = _MODIFY | _CLOSE_WRITE | _CLOSE_NOWRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE
+_WATCHED = _ACCESS | _MODIFY | _CLOSE_WRITE | _CLOSE_NOWRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE
 _HEADER = struct.Struct("iIII")
 _BUFFER_BYTES = 1 << 20
 
@@ -27,7 +27,7 @@ class Happened:
     """What happened since the last look: paths relative to the watched directory."""
 
     changed: dict[str, None] = field(default_factory=dict)  # in order; created, written or moved here
-    read: set[str] = field(default_factory=set)  # opened for reading only, and closed again
+    read: set[str] = field(default_factory=set)  # read from, or opened for reading only and closed again
     overflowed: bool = False  # the kernel dropped events
 
 
@@ -72,7 +72,7 @@ class TreeWatch:
             if mask & _IS_DIRECTORY:
                 if mask & (_CREATE | _MOVED_TO):
                     self._add(path, happened)
-            elif mask & _CLOSE_NOWRITE:
+            elif mask & (_ACCESS | _CLOSE_NOWRITE):
                 happened.read.add(path)
             elif name and mask & (_MODIFY | _CLOSE_WRITE | _CREATE | _MOVED_TO):
                 happened.changed[path] = None

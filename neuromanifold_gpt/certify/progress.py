@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,8 @@ class Trained:
         first_at_most: the same where a log was written anew as a whole, which tells only a bound.
         bursts: in how many looks rows were noticed; a log that is written at the end has one.
         values: the newest value of each step.
+        noticed_sec: when each step was first noticed, on the monotonic clock.
+        unit: what the steps count.
     """
 
     last: int | None = None
@@ -52,6 +55,13 @@ class Trained:
     first_at_most: int | None = None
     bursts: int = 0
     values: dict[int, float] = field(default_factory=dict)
+    noticed_sec: dict[int, float] = field(default_factory=dict)
+    unit: str = "step"
+
+    def seconds_between(self, first: int, last: int) -> float:
+        """How long it took from one step to another, as far as they were noticed apart."""
+        times = [sec for step, sec in self.noticed_sec.items() if first <= step <= last]
+        return max(times) - min(times) if times else 0.0
 
     @property
     def is_live(self) -> bool:
@@ -72,7 +82,7 @@ class Progress:
         self._stdout = stdout
         self._tails: dict[str, _Tail] = {STDOUT: _Tail()}
         self.by_series: dict[Series, Trained] = {}
-        self._units: dict[str, str] = {}
+        self.own_reads: set[str] = set()  # histories in JSON, read as a whole while the program runs
         self._no_logs: set[str] = set()  # JSON files that turned out to be no history
         for path in out.rglob("*"):
             relative = str(path.relative_to(out))
@@ -92,7 +102,7 @@ class Progress:
     def watchable(self) -> Series | None:
         """The metric that follows training most closely while it runs; ``None`` if none does."""
         live = [series for series, trained in self.by_series.items() if trained.is_live]
-        by_step = [series for series in live if self._units.get(series[0]) == "step"] or live
+        by_step = [series for series in live if self.by_series[series].unit == "step"] or live
         return max(
             by_step, key=lambda series: (len(self.by_series[series].values), is_by_line(series[0])), default=None
         )
@@ -132,6 +142,7 @@ class Progress:
         by_line = name == STDOUT or path.suffix in _BY_LINE
         if not by_line:
             rows = rows_of(path)
+            self.own_reads.add(name)
             was, tail.rows = tail.rows, len(rows)
             self._remember_if_no_log(name, len(rows))
             whole = path.suffix == ".json" or len(rows) < was
@@ -160,13 +171,13 @@ class Progress:
     def _note(self, source: str, rows: list[Row], *, anew: bool) -> None:
         if not rows:
             return
-        self._units.setdefault(source, rows[0].unit)
+        now_sec = time.monotonic()
         columns: dict[str, list[Row]] = {}
         for row in rows:
             for name in row.values:
                 columns.setdefault(name, []).append(row)
         for name, of_column in columns.items():
-            trained = self.by_series.setdefault((source, name), Trained())
+            trained = self.by_series.setdefault((source, name), Trained(unit=rows[0].unit))
             trained.bursts += 1
             highest = max(row.step for row in of_column)
             if anew:
@@ -176,4 +187,6 @@ class Progress:
             elif trained.first is None and trained.bursts == 2 and of_column[0].step == (trained.last or 0) + 1:
                 trained.first_at_most = of_column[0].step  # what was there anew had been kept, and now it grows
             trained.values.update((row.step, row.values[name]) for row in of_column)
+            for row in of_column:
+                trained.noticed_sec.setdefault(row.step, now_sec)
             trained.last = of_column[-1].step

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuromanifold_gpt.certify.certificate import Certificate, InterruptedRun
-from neuromanifold_gpt.certify.diagnosis import LEARNING_RATE, LOSS
 from neuromanifold_gpt.certify.metrics import MetricLog, Series
-from neuromanifold_gpt.certify.trees import is_clock_name
+from neuromanifold_gpt.certify.names import LEARNING_RATE, LOSS, is_clock_name
 
 MAX_RUNS = 6
 # Each stands for a variable of the style sheet, which has a light and a dark value for it.

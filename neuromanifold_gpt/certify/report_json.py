@@ -90,6 +90,7 @@ def _interrupted(found: InterruptedRun, command: Command) -> dict[str, Any]:
     return {
         "interruption": str(found.run.interruption),
         "verdict": str(judgement.verdict),
+        "proves_a_resume": judgement.proves,
         "reasons": judgement.reasons,
         "notes": judgement.notes,
         "first_step": judgement.first_step,

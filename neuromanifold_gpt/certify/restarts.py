@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-from neuromanifold_gpt.certify.attempt import INTERRUPTED, Attempt
-from neuromanifold_gpt.certify.compare import LeftOut, RunFiles
+from neuromanifold_gpt.certify.attempt import FAILED, INTERRUPTED, Attempt
+from neuromanifold_gpt.certify.compare import RunFiles
+from neuromanifold_gpt.certify.left_out import LeftOut
+from neuromanifold_gpt.certify.metrics import Series
+from neuromanifold_gpt.certify.names import LEARNING_RATE, LOSS, is_clock_name
 from neuromanifold_gpt.certify.saves import SavedCheckpoint
-from neuromanifold_gpt.certify.trees import is_clock_name
 
+_MIN_TRAINING_SEC = 0.05
+_TRAINING_SHARE = 0.3  # of the time that the undisturbed run needed: steps that came so slowly were trained
 _SAME_KIND = 0.9  # of the leaves of the fullest checkpoint: a file of weights alone cannot be resumed from
 
 
@@ -54,15 +57,28 @@ class Restart:
 
 
 class RestartReader:
-    """Reads restarts in the light of the undisturbed run."""
+    """Reads restarts in the light of the undisturbed run.
 
-    def __init__(self, undisturbed: RunFiles, left_out: LeftOut) -> None:
+    Args:
+        undisturbed: its files.
+        attempt: its one start, as it was watched.
+        left_out: what is not deterministic.
+    """
+
+    def __init__(self, undisturbed: RunFiles, attempt: Attempt, left_out: LeftOut) -> None:
         self._left_out = left_out
+        self._undisturbed = attempt
         self._main = undisturbed.log.main_series
         self._steps = undisturbed.log.main_steps()
         self._values = undisturbed.log.values
         saved = [step for unit in undisturbed.units if (step := undisturbed.step_of(unit)) is not None]
         last = self._steps[-1] if self._steps else 0
+        # Other columns, such as those of stdout, that follow the same steps.
+        self._alike = [
+            series
+            for series, trained in attempt.noticed.items()
+            if trained.unit == "step" and trained.last == last and 2 * len(trained.values) >= len(self._steps) > 0
+        ]
         # Checkpoints may be numbered by epochs while the log counts steps.
         self._on_scale = bool(saved) and 0.5 * last <= max(saved) <= last + 2
 
@@ -70,9 +86,11 @@ class RestartReader:
         """Every interruption of a run, with what followed it."""
         saved_at: dict[str, int | None] = {}
         found = []
-        for attempt, following in pairwise(attempts):
+        for number, attempt in enumerate(attempts[:-1]):
             saved_at.update(attempt.saved_at)
             if attempt.outcome == INTERRUPTED:
+                later = [one for one in attempts[number + 1 :] if one.outcome != FAILED]
+                following = later[0] if later else attempts[number + 1]
                 found.append(self._restart(attempt, following, saved_at))
         return found
 
@@ -84,6 +102,9 @@ class RestartReader:
         read = tuple(sorted(following.read & (existing | set(saved_at))))
         first, is_bound = self._first(following)
         torn = {half.relative for half in attempt.half_written if half.why == "torn"}
+        again = is_bound and step is not None and bool(self._steps) and self._trained_through(following, step)
+        if again and first is not None:
+            first, is_bound = min(first, *following.trained(self._main).values), False
         usable = first is not None and step is not None and not (is_bound and read)
         behind = usable and first is not None and step is not None and first <= step - 1
         started_over = checkpoint is not None and not read and following.reads_are_complete
@@ -126,23 +147,48 @@ class RestartReader:
         return max(noticed, default=None)
 
     def _first(self, following: Attempt) -> tuple[int | None, bool]:
+        """The first step trained: from the main log, else from another that grew line by line, else a bound."""
         trained = following.trained(self._main)
         if trained.first is not None:
             return trained.first, False
+        for series in self._alike:
+            if (first := following.trained(series).first) is not None:
+                return first, False
         return trained.first_at_most, True
+
+    def _trained_through(self, following: Attempt, checkpoint_step: int) -> bool:
+        """Whether the steps up to a checkpoint came one after another, as only training makes them.
+
+        A log that is written anew has them too, all at once, where the program keeps what it had logged before.
+        """
+        first, last = self._steps[0], checkpoint_step - 1
+        undisturbed_sec = self._undisturbed.trained(self._main).seconds_between(first, last)
+        found_sec = following.trained(self._main).seconds_between(first, last)
+        return undisturbed_sec > _MIN_TRAINING_SEC and found_sec > _TRAINING_SHARE * undisturbed_sec
 
     def _as_undisturbed(self, following: Attempt, step: int) -> bool:
         """Whether the first step logged after the restart was the undisturbed run's step of that number."""
         return step not in self.unlike_undisturbed(following)
 
     def unlike_undisturbed(self, attempt: Attempt) -> list[int]:
-        """The steps of an attempt whose logged values are not the undisturbed run's."""
-        unlike = set()
+        """The steps of an attempt at which a logged loss, or what is like one, is not the undisturbed run's."""
+        return sorted(
+            {
+                step
+                for series, step in self._unlike(attempt)
+                if LOSS.search(series[1]) or LEARNING_RATE.search(series[1])
+            }
+        )
+
+    def unsteady(self, attempt: Attempt) -> set[Series]:
+        """Other metrics that differ in it: of an attempt that nothing had disturbed, they tell nothing."""
+        return {series for series, _ in self._unlike(attempt)}
+
+    def _unlike(self, attempt: Attempt) -> Iterator[tuple[Series, int]]:
         for series, trained in attempt.noticed.items():
             if series in self._left_out.metrics or is_clock_name(series[1]):
                 continue
             for step, value in trained.values.items():
                 expected = self._values.get(series, {}).get(step)
                 if expected is not None and value == value and value not in expected:
-                    unlike.add(step)
-        return sorted(unlike)
+                    yield series, step

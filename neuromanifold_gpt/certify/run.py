@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from neuromanifold_gpt.certify.attempt import (
@@ -20,11 +21,12 @@ from neuromanifold_gpt.certify.attempt import (
 )
 from neuromanifold_gpt.certify.certificate import Certificate, InterruptedRun, Observer, Run, Settings
 from neuromanifold_gpt.certify.command import require_linux
-from neuromanifold_gpt.certify.compare import compare_runs, names_left_out
+from neuromanifold_gpt.certify.compare import compare_runs
 from neuromanifold_gpt.certify.determinism import determinism
 from neuromanifold_gpt.certify.diagnosis import Diagnoser, Diagnosis, better
 from neuromanifold_gpt.certify.errors import CommandFailedError, PlanError
 from neuromanifold_gpt.certify.interruptions import Interruption, Trigger
+from neuromanifold_gpt.certify.left_out import names_left_out
 from neuromanifold_gpt.certify.metrics import Series
 from neuromanifold_gpt.certify.restarts import RestartReader
 from neuromanifold_gpt.certify.saves import ExpectedSaves
@@ -84,7 +86,7 @@ class Certification:
         if found.determinism is not None and found.determinism.deterministic:
             interruptions = self._planned()
             self._observer.planned(len(interruptions) + 2)
-            reader = RestartReader(found.undisturbed[0].files, found.left_out)
+            reader = RestartReader(found.undisturbed[0].files, found.undisturbed[0].attempts[0], found.left_out)
             for number, interruption in enumerate(interruptions, start=1):
                 if time.monotonic() > self._deadline_sec:
                     found.not_run = interruptions[number - 1 :]
@@ -185,7 +187,8 @@ class Certification:
         found = self.certificate
         undisturbed = found.undisturbed[0].files
         restarts = reader.read(run.attempts)
-        comparison = found.left_out.without(compare_runs(undisturbed, run.files)) if run.finished else None
+        left_out = replace(found.left_out, metrics=found.left_out.metrics | reader.unsteady(run.attempts[0]))
+        comparison = left_out.without(compare_runs(undisturbed, run.files)) if run.finished else None
         judgement = judge(run.attempts, restarts, comparison, undisturbed, reader, self._settings.tolerance)
         diagnosis = None
         if comparison is not None and judgement.verdict in (Verdict.DIVERGED, Verdict.EQUAL_WITHIN):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from neuromanifold_gpt.certify.inert_pickle import Inert
+from neuromanifold_gpt.certify.names import is_bookkeeping_name, is_clock_name
 
 # In this order: what comes earlier in a training step, and so explains what comes later, is named first.
 _COMPONENTS: tuple[tuple[str, str], ...] = (
@@ -28,16 +29,6 @@ _COMPONENTS: tuple[tuple[str, str], ...] = (
     ("position in the loop", r"loops|(^|[/_])(global_step|step|steps|iter|iter_num|epoch|iteration)$"),
 )
 WEIGHTS = "weights"
-_CLOCK = re.compile(
-    r"(^|[^a-z])(time|times|timestamp|runtime|wall\w*|seconds|secs?|ms|millis\w*|elapsed|duration|date|datetime|"
-    r"throughput|fps|speed|mfu|saved_at|created\w*|\w*_at|dt|\w*per_s(ec(ond)?)?)([^a-z]|$)|_(ms|sec|secs|seconds|time)$|(^|[^a-z])eta$|/s$",
-    re.IGNORECASE,
-)
-_BOOKKEEPING = re.compile(
-    r"(^|[^a-z])(restarts?|restarted|resum\w*|attempts?|run_?id|uuid|pid|host\w*|session|user|argv|cmd|command|git\w*|"
-    r"init_from|start_(step|iter|epoch))([^a-z]|$)",
-    re.IGNORECASE,
-)
 _MIN_ARRAY = 8  # a list of so many numbers is looked at as a tensor
 _ABSENT = object()
 
@@ -77,18 +68,13 @@ class LeafDifference:
     def is_bookkeeping(self) -> bool:
         """Whether, by its name, it tells how the run was started rather than its state."""
         last = self.path.rpartition("/")[2]
-        return not self.is_tensor and (self.component == "settings" or bool(_BOOKKEEPING.search(last)))
+        return not self.is_tensor and (self.component == "settings" or is_bookkeeping_name(last))
 
     def within(self, relative: float) -> bool:
         """Whether the difference is at most ``relative`` of the tensor's largest magnitude."""
         if self.largest_absolute is None or not math.isfinite(self.largest_absolute):
             return False
         return self.largest_ulps is not None and self.largest_absolute <= relative * self.scale
-
-
-def is_clock_name(name: str) -> bool:
-    """Whether a metric or value of this name depends on the clock."""
-    return bool(_CLOCK.search(name))
 
 
 def component_of(path: str) -> str:

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from neuromanifold_gpt.certify.attempt import FAILED, FINISHED, INTERRUPTED, OUT_OF_TIME, STALLED, Attempt
 from neuromanifold_gpt.certify.compare import MetricDifference, RunComparison, RunFiles
+from neuromanifold_gpt.certify.names import LOSS
 from neuromanifold_gpt.certify.restarts import Restart, RestartReader
 from neuromanifold_gpt.certify.trees import LeafDifference
 
@@ -42,6 +43,7 @@ class Judgement:
         reasons: what led to it, in sentences.
         notes: what else is worth knowing, and does not count.
         first_step: the first step at which something differs; ``None`` if nothing does.
+        proves: whether training was seen to go on from a checkpoint, and something that came after it was compared.
         within: largest absolute and relative difference and distance in units of the last place, where values differ.
     """
 
@@ -49,6 +51,7 @@ class Judgement:
     reasons: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     first_step: int | None = None
+    proves: bool = False
     within: tuple[float, float, float | None] | None = None
 
 
@@ -81,7 +84,41 @@ def judge(
             first_step=before[0],
         )
     judgement.notes += _notes(attempts, restarts, comparison)
-    return _with_restarts(judgement, restarts)
+    _with_restarts(judgement, restarts)
+    resumed = any(restart.checkpoint is not None for restart in restarts)
+    judgement.proves = resumed and _compared_afterwards(attempts, restarts, comparison, undisturbed)
+    if judgement.verdict is Verdict.EXACT and resumed and not judgement.proves:
+        saved = [file.step for file in comparison.files if file.step is not None]
+        if saved and restarts[-1].checkpoint_step == max(saved):
+            judgement.notes.append(
+                "the last checkpoint was there already when it was interrupted: nothing was left to do"
+            )
+        else:
+            judgement.verdict = Verdict.NOT_PROVEN
+            judgement.reasons.append("nothing that could be compared was saved or logged after the restart")
+    return judgement
+
+
+def _compared_afterwards(
+    attempts: Sequence[Attempt], restarts: Sequence[Restart], comparison: RunComparison, undisturbed: RunFiles
+) -> bool:
+    """Whether a checkpoint or a loss that came after the last interruption is among what was compared."""
+    last = max(index for index, attempt in enumerate(attempts) if attempt.outcome == INTERRUPTED)
+    later = attempts[last + 1 :]
+    saved = {relative for attempt in later for relative in attempt.saved_at}
+    if any(
+        file.is_state and file.state != "missing" and (file.renamed or file.relative) in saved
+        for file in comparison.files
+    ):
+        return True
+    behind = restarts[-1].checkpoint_step or 0
+    return any(
+        step > behind and step in undisturbed.log.values[series]
+        for attempt in later
+        for series, trained in attempt.noticed.items()
+        if series in comparison.compared_series and LOSS.search(series[1])
+        for step in trained.values
+    )
 
 
 def _unfinished(last: Attempt, restarts: Sequence[Restart]) -> Judgement:
@@ -163,14 +200,14 @@ def _largest(
     return (max(absolutes), max(relatives), max(ulps, default=None)) if absolutes and relatives else None
 
 
-def _with_restarts(judgement: Judgement, restarts: Sequence[Restart]) -> Judgement:
+def _with_restarts(judgement: Judgement, restarts: Sequence[Restart]) -> None:
     """What the restarts add: work that was lost, and training that began anew."""
     for restart in restarts:
         name = restart.checkpoint.name if restart.checkpoint is not None else ""
         if restart.started_over:
             judgement.verdict = Verdict.DOES_NOT_RESUME
             judgement.reasons.insert(0, f"started again, it began anew, although {name} was there and whole")
-            return judgement
+            return
         if restart.destroyed:
             reason = "the interrupted save had begun by overwriting the only checkpoint: all work was lost"
         elif restart.lost_steps:
@@ -186,7 +223,6 @@ def _with_restarts(judgement: Judgement, restarts: Sequence[Restart]) -> Judgeme
     if judgement.verdict is Verdict.EXACT and not all(_is_clear(restart) for restart in restarts):
         judgement.verdict = Verdict.NOT_PROVEN
         judgement.reasons.append("whether it resumed or began anew could not be told from what it logged or read")
-    return judgement
 
 
 def _is_clear(restart: Restart) -> bool:
@@ -205,6 +241,8 @@ def _notes(attempts: Sequence[Attempt], restarts: Sequence[Restart], comparison:
     for source, steps in comparison.repeated_steps.items():
         if steps:
             notes.append(f"{source}: {len(steps)} steps are there more than once, from step {steps[0]}")
+    if comparison.not_counted:
+        notes.append(f"differs and does not count, by its name: {', '.join(comparison.not_counted[:5])}")
     missing = [file.relative for file in comparison.files if file.state == "missing"]
     if missing:
         notes.append(f"checkpoints of the undisturbed run alone: {', '.join(missing[:5])}")

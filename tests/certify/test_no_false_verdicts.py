@@ -126,7 +126,7 @@ CORRECT = {
     "times, hosts, counts of starts in its files": {
         "setup": JSON_SAVES + JSONL,
         "started": "EXTRA = {'saved_at': time.time(), 'host': os.uname().nodename, 'pid': os.getpid(),"
-        " 'resumed': step > 0, 'attempt': 1 + (state is not None), 'config': {'init_from': 'resume' if state else 'scratch'}}",
+        " 'resumed': step > 0, 'attempt': 1 + bool(state), 'config': {'init_from': 'resume' if state else 'new'}}",
     },
     "binary and text files that tell how it ran": {
         "setup": JSON_SAVES + JSONL,
@@ -175,6 +175,29 @@ def test_one_that_is_over_before_it_can_be_interrupted_is_not_proven(tmp_path: P
     certificate = certified(tmp_path, command)
     assert certificate.verdict is Verdict.NOT_PROVEN
     assert certificate.interrupted[0].run.tries == 3
+
+
+def test_one_that_reads_its_checkpoint_and_begins_anew_all_the_same_does_not_resume(tmp_path: Path):
+    """Its bytes are equal, and its log is written anew as by one that keeps the rows behind a checkpoint."""
+    setup = JSON_SAVES + "state_of = load\ndef load(): state_of()\n"
+    certificate = certified(tmp_path, program(tmp_path, setup + CUT_CSV, started=CUT), at_steps=[22])
+    assert certificate.interrupted[0].restarts[0].read
+    assert certificate.verdict is Verdict.DOES_NOT_RESUME, told(certificate)
+
+
+def test_one_that_neither_saves_nor_logs_after_its_restart_is_not_proven(tmp_path: Path):
+    setup = JSON_SAVES + JSONL.replace("def log(step, loss):", "def log(step, loss):\n    if step > 17: return")
+    setup = setup.replace("def save(state):", "def save(state):\n    if state['step'] > 15: return")
+    setup += "resumed = (out / 'state.json').exists()\nlog_any = log\n"
+    setup += "def log(step, loss):\n    if not resumed: log_any(step, loss)\n"
+    certificate = certified(tmp_path, program(tmp_path, setup, restore="momentum = [0.0] * 9"), at_steps=[17])
+    assert certificate.verdict is Verdict.NOT_PROVEN, told(certificate)
+
+
+def test_one_that_finishes_in_spite_of_sigterm_proves_nothing(tmp_path: Path):
+    ignoring = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    certificate = certified(tmp_path, program(tmp_path, JSON_SAVES + JSONL, started=ignoring), signals=["TERM"])
+    assert certificate.verdict is Verdict.NOT_PROVEN, told(certificate)
 
 
 def test_a_file_of_unknown_form_with_other_bytes_is_never_equal(tmp_path: Path):
