@@ -6,7 +6,7 @@ EXAMPLES_VENV ?= .venv-examples
 # Two OpenMP threads beside another busy process slow down tenfold, and bits depend on their number.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test env lint types suite sixphase certify bench lock clean
+.PHONY: demo test env lint types suite browser sixphase certify bench lock clean
 
 demo: env ## Train on real text, interrupt it three times, once in the middle of a save, and compare every bit
 	PATH="$(abspath $(VENV))/bin:$$PATH" OMP_NUM_THREADS=2 bash scripts/demo.sh
@@ -29,13 +29,17 @@ lint: env
 types: env
 	$(RUN)mypy
 
-suite: env
+suite: env browser
 	$(RUN)pytest -q -m "not slow"
+
+browser: ## Chromium, with which the HTML report is tested; without it those tests are skipped
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get install -qq -y --no-install-recommends chromium >/dev/null 2>&1; } \
+		|| echo "chromium is missing, and cannot be installed: the tests of report.html will be skipped"
 
 sixphase: env ## The six-phase test alone
 	$(RUN)python test_training_resumption.py
 
-certify: $(EXAMPLES_VENV)/.complete ## The slow tests of certify, and what it says of the programs in examples/
+certify: $(EXAMPLES_VENV)/.complete browser ## The slow tests of certify, and what it says of the programs in examples/
 	$(EXAMPLES_VENV)/bin/pytest -q -m slow tests/certify
 
 $(EXAMPLES_VENV)/.complete: examples/requirements.txt requirements-cpu.lock pyproject.toml

@@ -49,6 +49,9 @@ _SAFETENSORS_DTYPES = {
 }
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_TEXT_BYTES = 65536
+_BINARY = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".npz", ".npy", ".safetensors", ".tar", ".h5", ".dat")
+_TORCH_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+_CONTROLS = {chr(number) for number in range(32)} - set("\t\n\r")
 _RENAMED_PER_START = re.compile(r"version_\d+|-v\d+(?=\.)|\d{4}-\d\d-\d\d|\d\d-\d\d-\d\d|\d{8,}")
 
 
@@ -179,8 +182,12 @@ def read_tree(path: Path) -> Any:
             return _zip_archive(path)
         if beginning[:1] == b"\x80":
             return _torch_or_pickle(path)
-        if path.stat().st_size <= _MAX_TEXT_BYTES and b"\0" not in (content := path.read_bytes()):
-            return content.decode()  # such as a file "latest" that names a checkpoint
+        if not beginning:
+            raise UnreadableError(f"{path.name}: it is empty")
+        if path.suffix not in _BINARY and path.stat().st_size <= _MAX_TEXT_BYTES:
+            text = path.read_bytes().decode()
+            if text.isprintable() or not set(text) & _CONTROLS:
+                return text  # such as a file "latest" that names a checkpoint
     except UnreadableError:
         raise
     except Exception as error:  # a torn or hostile file can raise nearly anything
@@ -212,7 +219,10 @@ def _torch_or_pickle(path: Path, *, mmap: bool = False) -> Any:
             if mmap:
                 raise
         with path.open("rb") as file:  # a pickle that torch.save did not write
-            return inert_pickle.load(file)
+            tree = inert_pickle.load(file)
+            if file.read(1) or tree == _TORCH_MAGIC_NUMBER:  # what torch.save writes has several, one behind another
+                raise UnreadableError(f"{path.name}: more data follows than one pickle, or torch.save's is torn")
+            return tree
 
 
 def _safetensors(path: Path) -> dict[str, torch.Tensor]:

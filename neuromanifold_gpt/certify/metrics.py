@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from neuromanifold_gpt.certify.names import LOSS
+
 _STEP_NAMES = (
     *("global_step", "step", "steps", "iteration", "iter", "iter_num", "it", "trainer/global_step", "_step"),
     *("train_step", "train/step", "train/global_step", "current_step", "update", "updates", "num_updates", "n_iter"),
@@ -73,7 +75,7 @@ class MetricLog:
     def main_series(self) -> Series | None:
         """The metric that follows training most closely: the one with the most steps, a log of lines if in doubt."""
         by_step = [series for series in self.values if self.units[series[0]] == "step"] or list(self.values)
-        return max(by_step, key=lambda series: (len(self.values[series]), is_by_line(series[0])), default=None)
+        return max(by_step, key=lambda series: (len(self.values[series]), *fitness(series)), default=None)
 
     @property
     def main_source(self) -> str | None:
@@ -93,6 +95,11 @@ def is_metric_file(relative: str) -> bool:
 def is_by_line(relative: str) -> bool:
     """Whether a log grows line by line, so that what was added by whom can be told."""
     return Path(relative).suffix in (".csv", ".tsv", ".jsonl", ".ndjson")
+
+
+def fitness(series: Series) -> tuple[bool, bool]:
+    """Which of two metrics with as many steps follows training better: one in a log of lines, one that is a loss."""
+    return is_by_line(series[0]), bool(LOSS.search(series[1]))
 
 
 def is_text_log(relative: str) -> bool:

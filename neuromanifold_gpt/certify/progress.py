@@ -11,7 +11,7 @@ from neuromanifold_gpt.certify.artifacts import is_artifact_name, step_in_path, 
 from neuromanifold_gpt.certify.metrics import (
     Row,
     Series,
-    is_by_line,
+    fitness,
     is_metric_file,
     rows_of,
     source_of,
@@ -103,9 +103,7 @@ class Progress:
         """The metric that follows training most closely while it runs; ``None`` if none does."""
         live = [series for series, trained in self.by_series.items() if trained.is_live]
         by_step = [series for series in live if self.by_series[series].unit == "step"] or live
-        return max(
-            by_step, key=lambda series: (len(self.by_series[series].values), is_by_line(series[0])), default=None
-        )
+        return max(by_step, key=lambda series: (len(self.by_series[series].values), *fitness(series)), default=None)
 
     def trained(self, series: Series | None) -> Trained:
         """What is known from one metric."""

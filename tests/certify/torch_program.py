@@ -95,12 +95,14 @@ def in_a_child(directory, name, out, bug, until=STEPS):
         assert os.waitpid(child, 0)[1] == 0, name
         return
     [trace] = [hook.__self__ for hook in torch.nn.modules.module._global_forward_pre_hooks.values()]
+    trace._record = {}
     trace._path = str(directory / name / "rank0-1.jsonl")
     train(out, bug, until)
     os._exit(0)
 
 
 def each(directory, bugs):
+    Training().train_step()  # what torch imports with its first step is imported once
     out = directory / "out"
     out.mkdir()
     in_a_child(directory, "before", out, "", 10)
