@@ -50,6 +50,7 @@ class Attempt:
         half_written: files in the middle of a save when it ended.
         whole: checkpoints that were whole when it ended.
         saved_at: for each checkpoint saved, the step noticed when its last byte came.
+        first_saved_sec: when, since the start, the first file was saved.
         read: files that it opened for reading.
     """
 
@@ -66,6 +67,7 @@ class Attempt:
     half_written: list[HalfWritten] = field(default_factory=list)
     whole: list[SavedCheckpoint] = field(default_factory=list)
     saved_at: dict[str, int | None] = field(default_factory=dict)
+    first_saved_sec: float | None = None
     read: set[str] = field(default_factory=set)
     reads_are_complete: bool = True
 
@@ -148,6 +150,8 @@ class Watcher:
             exit_code = running.exit_code
             happened = watch.wait(_LOOK_SEC)
             self._take_in(attempt, happened, progress, changed)
+            if attempt.saved_at and attempt.first_saved_sec is None:
+                attempt.first_saved_sec = time.monotonic() - started_sec
             if exit_code is not None:
                 attempt.exit_code = exit_code
                 attempt.outcome = FINISHED if exit_code == 0 else FAILED

@@ -39,7 +39,7 @@ class Trigger:
             return replace(self, patience=min(tries, 2))
         if self.step is not None:
             return replace(self, step=max(1, int(self.step * (0.8, 0.5)[min(tries, 2) - 1])))
-        return replace(self, after_sec=(self.after_sec or 0.0) * 0.7)
+        return replace(self, after_sec=(self.after_sec or 0.0) * 0.9)
 
     def later(self) -> Trigger:
         """A little later, where the program was hit at a moment from which it does not recover."""
@@ -94,27 +94,33 @@ class Plan:
         """Whether nothing was asked for."""
         return not (self.at_steps or self.at_random or self.during_save or self.every_step)
 
-    def interruptions(self, steps: Sequence[int], first_save: int | None, duration_sec: float) -> list[Interruption]:
+    def interruptions(
+        self, steps: Sequence[int], first_save: int | None, window_sec: tuple[float, float]
+    ) -> list[Interruption]:
         """The runs to interrupt.
 
         Args:
             steps: the steps that could be noticed while the undisturbed run ran, in order; empty if none could.
             first_save: the step at which its first checkpoint was there; random steps lie behind it.
-            duration_sec: how long it took.
+            window_sec: from when on it was saving, and until when it ran, for programs whose steps cannot be noticed.
         """
         choice = random.Random(self.seed)
-        planned: list[tuple[Trigger, ...]] = [(Trigger(step=step),) * self.times for step in self.at_steps]
+        planned: list[tuple[Trigger, ...]] = [
+            (Trigger(step=step),) * self.times if steps else self._random(choice, steps, None, window_sec)
+            for step in self.at_steps
+        ]
         if self.every_step:
             planned += [(Trigger(step=step),) * self.times for step in steps[:-1]]
-        planned += [self._random(choice, steps, first_save, duration_sec) for _ in range(self.at_random)]
+        planned += [self._random(choice, steps, first_save, window_sec) for _ in range(self.at_random)]
         planned += [(Trigger(during_save=True),) * self.times for _ in range(self.during_save)]
         return [Interruption(triggers, name) for triggers in planned for name in self.signal_names]
 
     def _random(
-        self, choice: random.Random, steps: Sequence[int], first_save: int | None, duration_sec: float
+        self, choice: random.Random, steps: Sequence[int], first_save: int | None, window_sec: tuple[float, float]
     ) -> tuple[Trigger, ...]:
         late = [step for step in steps[:-1] if first_save is None or step > first_save] or list(steps[:-1])
         if not late:
-            times = sorted(choice.uniform(0.2, 0.9) * duration_sec for _ in range(self.times))
+            begin, end = window_sec
+            times = [begin + choice.uniform(0.1, 0.8) * (end - begin) for _ in range(self.times)]
             return tuple(Trigger(after_sec=time) for time in times)
         return tuple(Trigger(step=step) for step in sorted(choice.choices(late, k=self.times)))

@@ -128,11 +128,12 @@ class Certification:
 
     def _planned(self) -> list[Interruption]:
         if not self.certificate.undisturbed:
-            return self._settings.plan.interruptions([], None, 1.0)
+            return self._settings.plan.interruptions([], None, (0.0, 1.0))
         attempt = self.certificate.undisturbed[0].attempts[0]
         steps = sorted(attempt.trained(self._series).values)
+        window_sec = attempt.first_saved_sec or 0.5 * attempt.duration_sec, attempt.duration_sec
         saves = [step for step in attempt.saved_at.values() if step is not None]
-        return self._settings.plan.interruptions(steps, min(saves, default=None), attempt.duration_sec)
+        return self._settings.plan.interruptions(steps, min(saves, default=None), window_sec)
 
     def _interrupted(self, number: int, interruption: Interruption) -> Run:
         """Run and interrupt; if the program ends before, try again a little earlier."""
@@ -194,6 +195,10 @@ class Certification:
         if comparison is not None and judgement.verdict in (Verdict.DIVERGED, Verdict.EQUAL_WITHIN):
             diagnosis = Diagnoser(comparison, restarts, undisturbed).diagnose()
             diagnosis = better(diagnosis, self._second_look(run, reader))
+        if judgement.verdict is Verdict.EXACT:  # its logs stay, for the curves; HF Trainer's are in JSON
+            for artifact in run.files.artifacts.values():
+                if artifact.path.suffix != ".json":
+                    artifact.path.unlink()
         return InterruptedRun(run, judgement, restarts, comparison, diagnosis)
 
     def _second_look(self, run: Run, reader: RestartReader) -> Diagnosis | None:

@@ -73,6 +73,10 @@ def judge(
     if not any(attempt.outcome == INTERRUPTED for attempt in attempts):
         if last.outcome == OUT_OF_TIME:
             return Judgement(Verdict.NOT_PROVEN, ["no time was left (--max-minutes)"])
+        if last.outcome == FAILED:
+            return Judgement(
+                Verdict.NOT_PROVEN, [f"it failed by itself, before the interruption: exit code {last.exit_code}"]
+            )
         return Judgement(Verdict.NOT_PROVEN, ["it ended before it could be interrupted, in every try"])
     if comparison is None:
         return _unfinished(last, restarts)
