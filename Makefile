@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test env lint types suite browser sixphase certify bench lock clean
 
 demo: env ## Train on real text, interrupt it three times, once in the middle of a save, and compare every bit
-	PATH="$(abspath $(VENV))/bin:$$PATH" OMP_NUM_THREADS=2 bash scripts/demo.sh
+	PATH="$(abspath $(VENV))/bin:$$PATH" bash scripts/demo.sh
 
 test: env lint types suite ## Lint, types, the whole suite
 

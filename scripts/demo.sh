@@ -4,5 +4,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 exec neuromanifold certify --work .demo --at-random 2 --during-save -- \
-    python train.py --save_separate_optimizer=True --max_iters=100 --out_dir={out} \
+    python train.py --save_separate_optimizer=True --max_iters=60 --out_dir={out} \
     --save_interval=20 --log_interval=1 --sample_tokens=0

@@ -106,6 +106,7 @@ class _Trace:
             file.write(json.dumps(self._record) + "\n")
         self._record = {}
         self._inputs = hashlib.blake2b(digest_size=8)
+        self._root = self._first_with_tensors = None  # the next step may train another model
 
     def _generators(self) -> dict[str, str]:
         found = {
