@@ -107,7 +107,7 @@ def find_artifacts(out: Path) -> dict[str, Artifact]:
     for path in sorted(out.rglob("*")):
         relative = str(path.relative_to(out))
         if is_artifact_name(relative) and path.is_file() and not path.is_symlink() and not _is_history(path):
-            found[relative] = _artifact(relative, path)
+            found[relative] = artifact_at(out, relative)
     return found
 
 
@@ -133,7 +133,9 @@ def units_of(artifacts: Mapping[str, Artifact]) -> list[Unit]:
     return list(units.values())
 
 
-def _artifact(relative: str, path: Path) -> Artifact:
+def artifact_at(out: Path, relative: str) -> Artifact:
+    """What the path of a saved file tells of it; the file need not exist."""
+    path = out / relative
     parts = Path(relative).parts
     for depth, part in enumerate(parts):
         is_file = depth == len(parts) - 1

@@ -216,13 +216,13 @@ class Watcher:
     def _is_in_a_save(self, attempt: Attempt, trigger: Trigger, saving: list[str], changed: set[str]) -> bool:
         attempt.half_written = self._expected.half_written(self._out, changed)
         halves = {half.relative for half in attempt.half_written}
-        busy = halves.union(saving)
-        others = [saved for saved in self._expected.whole(self._out) if not busy & set(saved.files)]
+        whole = [saved for saved in self._expected.whole(self._out) if not halves & set(saved.files)]
+        others = [saved for saved in whole if not set(saving) & set(saved.files)]
+        # A program's only file, torn while it is overwritten, has no other beside it.
+        overwriting = bool(self._were_whole & (halves if trigger.patience < 2 else set(saving)))
+        self._were_whole |= {file for saved in whole for file in saved.files}
         if trigger.patience == 2:
-            return bool(others)
-        # The program's only file, torn while it is overwritten, has no other beside it.
-        overwriting = bool(halves & self._were_whole)
-        self._were_whole |= {file for saved in others for file in saved.files}
+            return bool(others) or overwriting
         if not halves or not (overwriting or others):
             return False
         return trigger.patience > 0 or self._choice.random() < 0.5

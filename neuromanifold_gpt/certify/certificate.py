@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from neuromanifold_gpt.certify.attempt import FINISHED, INTERRUPTED, Attempt
+from neuromanifold_gpt.certify.cause import Diagnosis
 from neuromanifold_gpt.certify.command import Command
 from neuromanifold_gpt.certify.compare import RunComparison, RunFiles
 from neuromanifold_gpt.certify.determinism import Determinism
-from neuromanifold_gpt.certify.diagnosis import Diagnosis
 from neuromanifold_gpt.certify.interruptions import Interruption, Plan
 from neuromanifold_gpt.certify.left_out import LeftOut
 from neuromanifold_gpt.certify.restarts import Restart

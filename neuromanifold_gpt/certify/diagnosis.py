@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from neuromanifold_gpt.certify.artifacts import read_tree
+from neuromanifold_gpt.certify.cause import Diagnosis
 from neuromanifold_gpt.certify.compare import FileComparison, MetricDifference, RunComparison, RunFiles
 from neuromanifold_gpt.certify.names import LEARNING_RATE, LOSS
 from neuromanifold_gpt.certify.restarts import Restart
@@ -15,29 +15,14 @@ from neuromanifold_gpt.certify.trees import WEIGHTS, LeafDifference, component_o
 _COUNTERS = re.compile(r"(^|/)(step|_step_count|last_epoch|num_batches_tracked)$")
 
 
-@dataclass
-class Diagnosis:
-    """What diverged first.
-
-    Attributes:
-        component: which part of the training state, such as ``"learning-rate scheduler"``.
-        sentence: what seems to have happened to it.
-        evidence: what that is concluded from.
-    """
-
-    component: str
-    sentence: str
-    evidence: list[str] = field(default_factory=list)
-
-
 class Diagnoser:
     """Looks for the cause of one divergence."""
 
     def __init__(self, comparison: RunComparison, restarts: Sequence[Restart], undisturbed: RunFiles) -> None:
         self._undisturbed = undisturbed
         self._metrics = sorted(comparison.metric_differences, key=lambda difference: difference.step)
-        files = [file for file in comparison.files if file.differences]
-        self._first_files = _earliest(files)
+        self._files = [file for file in comparison.files if file.differences]
+        self._first_files = _earliest(self._files)
         self._restart = next((restart for restart in restarts if restart.first_step is not None), None)
         self._resumed_at = self._restart.first_step if self._restart is not None else None
         self._leaves: dict[str, list[LeafDifference]] = {}
@@ -51,6 +36,7 @@ class Diagnoser:
         if not self._metrics and not self._leaves:
             return None
         for look in (
+            self._best_so_far,
             self._learning_rate,
             self._lost_values,
             self._counters,
@@ -62,6 +48,16 @@ class Diagnoser:
             if (found := look()) is not None:
                 return found
         return self._something()
+
+    def _best_so_far(self) -> Diagnosis | None:
+        """Everything is equal except what is kept for being the best."""
+        if self._metrics or not all("best" in file.relative.lower() for file in self._files):
+            return None
+        return Diagnosis(
+            "best so far",
+            "another step was kept as the best: what the best value had been was not restored.",
+            [_told(leaf, self._where) for leaf in self._first_files[0].differences[:3]],
+        )
 
     def _learning_rate(self) -> Diagnosis | None:
         rates = [difference for difference in self._metrics if LEARNING_RATE.search(difference.name)]
@@ -251,15 +247,6 @@ class Diagnoser:
     def _steps_with(self, difference: MetricDifference, value: float) -> list[int]:
         series = self._undisturbed.log.values[difference.source, difference.name]
         return [step for step, values in series.items() if value in values]
-
-
-def better(by_files: Diagnosis | None, by_trace: Diagnosis | None) -> Diagnosis | None:
-    """The more telling of two: the trace knows what went into a step, the files know what is not part of one."""
-    if by_trace is None or by_files is None:
-        return by_trace or by_files
-    if by_trace.component == "gradients" and by_files.component == "gradient scaler":
-        return by_files
-    return by_trace
 
 
 def _earliest(files: Sequence[FileComparison]) -> list[FileComparison]:

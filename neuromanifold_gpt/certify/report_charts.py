@@ -65,7 +65,7 @@ def _style() -> dict[str, Any]:
         "svg.fonttype": "none",  # text stays text: searchable, and read aloud
         "font.family": "sans-serif",
         "font.size": 10,
-        "figure.figsize": (5.2, 3.3),
+        "figure.figsize": (4.6, 3.1),
         "figure.facecolor": "none",
         "axes.facecolor": "none",
         "legend.frameon": False,

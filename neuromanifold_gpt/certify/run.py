@@ -19,11 +19,12 @@ from neuromanifold_gpt.certify.attempt import (
     Limits,
     Watcher,
 )
+from neuromanifold_gpt.certify.cause import Diagnosis, better
 from neuromanifold_gpt.certify.certificate import Certificate, InterruptedRun, Observer, Run, Settings
 from neuromanifold_gpt.certify.command import require_linux
 from neuromanifold_gpt.certify.compare import compare_runs
 from neuromanifold_gpt.certify.determinism import determinism
-from neuromanifold_gpt.certify.diagnosis import Diagnoser, Diagnosis, better
+from neuromanifold_gpt.certify.diagnosis import Diagnoser
 from neuromanifold_gpt.certify.errors import CommandFailedError, PlanError
 from neuromanifold_gpt.certify.interruptions import Interruption, Trigger
 from neuromanifold_gpt.certify.left_out import names_left_out
@@ -118,8 +119,8 @@ class Certification:
     def _learn(self, run: Run) -> None:
         """What the first undisturbed run tells of how to watch the others."""
         files = run.files
-        self._expected = ExpectedSaves(files)
         attempt = run.attempts[0]
+        self._expected = ExpectedSaves(files, attempt.saved_at)
         main = files.log.main_series
         self._series = main if attempt.trained(main).is_live else attempt.watchable
         self._last_step = attempt.trained(self._series).last

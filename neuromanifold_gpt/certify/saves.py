@@ -10,6 +10,7 @@ from typing import Any
 from neuromanifold_gpt.certify.artifacts import (
     Unit,
     UnreadableError,
+    artifact_at,
     find_artifacts,
     is_artifact_name,
     is_readable,
@@ -20,6 +21,8 @@ from neuromanifold_gpt.certify.artifacts import (
 )
 from neuromanifold_gpt.certify.compare import RunFiles
 from neuromanifold_gpt.certify.trees import leaves
+
+_STATE_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".npz", ".npy", ".pkl", ".pickle", ".bin", ".json")
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,10 @@ class ExpectedSaves:
 
     Args:
         undisturbed: its files; ``None`` while there is no such run yet.
+        ever_saved: what it saved while it ran: it may have removed its checkpoints at its end.
     """
 
-    def __init__(self, undisturbed: RunFiles | None) -> None:
+    def __init__(self, undisturbed: RunFiles | None, ever_saved: Iterable[str] = ()) -> None:
         self._file_forms: set[str] = set()
         self._readable_forms: set[str] = set()
         self._unit_forms: dict[str, frozenset[str]] = {}
@@ -70,6 +74,13 @@ class ExpectedSaves:
                 if form not in self._file_forms and is_readable(artifact):
                     self._readable_forms.add(form)
                 self._file_forms.add(form)
+        removed = [relative for relative in ever_saved if relative not in undisturbed.artifacts]
+        for unit in units_of({relative: artifact_at(undisturbed.out, relative) for relative in removed}):
+            forms = frozenset(form for form in unit.file_forms if Path(form).suffix in _STATE_SUFFIXES)
+            if forms and unit.form not in self._unit_forms:
+                self._unit_forms[unit.form] = forms
+                self._file_forms |= forms
+                self._readable_forms |= forms
 
     def half_written(self, out: Path, changed: Iterable[str]) -> list[HalfWritten]:
         """The files among ``changed`` that are not what they will be when their save is over."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuromanifold_gpt.certify.diagnosis import Diagnosis
+from neuromanifold_gpt.certify.cause import Diagnosis
 
 TRACER = Path(__file__).parent / "tracer"
 

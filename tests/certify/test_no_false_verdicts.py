@@ -128,6 +128,11 @@ CORRECT = {
         "started": "EXTRA = {'saved_at': time.time(), 'host': os.uname().nodename, 'pid': os.getpid(),"
         " 'resumed': step > 0, 'attempt': 1 + bool(state), 'config': {'init_from': 'resume' if state else 'new'}}",
     },
+    "checkpoints that are removed at the end": {
+        "setup": PICKLE_SAVES + JSONL,
+        "ended": "(out / 'final.json').write_text(json.dumps({'step': step, 'weights': weights}))\n"
+        "for path in out.glob('save_*.pkl'): path.unlink()",
+    },
     "binary and text files that tell how it ran": {
         "setup": JSON_SAVES + JSONL,
         "started": "open(out / 'train.log', 'a').write(f'started at step {step}, {time.time()}\\n')\n"
@@ -148,6 +153,31 @@ def test_a_program_that_loses_a_part_of_its_state_is_not_exact(tmp_path: Path, s
     certificate = certified(tmp_path, program(tmp_path, setup, restore="momentum = [0.0] * 9"))
     assert certificate.verdict is Verdict.DIVERGED
     assert certificate.interrupted[0].judgement.first_step == 16
+
+
+def test_one_that_forgets_what_was_best_keeps_another_as_the_best(tmp_path: Path):
+    """Weights and losses are equal; only best.json is of another step."""
+    keep = """
+best = json.loads((out / "best_value.txt").read_text()) if (out / "best_value.txt").exists() and KEEPS else -1e9
+def keep_best(state):
+    global best
+    value = -abs(state["step"] - 10)
+    if value > best:
+        best = value
+        (out / "best_value.txt").write_text(json.dumps(best))
+        (out / "best.json").write_text(json.dumps(state))
+save_any = save
+def save(state):
+    save_any(state)
+    keep_best(state)
+"""
+    for keeps, verdict in ((True, Verdict.EXACT), (False, Verdict.DIVERGED)):
+        certificate = certified(tmp_path, program(tmp_path, JSON_SAVES + JSONL + f"KEEPS = {keeps}" + keep))
+        assert certificate.verdict is verdict, told(certificate)
+    [found] = certificate.interrupted
+    assert found.judgement.first_step == 20
+    assert found.diagnosis is not None
+    assert found.diagnosis.component == "best so far"
 
 
 def test_one_that_logs_nothing_is_interrupted_by_the_names_of_its_saves(tmp_path: Path):
@@ -235,3 +265,34 @@ def test_time_that_runs_out_proves_nothing(tmp_path: Path):
     certificate = certified(tmp_path, program(tmp_path, JSON_SAVES + JSONL), at_random=9, max_minutes=0.04)
     assert certificate.verdict is Verdict.NOT_PROVEN
     assert certificate.not_run
+
+
+IN_PLACE = """
+def load():
+    path = out / "state.json"
+    return json.loads(path.read_text()) if path.exists() else None
+def save(state):
+    text = json.dumps(state)
+    with open(out / "state.json", "w") as file:
+        file.write(text[:100])
+        file.flush()
+        time.sleep(0.02)
+        file.write(text[100:])
+"""
+
+
+def test_a_save_that_overwrites_the_only_checkpoint_is_caught_in_its_middle(tmp_path: Path):
+    certificate = certified(tmp_path, program(tmp_path, IN_PLACE + JSONL), at_steps=[], during_save=1)
+    [found] = certificate.interrupted
+    assert [half.relative for half in found.run.attempts[0].half_written] == ["state.json"]
+    assert found.judgement.verdict is Verdict.DOES_NOT_RESUME, told(certificate)
+    assert "half-written: state.json" in found.judgement.reasons[0]
+
+
+def test_one_that_begins_anew_after_its_only_checkpoint_was_torn_has_lost_all_work(tmp_path: Path):
+    forgiving = (
+        IN_PLACE + "load_any = load\ndef load():\n    try: return load_any()\n    except ValueError: return None\n"
+    )
+    certificate = certified(tmp_path, program(tmp_path, forgiving + JSONL), at_steps=[], during_save=1)
+    assert certificate.verdict is Verdict.LOST_WORK, told(certificate)
+    assert certificate.interrupted[0].restarts[0].destroyed
