@@ -175,12 +175,13 @@ class Watcher:
                     return
 
     def _take_in(self, attempt: Attempt, happened: Happened, progress: Progress, changed: set[str]) -> None:
+        # The step before what is new is noticed: a save may have been done for long when its log is read.
+        last = progress.trained(self._series or progress.watchable()).last
         progress.notice(happened.changed)
         saved = [relative for relative in happened.changed if is_artifact_name(relative)]
         changed.update(saved)
         attempt.read |= {relative for relative in happened.read if is_artifact_name(relative)}
         attempt.reads_are_complete &= not happened.overflowed
-        last = progress.trained(self._series or progress.watchable()).last
         attempt.saved_at.update(dict.fromkeys(saved, last))
 
     def _is_due(

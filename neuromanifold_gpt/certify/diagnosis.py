@@ -229,12 +229,21 @@ class Diagnoser:
         if self._leaves:
             component = next(iter(self._leaves))
             return Diagnosis(
-                component, "it differs.", [_told(leaf, self._where) for leaf in self._leaves[component][:3]]
+                component, self._parts(), [_told(leaf, self._where) for leaf in self._leaves[component][:3]]
             )
         first = self._metrics[0]
         return Diagnosis(
             "metrics", f"{first.name} differs at step {first.step}.", [f"{first.expected!r} / {first.found!r}"]
         )
+
+    def _parts(self) -> str:
+        """Which top-level parts of the first differing checkpoint differ, and which do not."""
+        differing = {leaf.path.split("/")[0] for file in self._first_files for leaf in file.differences}
+        trees = [read_tree(self._undisturbed.artifacts[file.relative].path) for file in self._first_files]
+        present = [path.split("/")[0] for tree in trees for path, _ in leaves(tree)]
+        equal = [part for part in dict.fromkeys(present) if part not in differing]
+        told = f"{', '.join(sorted(differing)[:5])} differs"
+        return f"{told}; {', '.join(equal[:5])} are equal." if equal else f"{told}."
 
     def _read_another(self) -> str | None:
         restart = self._restart

@@ -99,6 +99,10 @@ class RestartReader:
         checkpoint = self._newest(attempt, last, saved_at)
         step = self._step(checkpoint, saved_at) if checkpoint is not None else None
         existing = {file for saved in attempt.whole for file in saved.files}
+        if checkpoint is None:  # one that the restart read was whole for sure
+            known = [saved for saved in attempt.whole if following.read & set(saved.files) and not saved.is_best]
+            checkpoint = known[-1] if known else None
+            step = self._step(checkpoint, saved_at) if checkpoint is not None else None
         read = tuple(sorted(following.read & (existing | set(saved_at))))
         first, is_bound = self._first(following)
         torn = {half.relative for half in attempt.half_written if half.why == "torn"}

@@ -216,7 +216,7 @@ def _shift(same: Sequence[int], place: int) -> str:
         return "the last batch was repeated."
     if nearest > place:
         return f"{nearest - place} batches were skipped."
-    return f"the data went {place - nearest} batches back: they were repeated."
+    return f"the data went {place - nearest} batches back, as when an epoch begins anew."
 
 
 def _rng(record: Record, name: str) -> Any:

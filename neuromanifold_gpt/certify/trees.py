@@ -21,7 +21,7 @@ _COMPONENTS: tuple[tuple[str, str], ...] = (
     ("learning-rate scheduler", r"sched|lr_lambda"),
     ("gradient scaler", r"scaler|loss_scale|mixedprecision"),
     ("random number generators", r"rng|random_?state|random_states|generator|exact_resume"),
-    ("averaged weights (EMA)", r"(^|[/_.])(ema|swa|shadow|averag\w*)([/_.\d]|$)"),
+    ("averaged weights (EMA)", r"(^|[/_.])(ema|swa|shadow|avg|averag\w*|polyak)([/_.\d]|$)"),
     ("batch-norm buffers", r"running_mean|running_var|num_batches_tracked"),
     ("position in the data", r"sampler|loader|dataset|(^|[/_.])data([/_.]|$)|cursor|consumed|position"),
     ("callbacks", r"callback|best|patience|early_stop"),

@@ -87,6 +87,9 @@ def judge(
             [f"step {before[0]} differs from the undisturbed run, though nothing had been interrupted by then"],
             first_step=before[0],
         )
+    if judgement.first_step is None:  # files that do not tell their step: when they were saved last
+        saved_at = [attempts[-1].saved_at.get(file.relative) for file in comparison.files if file.differences]
+        judgement.first_step = min((step for step in saved_at if step is not None), default=None)
     judgement.notes += _notes(attempts, restarts, comparison)
     _with_restarts(judgement, restarts)
     resumed = any(restart.checkpoint is not None for restart in restarts)
