@@ -17,6 +17,7 @@ from neuromanifold_gpt.certify.progress import Progress, Trained
 from neuromanifold_gpt.certify.saves import ExpectedSaves, HalfWritten, SavedCheckpoint
 
 _LOOK_SEC = 0.01
+_MAX_SAVE_SEC = 0.5  # longer than that, an interruption at a step does not wait for a save to be over
 _STDERR_SHOWN_LINES = 5
 
 FINISHED, INTERRUPTED, FAILED, STALLED, OUT_OF_TIME = "finished", "interrupted", "failed", "stalled", "out of time"
@@ -110,6 +111,7 @@ class Watcher:
         self._choice = choice
         self._on_look = on_look
         self._were_whole: set[str] = set()
+        self._due_since_sec = float("inf")
 
     def run(self, attempt: Attempt, signal_name: str, environment: dict[str, str] | None = None) -> Attempt:
         """Run the attempt to its end, natural or not, and fill in what it did."""
@@ -197,11 +199,13 @@ class Watcher:
         trigger = attempt.trigger
         if trigger is None:
             return False
-        if trigger.step is not None:
+        if not trigger.during_save:
             last = progress.trained(self._series).last
-            return last is not None and last >= trigger.step
-        if trigger.after_sec is not None:
-            return elapsed_sec >= trigger.after_sec
+            reached = last is not None and trigger.step is not None and last >= trigger.step
+            if not reached and (trigger.after_sec is None or elapsed_sec < trigger.after_sec):
+                return False
+            self._due_since_sec = min(self._due_since_sec, elapsed_sec)
+            return self._is_between_saves(attempt, running, watch, progress, changed, elapsed_sec)
         saving = [relative for relative in happened.changed if is_artifact_name(relative)]
         if not saving:
             return False
@@ -213,6 +217,25 @@ class Watcher:
         if not found:
             running.go_on()
         return found
+
+    def _is_between_saves(
+        self,
+        attempt: Attempt,
+        running: Running,
+        watch: TreeWatch,
+        progress: Progress,
+        changed: set[str],
+        elapsed_sec: float,
+    ) -> bool:
+        """Whether no file is half-written: logs often tell a step in the middle of its save, which is another test."""
+        running.stop()
+        self._take_in(attempt, watch.wait(0), progress, changed)
+        halves = self._expected.half_written(self._out, changed)
+        watch.wait(0)  # what was read just now was read by us
+        if halves and elapsed_sec < self._due_since_sec + _MAX_SAVE_SEC:
+            running.go_on()
+            return False
+        return True
 
     def _is_in_a_save(self, attempt: Attempt, trigger: Trigger, saving: list[str], changed: set[str]) -> bool:
         attempt.half_written = self._expected.half_written(self._out, changed)
