@@ -144,7 +144,7 @@ class Progress:
             was, tail.rows = tail.rows, len(rows)
             self._remember_if_no_log(name, len(rows))
             whole = path.suffix == ".json" or len(rows) < was
-            self._note(source, rows if whole else rows[was:], anew=whole and known)
+            self._note(source, rows if whole else rows[was:], anew=whole)
             return
         if known and name != STDOUT and (status.st_ino != tail.inode or status.st_size < tail.offset):
             tail.inode, tail.offset, tail.header, tail.anew = status.st_ino, 0, None, True

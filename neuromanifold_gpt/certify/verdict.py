@@ -92,33 +92,32 @@ def judge(
         judgement.first_step = min((step for step in saved_at if step is not None), default=None)
     judgement.notes += _notes(attempts, restarts, comparison)
     _with_restarts(judgement, restarts)
-    resumed = any(restart.checkpoint is not None for restart in restarts)
-    judgement.proves = resumed and _compared_afterwards(attempts, restarts, comparison, undisturbed)
-    if judgement.verdict is Verdict.EXACT and resumed and not judgement.proves:
+    resumes = [restart for restart in restarts if restart.checkpoint is not None]
+    if not resumes:
+        return judgement
+    judgement.proves = _compared_behind(resumes[0], attempts, comparison, undisturbed)
+    if judgement.verdict is Verdict.EXACT and not _compared_behind(restarts[-1], attempts, comparison, undisturbed):
         saved = [file.step for file in comparison.files if file.step is not None]
-        if saved and restarts[-1].checkpoint_step == max(saved):
-            judgement.notes.append(
-                "the last checkpoint was there already when it was interrupted: nothing was left to do"
-            )
+        if saved and max(saved) in [whole.step for whole in restarts[-1].attempt.whole]:
+            judgement.notes.append("the last checkpoint was there when it was interrupted: nothing was left to do")
         else:
             judgement.verdict = Verdict.NOT_PROVEN
             judgement.reasons.append("nothing that could be compared was saved or logged after the restart")
     return judgement
 
 
-def _compared_afterwards(
-    attempts: Sequence[Attempt], restarts: Sequence[Restart], comparison: RunComparison, undisturbed: RunFiles
+def _compared_behind(
+    restart: Restart, attempts: Sequence[Attempt], comparison: RunComparison, undisturbed: RunFiles
 ) -> bool:
-    """Whether a checkpoint or a loss that came after the last interruption is among what was compared."""
-    last = max(index for index, attempt in enumerate(attempts) if attempt.outcome == INTERRUPTED)
-    later = attempts[last + 1 :]
+    """Whether a checkpoint or a loss that came after a restart is among what was compared."""
+    later = [attempt for attempt in attempts if attempt.number > restart.attempt.number]
     saved = {relative for attempt in later for relative in attempt.saved_at}
     if any(
         file.is_state and file.state != "missing" and (file.renamed or file.relative) in saved
         for file in comparison.files
     ):
         return True
-    behind = restarts[-1].checkpoint_step or 0
+    behind = restart.checkpoint_step or 0
     return any(
         step > behind and step in undisturbed.log.values[series]
         for attempt in later
