@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from neuromanifold_gpt.certify.compare import FileComparison, RunComparison
-from neuromanifold_gpt.certify.names import is_bookkeeping_name, is_clock_name
+from neuromanifold_gpt.certify.names import is_bookkeeping_name, is_clock_name, is_quality_name
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LeftOut:
 
 
 def _is_no_state(name: str) -> bool:
-    return is_clock_name(name) or is_bookkeeping_name(name)
+    return (is_clock_name(name) or is_bookkeeping_name(name)) and not is_quality_name(name)
 
 
 def names_left_out(comparison: RunComparison) -> LeftOut:

@@ -24,6 +24,11 @@ def is_clock_name(name: str) -> bool:
     return bool(_CLOCK.search(name))
 
 
+def is_quality_name(name: str) -> bool:
+    """Whether it surely follows from the weights, whatever else the name says (``loss_after_resume``)."""
+    return bool(re.search(r"loss|accuracy|perplexity", name, re.IGNORECASE))
+
+
 def is_bookkeeping_name(name: str) -> bool:
     """Whether it tells how a run was started rather than its state."""
     return bool(_BOOKKEEPING.search(name))

@@ -217,6 +217,15 @@ class TestNames:
     def test_of_components_are_told_apart(self, path: str, component: str):
         assert component_of(path) == component
 
+    def test_a_loss_counts_whatever_else_its_name_says(self, tmp_path: Path):
+        for name, value in (("a", 0.5), ("b", 0.75)):
+            (tmp_path / name).mkdir()
+            row = {"step": 1, "loss_after_resume": value, "resumed_from": value, "step_time": value}
+            (tmp_path / name / "log.jsonl").write_text(json.dumps(row) + "\n")
+        comparison = LeftOut().without(compare_runs(RunFiles(tmp_path / "a", []), RunFiles(tmp_path / "b", [])))
+        assert [difference.name for difference in comparison.metric_differences] == ["loss_after_resume"]
+        assert comparison.not_counted == ["resumed_from", "step_time"]
+
     def test_left_out_is_what_undisturbed_runs_differ_in(self, tmp_path: Path):
         for name, host in (("a", "x"), ("b", "y")):
             (tmp_path / name).mkdir()

@@ -201,10 +201,10 @@ def test_one_that_saves_nothing_is_not_proven(tmp_path: Path):
 
 
 def test_one_that_is_over_before_it_can_be_interrupted_is_not_proven(tmp_path: Path):
-    command = [sys.executable, "-c", "open('{out}/ckpt_5.json', 'w').write('{\"step\": 5, \"w\": [1.5]}')"]
-    certificate = certified(tmp_path, command)
+    certificate = certified(tmp_path, program(tmp_path, JSON_SAVES + JSONL), at_steps=[99])
     assert certificate.verdict is Verdict.NOT_PROVEN
     assert certificate.interrupted[0].run.tries == 3
+    assert "ended before it could be interrupted" in certificate.interrupted[0].judgement.reasons[0]
 
 
 def test_one_that_reads_its_checkpoint_and_begins_anew_all_the_same_does_not_resume(tmp_path: Path):
