@@ -207,8 +207,8 @@ class Watcher:
             self._due_since_sec = min(self._due_since_sec, elapsed_sec)
             return self._is_between_saves(attempt, running, watch, progress, changed, elapsed_sec)
         saving = [relative for relative in happened.changed if is_artifact_name(relative)]
-        if not saving:
-            return False
+        if not saving or (self._series is not None and progress.trained(self._series).last is None):
+            return False  # before its first step a program tidies up and tries whether it can write; it saves nothing
         # Held where it is, so that what is seen now is what a kill leaves behind.
         running.stop()
         self._take_in(attempt, watch.wait(0), progress, changed)

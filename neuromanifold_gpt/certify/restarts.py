@@ -112,6 +112,8 @@ class RestartReader:
         usable = first is not None and step is not None and not (is_bound and read)
         behind = usable and first is not None and step is not None and first <= step - 1
         started_over = checkpoint is not None and not read and following.reads_are_complete
+        # One that was ended before it read or logged anything has not shown what it would have done.
+        started_over = started_over and not (following.outcome == INTERRUPTED and first is None)
         if behind and self._steps and first is not None and first <= self._steps[0]:
             started_over = not read or self._as_undisturbed(following, first)
         elif first is not None and not is_bound and not behind and step is not None:

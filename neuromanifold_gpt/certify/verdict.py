@@ -232,7 +232,8 @@ def _with_restarts(judgement: Judgement, restarts: Sequence[Restart]) -> None:
 
 
 def _is_clear(restart: Restart) -> bool:
-    return restart.checkpoint is None or restart.resumed
+    unseen = restart.next_attempt.outcome == INTERRUPTED and restart.first_step is None  # ended before it began
+    return restart.checkpoint is None or restart.resumed or unseen
 
 
 def _notes(attempts: Sequence[Attempt], restarts: Sequence[Restart], comparison: RunComparison) -> list[str]:

@@ -296,3 +296,11 @@ def test_one_that_begins_anew_after_its_only_checkpoint_was_torn_has_lost_all_wo
     certificate = certified(tmp_path, program(tmp_path, forgiving + JSONL), at_steps=[], during_save=1)
     assert certificate.verdict is Verdict.LOST_WORK, told(certificate)
     assert certificate.interrupted[0].restarts[0].destroyed
+
+
+def test_one_that_tries_whether_it_can_write_is_not_taken_for_saving(tmp_path: Path):
+    setup = "(out / '.writable').touch(); time.sleep(0.05); (out / '.writable').unlink()\n" + PICKLE_SAVES + JSONL
+    certificate = certified(tmp_path, program(tmp_path, setup), at_steps=[], during_save=2, times=2)
+    assert certificate.verdict is Verdict.EXACT, told(certificate)
+    for found in certificate.interrupted:
+        assert all(restart.interrupted_at is not None for restart in found.restarts)
