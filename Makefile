@@ -2,13 +2,14 @@
 VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/
+EXAMPLES_VENV ?= .venv-examples
 # Two OpenMP threads beside another busy process slow down tenfold, and bits depend on their number.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test env lint types strace suite faults fuzz sixphase exactness bench bench-exactness lock clean
+.PHONY: demo test env lint types strace browser suite faults fuzz sixphase exactness certify bench bench-exactness lock clean
 
-demo: env ## Train, stop, resume, compare the files of both runs, then the six-phase test
-	PATH="$(abspath $(VENV))/bin:$$PATH" OMP_NUM_THREADS=2 bash scripts/demo.sh
+demo: env ## Train on real text, interrupt it three times, once in the middle of a save, and compare every bit
+	PATH="$(abspath $(VENV))/bin:$$PATH" bash scripts/demo.sh
 
 test: env lint types suite ## Lint, types, the whole suite
 
@@ -34,7 +35,7 @@ strace: ## The tracer that kills processes at their system calls; where it canno
 	  command -v apt-get >/dev/null && $$sudo apt-get -qq update && $$sudo apt-get -qq install --yes strace; \
 	} >/dev/null 2>&1 || echo "strace is not installed and cannot be: tests that need it are skipped"
 
-suite: env strace
+suite: env strace browser
 	$(RUN)pytest -q -n 2 --dist loadfile -m "not slow"
 
 faults: env strace ## All kills, errors, power losses, damage and hostile files; the counts at the end
@@ -47,12 +48,27 @@ fuzz: env ## Coverage-guided fuzzing of manifests and unified files, FUZZ_SEC se
 	  PYTHONPATH=.fuzz/site $(RUN)python -m tests.faults.fuzz $$target .fuzz/$$target -max_total_time=$(FUZZ_SEC) \
 	    -timeout=30 -rss_limit_mb=4096 -artifact_prefix=tests/faults/findings/$$target/ || exit 1; done
 
+browser: ## Chromium, with which the HTML report is tested; without it those tests are skipped
+	@command -v chromium >/dev/null || { \
+	  sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
+	  command -v apt-get >/dev/null && $$sudo apt-get -qq update && $$sudo apt-get -qq install --yes --no-install-recommends chromium; \
+	} >/dev/null 2>&1 || echo "chromium is not installed and cannot be: the tests of report.html are skipped"
+
 sixphase: env ## The six-phase test alone
 	$(RUN)python test_training_resumption.py
 
 exactness: env ## Every cell of the exactness matrix in real processes, and the negative controls; half an hour
 	$(RUN)pytest -q tests/exactness/test_negative_controls.py
 	$(RUN)python -m tests.exactness.matrix
+
+certify: $(EXAMPLES_VENV)/.complete browser ## The slow tests of certify, and what it says of the programs in examples/
+	$(EXAMPLES_VENV)/bin/pytest -q -m slow tests/certify
+
+$(EXAMPLES_VENV)/.complete: examples/requirements.txt requirements-cpu.lock pyproject.toml
+	$(PYTHON) -m venv $(EXAMPLES_VENV)
+	$(EXAMPLES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r examples/requirements.txt
+	$(EXAMPLES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
 
 bench: env ## Speed and memory of saving and loading, against torch.save and torch.load
 	$(RUN)python benchmarks/io/bench_io.py
@@ -71,4 +87,4 @@ lock: env ## Write what is installed into requirements-cpu.lock
 	mv requirements-cpu.lock.new requirements-cpu.lock
 
 clean:
-	rm -rf $(VENV) .venv-peers .demo .fuzz build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(EXAMPLES_VENV) .venv-peers .demo .fuzz certify-report build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

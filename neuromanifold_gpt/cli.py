@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from neuromanifold_gpt.certify import options
 from neuromanifold_gpt.checkpoint.discovery import candidates, list_checkpoints, verify_checkpoint
 from neuromanifold_gpt.checkpoint.errors import (
     CheckpointError,
@@ -62,8 +63,8 @@ _TRAIN_EPILOG = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``neuromanifold``: look at checkpoints; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="neuromanifold", description="Look at separated checkpoints.")
+    """``neuromanifold``: look at checkpoints, certify training; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="neuromanifold", description="Look at checkpoints; certify training.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, action, summary in (
         ("list", _list, "List the complete checkpoints of a directory."),
@@ -78,8 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     diff.add_argument("right", help="any file of the other")
     diff.add_argument("--json", action="store_true", help="print JSON")
     diff.set_defaults(action=_diff)
-    options = parser.parse_args(arguments)
-    return _say_errors(lambda: options.action(options))
+    certify = commands.add_parser("certify", help=options.SUMMARY, description=options.SUMMARY, epilog=options.EPILOG)
+    options.add_arguments(certify)
+    certify.set_defaults(action=options.run)
+    chosen = parser.parse_args(arguments)
+    return _say_errors(lambda: chosen.action(chosen))
 
 
 _DIFF_SUMMARY = "Name what differs between two checkpoints, first things first; exit code 1 if anything does."
