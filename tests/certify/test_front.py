@@ -152,8 +152,6 @@ def test_the_fixture_holds_another_project_to_it(tmp_path: Path):
             "pytest",
             "-q",
             "-p",
-            "neuromanifold_gpt.certify.pytest_plugin",
-            "-p",
             "no:cacheprovider",
         ],
         cwd=tmp_path,
