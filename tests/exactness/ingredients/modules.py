@@ -57,6 +57,10 @@ class Plain(LightningModule):
         if not self.trainer.sanity_checking:
             self.trace.validation(self.trainer.global_step, loss, batch)
 
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """As by default; Lightning wants it of modules whose scheduler is not one of torch's."""
+        scheduler.step() if metric is None else scheduler.step(metric)
+
     def configure_optimizers(self) -> Any:
         optimizers = make_optimizers(self.cell, self.network)
         schedules = []

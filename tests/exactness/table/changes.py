@@ -55,7 +55,7 @@ CELLS: list[Cell] = [
         _GROUP,
         "ResumableDataLoader, then plain DataLoader",
         changes={"loader": "plain"},
-        expected=Expected("not silent", "RuntimeError", match="stateful loaders", by_anyone=True),
+        expected=Expected("not silent", "StateMismatchError", match="training loaders with state_dict"),
     ),
     *both(_GROUP, "another scheduler", changes={"schedule": "cosine"}, expected=NOT_SILENT),
     *both(_GROUP, "a scheduler less", changes={"schedule": None}, expected=NOT_SILENT),
