@@ -100,7 +100,8 @@ class DirectoryLock:
                     path.unlink()  # while it is held: whoever has it open already sees that it is no longer the file
                 if hold.made_directory:
                     Path(self._key).rmdir()
-            os.close(hold.descriptor)
+            with contextlib.suppress(OSError):  # it is closed, whatever the system says
+                os.close(hold.descriptor)
 
     def __enter__(self) -> DirectoryLock:
         self.acquire()
@@ -223,7 +224,8 @@ def _forget_in_child() -> None:
     """A forked child shares its parent's open files: kept open here, they would keep the lock when the parent dies."""
     global _holds_lock
     for hold in _holds.values():
-        os.close(hold.descriptor)
+        with contextlib.suppress(OSError):  # it is closed, whatever the system says
+            os.close(hold.descriptor)
     _holds.clear()
     _sections.clear()
     _holds_lock = threading.Lock()

@@ -128,6 +128,7 @@ def module_modes(module: nn.Module) -> dict[str, list[str]]:
 
     A module that is in evaluation mode as a whole is being evaluated: the modes that it trains in are not known then.
     """
+    module = unwrap(module)
     evaluating = [_module_name(name) for name, child in module.named_modules() if not child.training]
     return {
         "frozen": sorted(clean_name(name) for name, value in module.named_parameters() if not value.requires_grad),
@@ -141,6 +142,7 @@ def restore_modes(module: nn.Module, modes: Mapping[str, list[str]]) -> list[str
     Returns:
         the names of the parameters that were frozen or unfrozen.
     """
+    module = unwrap(module)
     frozen, evaluating = set(modes["frozen"]), set(modes["evaluating"])
     changed = []
     for name, parameter in module.named_parameters():

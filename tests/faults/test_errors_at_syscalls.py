@@ -24,6 +24,7 @@ from .tally import Tally
 ACT = "tests.faults.tasks:act"
 ACT_WITH_SMALL_FILES = "tests.faults.tasks:act_with_small_files"
 ERRORS = ["ENOSPC", "EIO", "EROFS", "EACCES", "EINTR"]
+LOCK_NAME = ".nm-lock"
 REMEDIES = {
     "ENOSPC": "Free space",
     "EFBIG": "Free space",
@@ -55,8 +56,9 @@ def failed_well(outcome: Outcome, directory: Path, before: dict[str, Kind], scen
 
 
 def pairs(calls: list[Call]) -> Iterator[tuple[Call, str]]:
-    """Each error at each call; of the many writes of an archive, which are alike, one at each in turn."""
-    for number, call in enumerate(calls):
+    """Each error at each call on checkpoints; of the many writes of an archive, which are alike, one at each in turn."""
+    of_the_save = [call for call in calls if not call.path.endswith(LOCK_NAME)]  # without the lock nothing begins
+    for number, call in enumerate(of_the_save):
         for error in [ERRORS[number % len(ERRORS)]] if call.name == "write" else ERRORS:
             yield call, error
 

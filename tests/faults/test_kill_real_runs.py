@@ -72,6 +72,7 @@ def saved_by(server: ForkServer, directory: Path) -> dict[str, Bytes]:
     return {checkpoint.name: bytes_of(checkpoint) for checkpoint in list_checkpoints(directory)}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("strace")
 @in_parts(20)
 def test_a_lightning_run_killed_at_a_call_of_a_later_save(part: Part, server: ForkServer, tally: Tally, tmp_path: Path):

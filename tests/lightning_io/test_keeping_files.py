@@ -234,6 +234,7 @@ class TestExceptions:
             fit(saver(tmp_path, every_n_train_steps=100, save_on_exception=True, save_last=True), FailIn(hook, 8))
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == good
 
+    @pytest.mark.filterwarnings("ignore:step 8 is saved before it is finished")
     def test_once_and_over_one_that_is_not_complete(self, tmp_path: Path):
         fit(saver(tmp_path, save_top_k=-1))
         by_step(tmp_path)[8].model_path.unlink()
