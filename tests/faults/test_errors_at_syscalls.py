@@ -56,7 +56,7 @@ def failed_well(outcome: Outcome, directory: Path, before: dict[str, Kind], scen
 
 
 def pairs(calls: list[Call]) -> Iterator[tuple[Call, str]]:
-    """Each error at each call on checkpoints; of the many writes of an archive, which are alike, one at each in turn."""
+    """Each error at each call on checkpoints; of the writes of an archive, which are alike, one at each in turn."""
     of_the_save = [call for call in calls if not call.path.endswith(LOCK_NAME)]  # without the lock nothing begins
     for number, call in enumerate(of_the_save):
         for error in [ERRORS[number % len(ERRORS)]] if call.name == "write" else ERRORS:
