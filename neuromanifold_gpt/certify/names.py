@@ -32,3 +32,8 @@ def is_quality_name(name: str) -> bool:
 def is_bookkeeping_name(name: str) -> bool:
     """Whether it tells how a run was started rather than its state."""
     return bool(_BOOKKEEPING.search(name))
+
+
+def is_lock_name(relative: str) -> bool:
+    """Whether it is a file that is there as long as a program runs, such as ``.nm-lock`` or ``run.lock``."""
+    return bool(re.search(r"(^|[./_-])lock$", relative))

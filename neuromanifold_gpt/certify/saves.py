@@ -20,6 +20,7 @@ from neuromanifold_gpt.certify.artifacts import (
     without_numbers,
 )
 from neuromanifold_gpt.certify.compare import RunFiles
+from neuromanifold_gpt.certify.names import is_lock_name
 from neuromanifold_gpt.certify.trees import leaves
 
 _STATE_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".npz", ".npy", ".pkl", ".pickle", ".bin", ".json")
@@ -89,8 +90,8 @@ class ExpectedSaves:
         artifacts = find_artifacts(out)
         for relative, artifact in artifacts.items():
             form = without_numbers(relative)
-            if relative not in changed or not is_artifact_name(relative) or relative.endswith("lock"):
-                continue  # a lock file is there as long as the program runs
+            if relative not in changed or not is_artifact_name(relative) or is_lock_name(relative):
+                continue
             try:
                 size_bytes = artifact.path.stat().st_size
             except FileNotFoundError:

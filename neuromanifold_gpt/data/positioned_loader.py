@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
-import torch.distributed
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
@@ -257,10 +256,3 @@ class EpochSetter(DistributedSampler[Any]):
     def set_epoch(self, epoch: int) -> None:
         """See :meth:`Position.set_epoch`."""
         self._position.set_epoch(epoch)
-
-
-def rank_and_world_size() -> tuple[int, int]:
-    """Rank of this process and number of ranks; 0 and 1 without ``torch.distributed``."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

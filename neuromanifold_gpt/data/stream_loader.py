@@ -10,9 +10,10 @@ from typing import Any, cast
 from torch.utils.data import DataLoader
 
 from neuromanifold_gpt.data.errors import ReadAgainWarning
-from neuromanifold_gpt.data.positioned_loader import Position, PositionedLoader, Progress, rank_and_world_size
+from neuromanifold_gpt.data.positioned_loader import Position, PositionedLoader, Progress
 from neuromanifold_gpt.data.stream_shards import Item, ShardsInTurn, StreamOptions
 from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.rng import rank_and_world_size
 
 _BEGINNING = {"samples": 0, "state": None, "is_done": False}
 

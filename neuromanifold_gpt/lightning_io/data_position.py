@@ -83,7 +83,7 @@ class DataPosition:
             "at_first_batch": self._at_first_batch,
             "before_fetch": self._before_fetch.get("rng"),
             "batches": self._batches_taken,
-            "workers": [getattr(loader, "num_workers", 0) for loader in self._combined.flattened],
+            "workers": self._workers,
             "owned": self._owned_state(),
         }
 
@@ -145,11 +145,10 @@ class DataPosition:
                 ReadAgainWarning,
                 stacklevel=2,
             )
-        workers = [getattr(loader, "num_workers", 0) for loader in self._combined.flattened]
-        if workers != saved["workers"]:
+        if self._workers != saved["workers"]:
             warnings.warn(
-                f"the data was read by {saved['workers']} workers, and is read by {workers} now: what samples draw "
-                "from random number generators differs. Use as many as before, or resumable(loader), where their "
+                f"the data was read by {saved['workers']} workers, and is read by {self._workers} now: what samples "
+                "draw from random number generators differs. Use as many as before, or resumable(loader), where their "
                 "number does not matter.",
                 InexactResumeWarning,
                 stacklevel=2,
@@ -230,6 +229,10 @@ class DataPosition:
     @property
     def _batches_taken(self) -> int:
         return self._fetcher.fetched - len(getattr(self._fetcher, "batches", ()))
+
+    @property
+    def _workers(self) -> list[int]:
+        return [getattr(loader, "num_workers", 0) for loader in self._combined.flattened]
 
     @property
     def _names_of_replayed(self) -> list[str]:

@@ -41,12 +41,9 @@ from neuromanifold_gpt.state.modules import (
     warn_if_rounded,
     warn_of_other_modes,
 )
-from neuromanifold_gpt.state.optimizers import (
-    add_names,
-    group_names,
-)
+from neuromanifold_gpt.state.optimizers import named_optimizer_state
 from neuromanifold_gpt.state.rng import gather_across_ranks, own_state, restore_own_rng_state
-from neuromanifold_gpt.state.settings import DEFAULTS_KEY, optimizer_settings, warn_of_ignored_settings
+from neuromanifold_gpt.state.settings import DEFAULTS_KEY, warn_of_ignored_settings
 
 
 class ExactResume(Callback):
@@ -167,7 +164,7 @@ class ExactResume(Callback):
         checkpoint["callbacks"] = {key: earlier.get(key, state) for key, state in checkpoint["callbacks"].items()}
         names = parameter_names(pl_module)
         checkpoint["optimizer_states"] = [
-            {**add_names(state, group_names(optimizer, names)), **optimizer_settings(optimizer)}
+            named_optimizer_state(optimizer, names, state)
             for state, optimizer in zip(checkpoint["optimizer_states"], trainer.optimizers, strict=True)
         ]
         ranks = gather_across_ranks(

@@ -25,6 +25,7 @@ from neuromanifold_gpt.checkpoint.retention import note_as_intact
 from neuromanifold_gpt.checkpoint.storage import LocalStorage
 from neuromanifold_gpt.checkpoint.writer import resolve_directory, stage_checkpoint, write_checkpoint
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY, is_trainer_checkpoint, split
+from neuromanifold_gpt.state.rng import rank_and_world_size
 
 
 class SeparatedCheckpointIO(CheckpointIO):
@@ -64,7 +65,7 @@ class SeparatedCheckpointIO(CheckpointIO):
         model, optimizer = split(checkpoint, clean_names=self.clean_names)
         resume = checkpoint.get(RESUME_KEY, {})
         metrics = {key: float(value) for key, value in resume.get("callback_metrics", {}).items()}
-        world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        _, world_size = rank_and_world_size()
         staged = stage_checkpoint(
             checkpoint["global_step"],
             model,

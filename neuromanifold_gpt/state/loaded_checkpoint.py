@@ -34,7 +34,7 @@ from neuromanifold_gpt.state.optimizers import (
     match_optimizer_state,
 )
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.rng import distributed, own_state, restore_own_rng_state
+from neuromanifold_gpt.state.rng import own_state, rank_and_world_size, restore_own_rng_state
 from neuromanifold_gpt.state.save import Stateful, as_list
 from neuromanifold_gpt.state.settings import check_classes, warn_of_ignored_settings
 
@@ -182,7 +182,7 @@ class LoadedCheckpoint:
         if self.checkpoint is None or model is None or self.optimizer_states is None:
             return
         device = next((parameter.device.type for parameter in model.parameters()), "cpu")
-        world_size = torch.distributed.get_world_size() if distributed() else 1
+        _, world_size = rank_and_world_size()
         warn_if_changed(self.checkpoint.manifest.environment, current_environment(device, world_size))
 
 

@@ -26,15 +26,19 @@ _ELEMENTWISE = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_b
 _WHOLE = "func_evals"
 
 
-def named_optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
+def named_optimizer_state(
+    optimizer: torch.optim.Optimizer, names: Mapping[int, str], state: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """``optimizer.state_dict()`` with ``param_names`` in each group and its settings, in one canonical order of keys.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``.
         names: name of each parameter by ``id``, see :func:`modules.parameter_names`. A parameter that is not in it is
             named by its place, ``unnamed.<group>.<index>``.
+        state: its state dict, where someone has gathered that already.
     """
-    return {**add_names(optimizer.state_dict(), group_names(optimizer, names)), **optimizer_settings(optimizer)}
+    state = optimizer.state_dict() if state is None else state
+    return {**add_names(state, group_names(optimizer, names)), **optimizer_settings(optimizer)}
 
 
 def add_names(state: dict[str, Any], names: list[list[str]]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def gather_across_ranks(mine: dict[str, Any]) -> list[dict[str, Any]]:
 
 def own_state(states: Sequence[T]) -> T:
     """This rank's state of those that :func:`gather_across_ranks` returned; that of rank 0 where it has none."""
-    rank = torch.distributed.get_rank() if distributed() else 0
+    rank, _ = rank_and_world_size()
     return states[rank] if rank < len(states) else states[0]
 
 
@@ -85,8 +85,7 @@ def restore_own_rng_state(states: list[dict[str, Any]]) -> None:
     On a number of ranks other than at the save, a rank that has no state of its own starts from that of rank 0,
     advanced by a jump that depends on the rank only, and a warning says so.
     """
-    rank = torch.distributed.get_rank() if distributed() else 0
-    world_size = torch.distributed.get_world_size() if distributed() else 1
+    rank, world_size = rank_and_world_size()
     if world_size != len(states):
         warnings.warn(
             f"random number generators of {len(states)} ranks were saved, {world_size} ranks are here: dropout and "
@@ -106,3 +105,8 @@ def restore_own_rng_state(states: list[dict[str, Any]]) -> None:
 def distributed() -> bool:
     """Whether this process is one rank of several."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Rank of this process and number of ranks; 0 and 1 without ``torch.distributed``."""
+    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed() else (0, 1)

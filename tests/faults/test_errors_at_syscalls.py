@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from neuromanifold_gpt.checkpoint.lock import LOCK_NAME
 from neuromanifold_gpt.checkpoint.naming import MANIFEST_SUFFIX
 
 from ..checkpoint.small_saves import names_in, temporary_files
@@ -24,7 +25,6 @@ from .tally import Tally
 ACT = "tests.faults.tasks:act"
 ACT_WITH_SMALL_FILES = "tests.faults.tasks:act_with_small_files"
 ERRORS = ["ENOSPC", "EIO", "EROFS", "EACCES", "EINTR"]
-LOCK_NAME = ".nm-lock"
 REMEDIES = {
     "ENOSPC": "Free space",
     "EFBIG": "Free space",
