@@ -150,7 +150,7 @@ def size_of_regular_file(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def typed_errors(paths: CheckpointPaths, doing: str, remedy: str) -> Iterator[None]:
+def typed_errors(directory: Path, doing: str, remedy: str) -> Iterator[None]:
     """Turn an ``OSError`` into one that says which file the system refused, and what to do."""
     try:
         yield
@@ -158,7 +158,7 @@ def typed_errors(paths: CheckpointPaths, doing: str, remedy: str) -> Iterator[No
         cause = error if isinstance(error, OSError) else error.__cause__
         assert isinstance(cause, OSError)
         raise CheckpointWriteError(
-            f"{cause.filename or paths.directory}: {doing} {paths.name} failed: {cause.strerror or cause}. {remedy}"
+            f"{cause.filename or directory}: {doing} failed: {cause.strerror or cause}. {remedy}"
         ) from error
 
 
@@ -210,7 +210,8 @@ def remove(paths: CheckpointPaths, storage: Storage) -> None:
     Raises:
         CheckpointWriteError: the file system refused. The checkpoint is whole or gone.
     """
-    with typed_errors(paths, "removing", "Make the directory writable; the next save removes what is left of it."):
+    remedy = "Free space or make the directory writable; the next save removes what is left of it."
+    with typed_errors(paths.directory, f"removing {paths.name}", remedy):
         _remove(paths, storage)
 
 

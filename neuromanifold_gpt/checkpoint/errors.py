@@ -103,4 +103,4 @@ class UnlockedDirectoryWarning(CheckpointWarning):
 
 
 class LeftoverWarning(CheckpointWarning):
-    """A checkpoint was saved, but a file that is not needed any more could not be removed."""
+    """A file that is not needed any more could not be removed: of a replaced checkpoint, or of a killed save."""

@@ -35,15 +35,14 @@ from neuromanifold_gpt.checkpoint.storage import Storage
 
 
 @contextlib.contextmanager
-def write_errors(paths: CheckpointPaths, storage: Storage) -> Iterator[None]:
-    """Clean up after a save that failed, and say which file the system refused and what to do."""
-    remedy = "Free space or make the directory writable, or choose another one; older checkpoints are untouched."
-    with typed_errors(paths, "saving", remedy):
+def write_errors(directory: Path, doing: str, remedy: str, storage: Storage) -> Iterator[None]:
+    """Clean up after a save or removal that failed, and say which file the system refused and what to do."""
+    with typed_errors(directory, doing, remedy):
         try:
             yield
         except BaseException:
             with contextlib.suppress(OSError, UnreadableManifestError):  # the next writer clears it
-                clear_leftovers(paths.directory, storage)
+                clear_leftovers(directory, storage)
             raise
 
 

@@ -6,6 +6,7 @@ removes it when done. Forked children (data workers) close their copy at once, s
 parent holds nothing. Readers never need the lock.
 
 Who finds a *save* in progress waits for its end; who finds a *run*, which holds its directory to the end, is refused.
+Who begins a run clears what a killed one left: it may have nothing left to save.
 """
 
 from __future__ import annotations
@@ -27,7 +28,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuromanifold_gpt.checkpoint.errors import CheckpointLockedError, CheckpointWriteError, UnlockedDirectoryWarning
+from neuromanifold_gpt.checkpoint.errors import (
+    CheckpointLockedError,
+    CheckpointWriteError,
+    LeftoverWarning,
+    UnlockedDirectoryWarning,
+    UnreadableManifestError,
+)
+from neuromanifold_gpt.checkpoint.leftovers import clear_leftovers
+from neuromanifold_gpt.checkpoint.storage import LocalStorage
 
 LOCK_NAME = ".nm-lock"
 RUN, SAVE = "run", "save"
@@ -76,6 +85,7 @@ class DirectoryLock:
 
         Warns:
             UnlockedDirectoryWarning: the file system has no locks, so two writers would not notice each other.
+            LeftoverWarning: what a killed process left could not be removed; that keeps no run from starting.
         """
         started_sec = time.monotonic()
         while not self._try():
@@ -83,6 +93,12 @@ class DirectoryLock:
             if time.monotonic() - started_sec >= _PATIENCE_SEC.get(holder.get("purpose"), 0.0):
                 raise CheckpointLockedError(_refusal(self._directory, holder))
             time.sleep(_POLL_SEC)
+        if self._purpose == RUN:
+            try:
+                self._clear_leftovers()
+            except BaseException:
+                self.release()
+                raise
 
     def release(self) -> None:
         """Give this hold back."""
@@ -109,6 +125,18 @@ class DirectoryLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+    def _clear_leftovers(self) -> None:
+        try:
+            with writing(self._directory):  # not while another thread saves
+                clear_leftovers(self._directory, LocalStorage())
+        except (OSError, UnreadableManifestError) as error:
+            warnings.warn(
+                f"{self._directory}: what an interrupted save left here could not be cleared away: {error}. The next "
+                "save tries again.",
+                LeftoverWarning,
+                stacklevel=3,
+            )
 
     def _try(self) -> bool:
         with _holds_lock:
@@ -188,6 +216,9 @@ def _open_locked(path: Path) -> int | None:
                 return descriptor
         except FileNotFoundError:
             pass
+        except OSError:
+            os.close(descriptor)
+            raise
         os.close(descriptor)  # its holder removed it between our two calls
 
 

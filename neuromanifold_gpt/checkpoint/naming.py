@@ -81,7 +81,11 @@ def paths_of_model_file(model_path: Path) -> CheckpointPaths:
 
 
 def paths_of_any_file(path: Path) -> CheckpointPaths:
-    """Paths of the checkpoint that ``path`` (its model file, optimizer file or manifest) belongs to."""
+    """Paths of the checkpoint that ``path`` (its model file, optimizer file or manifest) belongs to.
+
+    Files that are being replaced belong to it too: whoever found them may read them when they have their names again.
+    """
+    path = path.with_name(path.name.removesuffix(PREVIOUS_SUFFIX))
     if path.name.endswith(OPTIMIZER_SUFFIX):
         return paths_of_name(path.parent, path.name.removesuffix(OPTIMIZER_SUFFIX))
     if path.name.endswith(MANIFEST_SUFFIX):

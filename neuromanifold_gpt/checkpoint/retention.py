@@ -12,10 +12,9 @@ A kill leaves each checkpoint whole, whole without its optimizer file, or gone.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -24,18 +23,15 @@ from typing import Literal
 
 from neuromanifold_gpt.checkpoint.commit import Checkpoint, remove, write_file
 from neuromanifold_gpt.checkpoint.discovery import list_checkpoints
-from neuromanifold_gpt.checkpoint.errors import (
-    CheckpointError,
-    CheckpointWriteError,
-    DamagedCheckpointWarning,
-    RetentionWarning,
-)
-from neuromanifold_gpt.checkpoint.leftovers import clear_leftovers
+from neuromanifold_gpt.checkpoint.errors import CheckpointError, DamagedCheckpointWarning, RetentionWarning
+from neuromanifold_gpt.checkpoint.leftovers import clear_leftovers, write_errors
 from neuromanifold_gpt.checkpoint.lock import writing
 from neuromanifold_gpt.checkpoint.manifest import MODEL
 from neuromanifold_gpt.checkpoint.naming import previous, step_name, temporary
 from neuromanifold_gpt.checkpoint.reader import verify
 from neuromanifold_gpt.checkpoint.storage import LocalStorage, Storage
+
+_REMEDY = "Free space or make the directory writable; every checkpoint there is whole, and the next save tries again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +134,7 @@ def enforce(
         storage: where the files are.
     """
     storage = storage or LocalStorage()
-    with writing(directory), _removal_errors(directory):
+    with writing(directory), write_errors(directory, "removing old checkpoints", _REMEDY, storage):
         clear_leftovers(directory, storage)
         found = [checkpoint for checkpoint in list_checkpoints(directory) if _is_meant(checkpoint, names)]
         if up_to_step is not None:
@@ -250,14 +246,3 @@ def _warn_of_missing_metric(policy: Retention, found: list[Checkpoint]) -> None:
         RetentionWarning,
         stacklevel=2,
     )
-
-
-@contextlib.contextmanager
-def _removal_errors(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointWriteError(
-            f"{error.filename or directory}: removing old checkpoints failed: {error.strerror or error}. Make the "
-            "directory writable; the next save tries again. Every checkpoint there is whole, the newest included."
-        ) from error

@@ -31,6 +31,7 @@ from neuromanifold_gpt.checkpoint.storage import LocalStorage, Storage
 
 # Key that both data files carry, so that each knows what it is and which other file it belongs to.
 STAMP_KEY = "separated_checkpoint"
+_REMEDY = "Free space or make the directory writable, or choose another one; older checkpoints are untouched."
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,11 @@ def write_checkpoint(paths: CheckpointPaths, staged: StagedCheckpoint, storage: 
             "-model.pt, or in .ckpt, .pt or .pth and not in -optimizer.pt."
         )
     storage = storage or LocalStorage()
-    with write_errors(paths, storage):
+    doing = f"saving {paths.name}"
+    with write_errors(paths.directory, doing, _REMEDY, storage):
         storage.make_directory(paths.directory)
     # The lock first: what seems to be left over might be what another process writes just now.
-    with writing(paths.directory), write_errors(paths, storage):
+    with writing(paths.directory), write_errors(paths.directory, doing, _REMEDY, storage):
         clear_leftovers(paths.directory, storage)
         manifest = _write_aside(paths, staged, storage)
         write_file(temporary(paths.manifest), _checked_size(paths, manifest.to_bytes()), storage)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import signal
 import threading
 import time
@@ -18,11 +19,17 @@ import torch
 
 from neuromanifold_gpt import latest_checkpoint, list_checkpoints, lock_directory, save_checkpoint
 from neuromanifold_gpt.checkpoint import lock
-from neuromanifold_gpt.checkpoint.errors import CheckpointLockedError, CheckpointWriteError, UnlockedDirectoryWarning
+from neuromanifold_gpt.checkpoint.errors import (
+    CheckpointLockedError,
+    CheckpointWriteError,
+    LeftoverWarning,
+    UnlockedDirectoryWarning,
+)
 from neuromanifold_gpt.checkpoint.lock import LOCK_NAME, writing
 
+from ..faults.storages import Crash, CrashBefore
 from .other_process import SCRIPT, Process
-from .small_saves import Save, files_of_checkpoints, found, names_in
+from .small_saves import Save, files_of_checkpoints, found, names_in, temporary_files
 
 MODEL = torch.nn.Linear(2, 2)
 
@@ -127,6 +134,36 @@ class TestRun:
         with lock_directory(directory):
             pass
         assert directory.exists()
+
+    def test_a_run_that_begins_clears_what_a_killed_save_left(self, directory):
+        self.killed_while_replacing(directory)
+        with lock_directory(directory):
+            assert names_in(directory) == files_of_checkpoints(directory) | {LOCK_NAME}
+            assert found(directory, "last1").version == 1
+            assert latest_checkpoint(directory).model_path.name == "last1-model.pt"
+
+    def test_leftovers_that_cannot_be_removed_keep_no_run_from_starting(self, directory, other):
+        self.killed_while_replacing(directory)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # its manifest cannot be put back
+        try:
+            with pytest.warns(LeftoverWarning, match=r"File too large.*last1\.json.*next save tries again") as warned:
+                lock_directory(directory).acquire()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert warned[0].filename == __file__
+        assert found(directory, "last1").version == 1
+        assert other.asked("lock").startswith("CheckpointLockedError")
+        lock_directory(directory).release()
+        assert other.asked("lock") == "done"
+
+    @staticmethod
+    def killed_while_replacing(directory: Path) -> None:
+        Save("last1", 1).write(directory)
+        with pytest.raises(Crash):
+            Save("last1", 2).write(directory, CrashBefore("rename", "last1.json.nm-incomplete"))
+        assert temporary_files(directory)
+        assert latest_checkpoint(directory).model_path.name == "last1-model.pt.nm-previous"
 
     def test_a_lock_file_of_somebody_else_is_not_removed(self, directory):
         with lock_directory(directory):

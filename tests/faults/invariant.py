@@ -51,10 +51,12 @@ def nothing_is_lost(directory: Path, scenario: Scenario, before: dict[str, Kind]
     added = {(name.strip(), kind) for name, kind in scenario.adds.items()}
     for name, kind in before.items():
         allowed = {kind, *(new for added_name, new in added if added_name == name)}
+        allowed |= {(kind[0], True)} if name in scenario.thins else set()
         gone = name in scenario.removes and name not in found
         require(gone or found.get(name) in allowed, f"{name} {kind} is lost: found {found}")
     for name, kind in found.items():
-        require(before.get(name) == kind or (name, kind) in added, f"nobody saved {name} {kind}")
+        thinned = name in scenario.thins and before.get(name) == (kind[0], False) and kind[1]
+        require(before.get(name) == kind or thinned or (name, kind) in added, f"nobody saved {name} {kind}")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         newest = latest_checkpoint(directory)
@@ -75,9 +77,14 @@ def training_goes_on(directory: Path, scenario: Scenario, found: dict[str, Kind]
     require(not lost, f"{lost} lost by the next writer")
     for name, kind in scenario.adds.items():
         require(f"{name} " in scenario.adds or after.get(name.strip()) == kind, f"{name} {kind} was not saved: {after}")
-    require(not scenario.removes & set(after), f"{scenario.removes} were not removed: {after}")
+    require(policy_is_done(scenario, after), f"not done: {scenario.removes} gone, {scenario.thins} thin: {after}")
     left = names_in(directory) - files_of_checkpoints(directory)
     require(not left, f"left over: {sorted(left)}")
+
+
+def policy_is_done(scenario: Scenario, found: dict[str, Kind]) -> bool:
+    """Whether what was to go is gone, and what was to keep its model file only has no other."""
+    return not scenario.removes & set(found) and all(found[name][1] for name in scenario.thins)
 
 
 def still_holds(directory: Path, scenario: Scenario, before: dict[str, Kind]) -> dict[str, Kind]:

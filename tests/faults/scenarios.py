@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
-from neuromanifold_gpt import latest_checkpoint
-from neuromanifold_gpt.checkpoint import commit, writer
+from neuromanifold_gpt import Retention, latest_checkpoint
+from neuromanifold_gpt.checkpoint import commit, retention, writer
 from neuromanifold_gpt.checkpoint.naming import paths_of_name, step_name
 from neuromanifold_gpt.checkpoint.storage import LocalStorage, Storage
 
-from .storages import Crash, ObservedStorage
+from .storages import Crash, CrashBefore
 from .tiny_training import TinyTraining
 
 STEP = 3  # of the save that is interrupted; those before it are there already
@@ -34,12 +34,14 @@ class Scenario:
         act: what it does then.
         adds: checkpoints that it makes, by name.
         removes: names of checkpoints that are meant to be gone when it is done.
+        thins: names of checkpoints that are meant to be model-only when it is done.
         prepare: makes the directory before. It has checkpoints of step 1, and of step 2 under the name ``last``.
     """
 
     act: Act
     adds: dict[str, Kind] = field(default_factory=dict)
     removes: frozenset[str] = frozenset()
+    thins: frozenset[str] = frozenset()
     prepare: Callable[[Path], None] = lambda directory: None
 
     def prepared(self, directory: Path) -> Path:
@@ -63,22 +65,10 @@ def storage_is(storage: Storage) -> Iterator[None]:
     """Saves in this process go through ``storage``."""
     with (
         mock.patch.object(writer, "LocalStorage", return_value=storage),
+        mock.patch.object(retention, "LocalStorage", return_value=storage),
         mock.patch(f"{__name__}.LocalStorage", return_value=storage),
     ):
         yield
-
-
-class CrashBefore(ObservedStorage):
-    """Dies before a named operation on a named file."""
-
-    def __init__(self, operation: str, name: str) -> None:
-        self._last = operation, name
-        self._dead = False
-
-    def before(self, operation, *paths):
-        self._dead = self._dead or (operation, paths[0].name) == self._last
-        if self._dead:
-            raise Crash(f"before {operation} of {paths[0].name}")
 
 
 def crashed(operation: str, name: str, *, saving_as: str | None) -> Callable[[Path], None]:
@@ -104,6 +94,14 @@ def _weights_being_replaced(directory: Path) -> None:
 
 def _save(name: str | None = None, *, model_only: bool = False) -> Act:
     return lambda training, directory: training.save(directory, name, model_only=model_only)
+
+
+def _save_under_policy(training: TinyTraining, directory: Path) -> None:
+    training.save(directory, retention=Retention(keep_last=2, keep_optimizer_last=1))
+
+
+def _one_more(directory: Path) -> None:
+    TinyTraining().train_until(2).save(directory)
 
 
 def _save_model_only_and_again_whole(training: TinyTraining, directory: Path) -> None:
@@ -143,6 +141,13 @@ SCENARIOS = {
     ),
     "beside what a model-only replacement left that was not committed": Scenario(
         _save(), {NEW: (3, False)}, prepare=_weights_being_replaced
+    ),
+    "with a policy that removes one and thins another": Scenario(
+        _save_under_policy,
+        {NEW: (3, False)},
+        removes=frozenset({step_name(1)}),
+        thins=frozenset({step_name(2)}),
+        prepare=_one_more,
     ),
     "a removal": Scenario(_remove(step_name(1)), removes=frozenset({step_name(1)})),
 }

@@ -124,6 +124,19 @@ class CrashingStorage(CountingStorage):
             raise
 
 
+class CrashBefore(ObservedStorage):
+    """Dies before a named operation on a named file."""
+
+    def __init__(self, operation: str, name: str) -> None:
+        self._last = operation, name
+        self._dead = False
+
+    def before(self, operation, *paths):
+        self._dead = self._dead or (operation, paths[0].name) == self._last
+        if self._dead:
+            raise Crash(f"before {operation} of {paths[0].name}")
+
+
 class FailingStorage(CountingStorage):
     """Raises ``error`` instead of its operation number ``at``, once or from then on."""
 

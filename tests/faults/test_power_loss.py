@@ -10,7 +10,7 @@ import pytest
 
 from neuromanifold_gpt.checkpoint import writer
 
-from .invariant import inventory, nothing_is_lost, require, training_goes_on
+from .invariant import inventory, nothing_is_lost, policy_is_done, require, training_goes_on
 from .parts import Part, in_parts
 from .power_loss import Disk, Event, Files, RecordingStorage, moments, written_out
 from .scenarios import SCENARIOS, Kind, Scenario, storage_is
@@ -48,7 +48,7 @@ class Sweep:
                 missing = {name: kind for name, kind in self._scenario.adds.items() if found.get(name.strip()) != kind}
                 missing = {name: kind for name, kind in missing.items() if f"{name} " not in self._scenario.adds}
                 require(not missing, f"the save had returned, and {missing} is gone")
-                require(not self._scenario.removes & set(found), "the removal had returned, and it is back")
+                require(policy_is_done(self._scenario, found), "the removal had returned, and it is back")
             training_goes_on(directory, self._scenario, found)
 
 

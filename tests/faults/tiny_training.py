@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neuromanifold_gpt import Checkpoint, ResumableDataLoader, load_checkpoint, save_checkpoint
+from neuromanifold_gpt import Checkpoint, ResumableDataLoader, Retention, load_checkpoint, save_checkpoint
 from neuromanifold_gpt.checkpoint.naming import step_name
 
 LAST_STEP = 6
@@ -66,9 +66,22 @@ class TinyTraining:
             self.step += 1
         return self
 
-    def save(self, directory: Path, name: str | None = None, *, model_only: bool = False) -> Checkpoint:
+    def save(
+        self,
+        directory: Path,
+        name: str | None = None,
+        *,
+        model_only: bool = False,
+        retention: Retention | None = None,
+    ) -> Checkpoint:
         return save_checkpoint(
-            directory, step=self.step, name=name, save_model_only=model_only, config={"width": 40}, **self.parts
+            directory,
+            step=self.step,
+            name=name,
+            save_model_only=model_only,
+            config={"width": 40},
+            retention=retention,
+            **self.parts,
         )
 
 

@@ -16,10 +16,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from neuromanifold_gpt import ResumableDataLoader, Retention, SeparatedCheckpoint, list_checkpoints, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import CheckpointLockedError, CheckpointWriteError, SaveFailedWarning
 from neuromanifold_gpt.checkpoint.lock import LOCK_NAME
+from neuromanifold_gpt.checkpoint.writer import stage_checkpoint, write_checkpoint
 from neuromanifold_gpt.lightning_io.bookkeeping import believed_paths
 
 from ..checkpoint.other_process import Process
 from ..checkpoint.small_saves import files_of_checkpoints, names_in, temporary_files
+from ..faults.storages import Crash, CrashBefore
 from .toy import NoisySamples, ToyModule, by_step, contents, fit
 
 
@@ -125,6 +127,21 @@ class TestRetention:
         fit(callback("b"), ckpt_path=by_step(tmp_path / "b")[11].model_path, **options)
         for step in (18, 20):
             assert contents(by_step(tmp_path / "b")[step]) == contents(by_step(tmp_path / "a")[step])
+
+    @pytest.mark.parametrize("last", ["last", "last-model.pt"])
+    def test_a_checkpoint_whose_replacement_was_killed_is_resumed_from(self, last: str, tmp_path: Path):
+        """Lightning is told its path, which is another one before the run that continues clears up than after."""
+        fit(saver(tmp_path / "a"), max_steps=8)
+        fit(saver(tmp_path / "b", filename="last", enable_version_counter=False), max_steps=4)
+        [last_of_b] = list_checkpoints(tmp_path / "b")
+        storage = CrashBefore("rename", "last.json.nm-incomplete")
+        with pytest.raises(Crash):
+            write_checkpoint(last_of_b.paths, stage_checkpoint(5, {"state_dict": {}}, None), storage)
+        assert temporary_files(tmp_path / "b")
+        ckpt_path = last if last == "last" else tmp_path / "b" / last
+        fit(saver(tmp_path / "b"), ckpt_path=ckpt_path, max_steps=8)
+        assert contents(by_step(tmp_path / "b")[8]) == contents(by_step(tmp_path / "a")[8])
+        assert names_in(tmp_path / "b") == files_of_checkpoints(tmp_path / "b")
 
     def test_a_directory_may_hold_checkpoints_of_other_names(self, tmp_path: Path):
         model = ToyModule()
