@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from neuromanifold_gpt.checkpoint.commit import Checkpoint, open_complete
@@ -34,12 +34,19 @@ def list_checkpoints(directory: str | Path) -> list[Checkpoint]:
 
     Their content is not read: :func:`verify_checkpoint` does that.
     """
+    return complete_checkpoints(Path(directory), lambda *_: None)  # latest_checkpoint and verify say what others miss
+
+
+def complete_checkpoints(
+    directory: Path, pass_over: Callable[[CheckpointPaths, CheckpointError], object]
+) -> list[Checkpoint]:
+    """:func:`list_checkpoints`; ``pass_over`` is told what is not complete, and why."""
     found = []
-    for paths in candidates(Path(directory)):
+    for paths in candidates(directory):
         try:
             found.append(open_complete(paths))
-        except (CheckpointNotFoundError, IncompleteCheckpointError, DamagedCheckpointError):
-            continue  # not complete, so not one of the list; latest_checkpoint and verify say why
+        except (CheckpointNotFoundError, IncompleteCheckpointError, DamagedCheckpointError) as error:
+            pass_over(paths, error)
     return sorted(found, key=_age)
 
 

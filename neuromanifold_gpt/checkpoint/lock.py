@@ -36,7 +36,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     UnreadableManifestError,
 )
 from neuromanifold_gpt.checkpoint.leftovers import clear_leftovers
-from neuromanifold_gpt.checkpoint.storage import LocalStorage
+from neuromanifold_gpt.checkpoint.storage import LocalStorage, make_directory
 
 LOCK_NAME = ".nm-lock"
 RUN, SAVE = "run", "save"
@@ -67,7 +67,7 @@ class DirectoryLock:
     """This process's hold on a directory. Holds of one process add up: only the last release gives it free.
 
     Args:
-        directory: made where it does not exist, and removed again if it is still empty in the end.
+        directory: made, durably, where it does not exist, and removed again if it is still empty in the end.
         purpose: :data:`RUN` or :data:`SAVE`; what others are told, and whether they wait.
     """
 
@@ -146,12 +146,12 @@ class DirectoryLock:
             path = Path(self._key) / LOCK_NAME
             try:
                 made = not path.parent.exists()
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_directory(path.parent)
                 descriptor = _open_locked(path)
             except OSError as error:
                 raise CheckpointWriteError(
                     f"{error.filename or path}: the directory cannot be locked for writing: {error.strerror}. Free "
-                    "space or make it writable, or choose another one; older checkpoints are untouched."
+                    "space or make the directory writable, or choose another one; older checkpoints are untouched."
                 ) from error
             if descriptor is None:
                 return False

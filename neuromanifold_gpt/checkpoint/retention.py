@@ -12,6 +12,7 @@ A kill leaves each checkpoint whole, whole without its optimizer file, or gone.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterable
@@ -22,16 +23,19 @@ from pathlib import Path
 from typing import Literal
 
 from neuromanifold_gpt.checkpoint.commit import Checkpoint, remove, write_file
-from neuromanifold_gpt.checkpoint.discovery import list_checkpoints
+from neuromanifold_gpt.checkpoint.discovery import complete_checkpoints
 from neuromanifold_gpt.checkpoint.errors import CheckpointError, DamagedCheckpointWarning, RetentionWarning
 from neuromanifold_gpt.checkpoint.leftovers import clear_leftovers, write_errors
 from neuromanifold_gpt.checkpoint.lock import writing
 from neuromanifold_gpt.checkpoint.manifest import MODEL
-from neuromanifold_gpt.checkpoint.naming import previous, step_name, temporary
+from neuromanifold_gpt.checkpoint.naming import CheckpointPaths, previous, step_name, temporary
 from neuromanifold_gpt.checkpoint.reader import verify
 from neuromanifold_gpt.checkpoint.storage import LocalStorage, Storage
 
-_REMEDY = "Free space or make the directory writable; every checkpoint there is whole, and the next save tries again."
+_REMEDY = (
+    "Free space or make the directory writable; the next save tries again. Every checkpoint there is whole, the newest "
+    "included."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +138,14 @@ def enforce(
         storage: where the files are.
     """
     storage = storage or LocalStorage()
+
+    def say(paths: CheckpointPaths, error: CheckpointError) -> None:
+        if fnmatchcase(paths.name, names or "checkpoint-step*"):
+            _warn_of_damage(paths.name, error)
+
     with writing(directory), write_errors(directory, "removing old checkpoints", _REMEDY, storage):
         clear_leftovers(directory, storage)
-        found = [checkpoint for checkpoint in list_checkpoints(directory) if _is_meant(checkpoint, names)]
+        found = [checkpoint for checkpoint in complete_checkpoints(directory, say) if _is_meant(checkpoint, names)]
         if up_to_step is not None:
             found = [checkpoint for checkpoint in found if checkpoint.step <= up_to_step]
         plan = _plan(policy, found, set(kept), set(untouched), lambda _: True)
@@ -168,7 +177,8 @@ def make_model_only(checkpoint: Checkpoint, storage: Storage) -> None:
 
 def note_as_intact(checkpoint: Checkpoint) -> None:
     """This process has just written every byte of it."""
-    _judged[checkpoint.paths.manifest] = _identity(checkpoint), True
+    with contextlib.suppress(OSError):  # then it is read when it counts
+        _judged[checkpoint.paths.manifest] = _identity(checkpoint), True
 
 
 def _plan(
@@ -225,10 +235,14 @@ def _is_intact(checkpoint: Checkpoint) -> bool:
         _judged[checkpoint.paths.manifest] = identity, False
         verify(checkpoint)
     except (CheckpointError, OSError) as error:
-        warnings.warn(f"not counting {checkpoint.name}: {error}", DamagedCheckpointWarning, stacklevel=2)
+        _warn_of_damage(checkpoint.name, error)
         return False
     _judged[checkpoint.paths.manifest] = identity, True
     return True
+
+
+def _warn_of_damage(name: str, error: Exception) -> None:
+    warnings.warn(f"not counting {name}: {error}", DamagedCheckpointWarning, stacklevel=3)
 
 
 def _identity(checkpoint: Checkpoint) -> object:

@@ -18,10 +18,6 @@ from typing import BinaryIO, Protocol
 class Storage(Protocol):
     """File operations with the meaning of their POSIX namesakes; all of them raise ``OSError``."""
 
-    def make_directory(self, path: Path) -> None:
-        """Create ``path`` and its parents, durably; an existing directory is fine."""
-        ...
-
     def create(self, path: Path) -> BinaryIO:
         """Open a file for writing, emptying the one that is there."""
         ...
@@ -63,18 +59,19 @@ def open_regular(path: Path, *, follow_links: bool = False) -> BinaryIO:
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
+def make_directory(path: Path) -> None:
+    """Create a directory and its parents, durably: each new name is synced into its parent."""
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        directory.mkdir(exist_ok=True)
+        LocalStorage().sync_directory(directory.parent)
+
+
 class LocalStorage:
     """:class:`Storage` on a local POSIX file system."""
-
-    def make_directory(self, path: Path) -> None:
-        """Create ``path`` and its parents; each new name is synced into its parent."""
-        missing = []
-        while not path.exists():
-            missing.append(path)
-            path = path.parent
-        for directory in reversed(missing):
-            directory.mkdir(exist_ok=True)
-            self.sync_directory(directory.parent)
 
     def create(self, path: Path) -> BinaryIO:
         """Open unbuffered: the writer hands over whole chunks."""

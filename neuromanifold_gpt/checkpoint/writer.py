@@ -80,11 +80,8 @@ def write_checkpoint(paths: CheckpointPaths, staged: StagedCheckpoint, storage: 
             "-model.pt, or in .ckpt, .pt or .pth and not in -optimizer.pt."
         )
     storage = storage or LocalStorage()
-    doing = f"saving {paths.name}"
-    with write_errors(paths.directory, doing, _REMEDY, storage):
-        storage.make_directory(paths.directory)
     # The lock first: what seems to be left over might be what another process writes just now.
-    with writing(paths.directory), write_errors(paths.directory, doing, _REMEDY, storage):
+    with writing(paths.directory), write_errors(paths.directory, f"saving {paths.name}", _REMEDY, storage):
         clear_leftovers(paths.directory, storage)
         manifest = _write_aside(paths, staged, storage)
         write_file(temporary(paths.manifest), _checked_size(paths, manifest.to_bytes()), storage)

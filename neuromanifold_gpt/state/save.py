@@ -15,6 +15,7 @@ from neuromanifold_gpt.checkpoint.commit import Checkpoint
 from neuromanifold_gpt.checkpoint.environment import current_environment
 from neuromanifold_gpt.checkpoint.errors import CheckpointError, CheckpointWriteError
 from neuromanifold_gpt.checkpoint.foreign import LIGHTNING_VERSION_KEY
+from neuromanifold_gpt.checkpoint.lock import writing
 from neuromanifold_gpt.checkpoint.naming import CheckpointPaths, paths_of_name, step_name
 from neuromanifold_gpt.checkpoint.retention import Retention, enforce, note_as_intact
 from neuromanifold_gpt.checkpoint.writer import (
@@ -138,10 +139,11 @@ def save_checkpoint(
 
 
 def _written(paths: CheckpointPaths, staged: StagedCheckpoint, retention: Retention | None) -> Checkpoint:
-    saved = write_checkpoint(paths, staged)
-    if retention is not None:
-        note_as_intact(saved)
-        enforce(paths.directory, retention, up_to_step=saved.step, untouched={saved.name})
+    with writing(paths.directory):  # once for both: what is saved needs no further lock that might be refused
+        saved = write_checkpoint(paths, staged)
+        if retention is not None:
+            note_as_intact(saved)
+            enforce(paths.directory, retention, up_to_step=saved.step, untouched={saved.name})
     return saved
 
 

@@ -16,6 +16,7 @@ from torch.utils.data import Subset
 from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError
 from neuromanifold_gpt.checkpoint.lock import lock_directory
 from neuromanifold_gpt.checkpoint.naming import step_name
+from neuromanifold_gpt.checkpoint.storage import make_directory
 from neuromanifold_gpt.data.blocks import TokenBlocks
 from neuromanifold_gpt.data.corpora import Corpus, open_corpus
 from neuromanifold_gpt.data.loader import ResumableDataLoader
@@ -209,7 +210,7 @@ def _device(config: TrainConfig) -> torch.device:
 def _writable_directory(name: str) -> Path:
     directory = Path(name)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         probe = directory / ".writable"
         probe.touch()
         probe.unlink()

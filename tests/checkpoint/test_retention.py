@@ -200,8 +200,7 @@ class TestDamage:
         else:
             victim.unlink()
         others = {path: path.read_bytes() for path in tmp_path.glob("*000004*")}
-        said = pytest.warns(DamagedCheckpointWarning, match="not counting checkpoint-step000004.*damaged")
-        with said if how == "flipped" and part != "manifest" else contextlib.nullcontext():
+        with pytest.warns(DamagedCheckpointWarning, match="not counting checkpoint-step000004"):
             apply_retention(tmp_path, Retention(keep_last=2, keep_optimizer_last=1))
         assert found(tmp_path, step_name(3)).model_only is False
         assert found(tmp_path, step_name(2)).model_only is True

@@ -10,7 +10,7 @@ import pytest
 import xxhash
 
 from neuromanifold_gpt.checkpoint.digest import file_digest, open_file_digest
-from neuromanifold_gpt.checkpoint.storage import LocalStorage
+from neuromanifold_gpt.checkpoint.storage import LocalStorage, make_directory
 
 storage = LocalStorage()
 
@@ -50,18 +50,18 @@ def test_a_file_is_emptied_written_unbuffered_and_synced(tmp_path, synced):
 
 
 def test_directories_are_made_with_their_names_synced_into_the_parents(tmp_path, synced):
-    storage.make_directory(tmp_path / "a" / "b" / "c")
+    make_directory(tmp_path / "a" / "b" / "c")
     assert (tmp_path / "a" / "b" / "c").is_dir()
     assert synced == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a" / "b")]
     synced.clear()
-    storage.make_directory(tmp_path / "a" / "b")
+    make_directory(tmp_path / "a" / "b")
     assert synced == []
 
 
 def test_a_relative_directory_can_be_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    storage.make_directory(Path("a/b"))
-    storage.make_directory(Path())
+    make_directory(Path("a/b"))
+    make_directory(Path())
     assert (tmp_path / "a" / "b").is_dir()
 
 

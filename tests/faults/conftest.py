@@ -16,6 +16,17 @@ from .tally import TALLY, Tally
 T = TypeVar("T")
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # one of several processes that share the tests
+        session.config.workeroutput["tally"] = {"trials": dict(TALLY.trials), "losses": TALLY.losses}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process has ended; without its counts, if it crashed."""
+    TALLY.add(**getattr(node, "workeroutput", {}).get("tally", {"trials": {}, "losses": ["a process crashed"]}))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if TALLY.trials:
         terminalreporter.section("faults")

@@ -51,11 +51,11 @@ def nothing_is_lost(directory: Path, scenario: Scenario, before: dict[str, Kind]
     added = {(name.strip(), kind) for name, kind in scenario.adds.items()}
     for name, kind in before.items():
         allowed = {kind, *(new for added_name, new in added if added_name == name)}
-        allowed |= {(kind[0], True)} if name in scenario.thins else set()
+        allowed |= {(kind[0], True)} if name in scenario.may_be_thinned else set()
         gone = name in scenario.removes and name not in found
         require(gone or found.get(name) in allowed, f"{name} {kind} is lost: found {found}")
     for name, kind in found.items():
-        thinned = name in scenario.thins and before.get(name) == (kind[0], False) and kind[1]
+        thinned = name in scenario.may_be_thinned and before.get(name) == (kind[0], False) and kind[1]
         require(before.get(name) == kind or thinned or (name, kind) in added, f"nobody saved {name} {kind}")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -44,6 +44,11 @@ class Scenario:
     thins: frozenset[str] = frozenset()
     prepare: Callable[[Path], None] = lambda directory: None
 
+    @property
+    def may_be_thinned(self) -> frozenset[str]:
+        """Where one that counts cannot be read, a policy keeps the model file of one that it would have removed."""
+        return self.thins | self.removes if self.thins else frozenset()
+
     def prepared(self, directory: Path) -> Path:
         """The directory as the process finds it."""
         training = TinyTraining().train_until(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -33,6 +33,11 @@ class Tally:
         yield
         lost = self.losses[before:]
         assert not lost, f"{len(lost)} losses:\n" + "\n".join(lost[:_SHOWN_LOSSES])
+
+    def add(self, trials: Mapping[str, int], losses: list[str]) -> None:
+        """What another process counted."""
+        self.trials.update(trials)
+        self.losses += losses
 
     def write(self, line: Callable[[str], object]) -> None:
         """A line for each kind, and one for the losses."""
