@@ -6,7 +6,8 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -70,16 +71,35 @@ def pairs(calls: list[Call]) -> Iterator[tuple[Call, str]]:
             yield call, error
 
 
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for the whole sweep: the calls of a dry run are known by their paths."""
+    return tmp_path_factory.mktemp("errors") / "run"
+
+
+@pytest.fixture(scope="module")
+def calls(server: ForkServer, prepared: dict[str, Path], directory: Path) -> Callable[[str], list[Call]]:
+    """Of a scenario, whose parts come one after the other."""
+    return lru_cache(maxsize=1)(
+        lambda name: calls_of(server, directory, ACT, name, str(copied(prepared[name], directory)))
+    )
+
+
 @pytest.mark.usefixtures("strace")
 @in_parts(40)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_an_error_of_any_call_is_survived_or_said(
-    name: str, part: Part, server: ForkServer, prepared: dict[str, Path], tally: Tally, tmp_path: Path
+    name: str,
+    part: Part,
+    server: ForkServer,
+    prepared: dict[str, Path],
+    directory: Path,
+    calls: Callable[[str], list[Call]],
+    tally: Tally,
 ):
-    scenario, directory = SCENARIOS[name], tmp_path / "run"
+    scenario = SCENARIOS[name]
     before = inventory(prepared[name])
-    calls = calls_of(server, directory, ACT, name, str(copied(prepared[name], directory)))
-    for call, error in part.choose(list(pairs(calls))):
+    for call, error in part.choose(list(pairs(calls(name)))):
         with tally.trial("errors of a system call", f"{name}: {error} at {call}"):
             left_before = set(temporary_files(copied(prepared[name], directory)))
             if not call.path.endswith(LOCK_NAME):  # without the lock nothing begins, and what was left stays
