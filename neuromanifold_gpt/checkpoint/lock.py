@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from neuromanifold_gpt.checkpoint.errors import CheckpointLockedError, CheckpointWriteError, UnlockedDirectoryWarning
+from neuromanifold_gpt.checkpoint.storage import LocalStorage
 
 LOCK_NAME = ".nm-lock"
 RUN, SAVE = "run", "save"
@@ -118,7 +119,7 @@ class DirectoryLock:
             path = Path(self._key) / LOCK_NAME
             try:
                 made = not path.parent.exists()
-                path.parent.mkdir(parents=True, exist_ok=True)
+                LocalStorage().make_directory(path.parent)  # durably: what is saved in it must not vanish with it
                 descriptor = _open_locked(path)
             except OSError as error:
                 raise CheckpointWriteError(

@@ -15,10 +15,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from neuromanifold_gpt.checkpoint.commit import open_complete
 from neuromanifold_gpt.checkpoint.discovery import latest_checkpoint
 from neuromanifold_gpt.checkpoint.errors import CheckpointError, CheckpointWriteError
+from neuromanifold_gpt.checkpoint.leftovers import clear_leftovers
 from neuromanifold_gpt.checkpoint.lock import RUN, DirectoryLock
 from neuromanifold_gpt.checkpoint.naming import MODEL_SUFFIX, paths_of_model_file
 from neuromanifold_gpt.checkpoint.retention import Retention, enforce
 from neuromanifold_gpt.checkpoint.staging import stage as stage_tree
+from neuromanifold_gpt.checkpoint.storage import LocalStorage
 from neuromanifold_gpt.checkpoint.writer import resolve_directory
 from neuromanifold_gpt.lightning_io.bookkeeping import (
     believed_paths,
@@ -133,6 +135,8 @@ class SeparatedCheckpoint(SavesAtBoundaries):
             lock = DirectoryLock(resolve_directory(str(self.dirpath)), RUN)
             on_rank_0(trainer, lock.acquire)
             self._lock = lock if trainer.is_global_zero else None
+            # A run that turns out to have nothing left to do saves nothing, so that no save would clear this.
+            on_rank_0(trainer, lambda: clear_leftovers(Path(str(self.dirpath)), LocalStorage()))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the directory free."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +17,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import Subset
 
 from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError
+from neuromanifold_gpt.checkpoint.leftovers import clear_leftovers
 from neuromanifold_gpt.checkpoint.lock import lock_directory
 from neuromanifold_gpt.checkpoint.naming import step_name
+from neuromanifold_gpt.checkpoint.retention import enforce
+from neuromanifold_gpt.checkpoint.storage import LocalStorage
 from neuromanifold_gpt.data.blocks import TokenBlocks
 from neuromanifold_gpt.data.corpora import Corpus, open_corpus
 from neuromanifold_gpt.data.loader import ResumableDataLoader
@@ -49,6 +55,9 @@ def train(config: TrainConfig) -> int:
     directory = _writable_directory(config.out_dir)
     with lock_directory(directory):  # before metrics.csv and the logs are touched
         try:
+            # Now and not at the first save: what a killed save left is no reason to refuse the start, and a run that
+            # has nothing left to do clears it too.
+            clear_leftovers(directory, LocalStorage())
             return _train(config, directory, device)
         except OSError as error:
             raise CheckpointWriteError(
@@ -64,6 +73,9 @@ def _train(config: TrainConfig, directory: Path, device: torch.device) -> int:
     point = find_resume_point(config)
     start_step = 0 if point is None else point.step
     if point is not None and not _announce(point, config, model, training):
+        policy = config.retention()
+        if policy is not None:  # the last save may have been killed before this
+            enforce(directory, policy, up_to_step=point.step)
         return 0
 
     seed_everything(config.seed, verbose=False)
@@ -207,16 +219,19 @@ def _device(config: TrainConfig) -> torch.device:
 
 
 def _writable_directory(name: str) -> Path:
-    directory = Path(name)
+    directory, storage = Path(name), LocalStorage()
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".writable"
-        probe.touch()
-        probe.unlink()
+        storage.make_directory(directory)
+        if not directory.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+        if not os.access(directory, os.W_OK | os.X_OK):  # leaves nothing behind, whenever the process is killed
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
     except OSError as error:
         raise ConfigError(
             f"--out_dir: cannot write to {name}: {error.strerror}. Make it writable, or choose another --out_dir."
         ) from error
+    with contextlib.suppress(OSError):  # made by a process that was killed before it could sync the name
+        storage.sync_directory(directory.absolute().parent)
     return directory
 
 
