@@ -146,7 +146,7 @@ class DirectoryLock:
             path = Path(self._key) / LOCK_NAME
             try:
                 made = not path.parent.exists()
-                make_directory(path.parent)
+                make_directory(path.parent)  # durably: what is saved in it must not vanish with it
                 descriptor = _open_locked(path)
             except OSError as error:
                 raise CheckpointWriteError(

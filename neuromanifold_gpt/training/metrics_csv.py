@@ -18,10 +18,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from neuromanifold_gpt.checkpoint.commit import write_file
 from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError
+from neuromanifold_gpt.checkpoint.naming import TEMPORARY_SUFFIX
+from neuromanifold_gpt.checkpoint.storage import LocalStorage, open_regular
 from neuromanifold_gpt.training.module import GPTModule
 
 COLUMNS = ("step", "tokens", "learning_rate", "loss", "val_loss")
+_MAXIMUM_DIGITS = 18
 
 
 class StepMetrics(Callback):
@@ -50,19 +54,15 @@ class StepMetrics(Callback):
         Raises:
             CheckpointWriteError: the file cannot be written.
         """
-        kept = [",".join(COLUMNS)]
-        if self._path.exists():
-            for line in self._path.read_text().splitlines()[1:]:
-                number = line.split(",", 1)[0]
-                if number.isdigit() and int(number) <= step and line.count(",") == len(COLUMNS) - 1:
-                    kept.append(line)
-        missing = step - (len(kept) - 1)
-        if missing:
-            print(f"{self._path}: {missing} rows up to step {step} are not there; rows begin behind it.")
-        temporary = self._path.with_name(self._path.name + ".nm-incomplete")
         with _write_errors(self._path):
-            temporary.write_text("\n".join(kept) + "\n")
-            temporary.replace(self._path)
+            kept = _rows_up_to(step, self._path)
+            if len(kept) < step:
+                print(f"{self._path}: {step - len(kept)} rows up to step {step} are not there.")
+            # Durable before it replaces what is there: those rows stand nowhere else.
+            storage, temporary = LocalStorage(), self._path.with_name(self._path.name + TEMPORARY_SUFFIX)
+            write_file(temporary, "".join(f"{line}\n" for line in (",".join(COLUMNS), *kept)).encode(), storage)
+            storage.rename(temporary, self._path)
+            storage.sync_directory(self._path.parent)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note the learning rate that the step will use."""
@@ -136,6 +136,21 @@ class StepMetrics(Callback):
                 file.truncate(size_bytes)
                 raise
         self._rows = []
+
+
+def _rows_up_to(step: int, path: Path) -> list[str]:
+    """The rows that follow one another up to ``step``; what a crash or a damaged disk made of the file is left out."""
+    if not os.path.lexists(path):
+        return []
+    with open_regular(path, follow_links=True) as file:
+        lines = file.read().decode(errors="replace").split("\n")[1:-1]  # a last line without an end is half a row
+    rows: dict[int, str] = {}
+    for line in lines:
+        number = line.split(",", 1)[0]
+        plain = number.isascii() and number.isdigit() and len(number) <= _MAXIMUM_DIGITS and line.isprintable()
+        if plain and line.count(",") == len(COLUMNS) - 1:
+            rows[int(number)] = line  # of two rows of a step, the later one counts
+    return [rows[number] for number in sorted(rows) if 1 <= number <= step]
 
 
 @contextlib.contextmanager

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +19,8 @@ from torch.utils.data import Subset
 from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError
 from neuromanifold_gpt.checkpoint.lock import lock_directory
 from neuromanifold_gpt.checkpoint.naming import step_name
-from neuromanifold_gpt.checkpoint.storage import make_directory
+from neuromanifold_gpt.checkpoint.retention import enforce
+from neuromanifold_gpt.checkpoint.storage import LocalStorage, make_directory
 from neuromanifold_gpt.data.blocks import TokenBlocks
 from neuromanifold_gpt.data.corpora import Corpus, open_corpus
 from neuromanifold_gpt.data.loader import ResumableDataLoader
@@ -65,6 +69,9 @@ def _train(config: TrainConfig, directory: Path, device: torch.device) -> int:
     point = find_resume_point(config)
     start_step = 0 if point is None else point.step
     if point is not None and not _announce(point, config, model, training):
+        policy = config.retention()
+        if policy is not None:  # the last save may have been killed before this
+            enforce(directory, policy, up_to_step=point.step)
         return 0
 
     seed_everything(config.seed, verbose=False)
@@ -211,13 +218,16 @@ def _writable_directory(name: str) -> Path:
     directory = Path(name)
     try:
         make_directory(directory)
-        probe = directory / ".writable"
-        probe.touch()
-        probe.unlink()
+        if not directory.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+        if not os.access(directory, os.W_OK | os.X_OK):  # leaves nothing behind, whenever the process is killed
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
     except OSError as error:
         raise ConfigError(
             f"--out_dir: cannot write to {name}: {error.strerror}. Make it writable, or choose another --out_dir."
         ) from error
+    with contextlib.suppress(OSError):  # made by a process that was killed before it could sync the name
+        LocalStorage().sync_directory(directory.absolute().parent)
     return directory
 
 
