@@ -121,6 +121,8 @@ def classify(path: Path, content: Any) -> UnifiedCheckpoint:
     form = "plain"
     if LIGHTNING_VERSION_KEY in content:
         form = "lightning"
+        if not isinstance(content.get("global_step", 0), int):
+            raise _unknown(path, f"a global_step that is a {type(content['global_step']).__name__}")
     elif "model" in content and ("model_args" in content or "iter_num" in content):
         form = "nanogpt"
     configs = [content[key] for key in _CONFIG_KEYS if isinstance(content.get(key), Mapping)]
