@@ -61,8 +61,13 @@ class StepMetrics(Callback):
                 print(f"{self._path}: {step - len(kept)} rows up to step {step} are not there.")
             # Durable before it replaces what is there: those rows stand nowhere else.
             storage, temporary = LocalStorage(), self._path.with_name(self._path.name + TEMPORARY_SUFFIX)
-            write_file(temporary, "".join(f"{line}\n" for line in (",".join(COLUMNS), *kept)).encode(), storage)
-            storage.rename(temporary, self._path)
+            content = "".join(f"{line}\n" for line in (",".join(COLUMNS), *kept)).encode()
+            try:
+                write_file(temporary, content, storage)
+                storage.rename(temporary, self._path)
+            except OSError:
+                storage.remove(temporary)
+                raise
             storage.sync_directory(self._path.parent)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -28,6 +28,7 @@ from neuromanifold_gpt.data.loader import ResumableDataLoader
 from neuromanifold_gpt.lightning_io.callback import SeparatedCheckpoint
 from neuromanifold_gpt.lightning_io.exact_resume import ExactResume
 from neuromanifold_gpt.lightning_io.stop_signals import StopOnSignal, StoppedBySignal
+from neuromanifold_gpt.lightning_io.unified_io import DurableUnifiedIO
 from neuromanifold_gpt.training.config import TrainConfig
 from neuromanifold_gpt.training.errors import ConfigError
 from neuromanifold_gpt.training.last_step import SaveLastStep
@@ -188,6 +189,7 @@ def _trainer(
         # Rows that a killed run wrote behind the checkpoint are hidden by purge_step.
         logger=SpareableTensorBoard(directory, name="tensorboard", version="", purge_step=start_step + 1),
         callbacks=callbacks,
+        plugins=None if config.save_separate_optimizer else [DurableUnifiedIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
     )
