@@ -1,28 +1,30 @@
 """Is a file a plain ``torch.save`` archive? Asked before ``torch.load`` may follow what it says about itself.
 
 ``torch.load(weights_only=True)`` runs no code of the file, but believes its sizes: a compressed record of some bytes
-that unpacks to gigabytes, or a pickle that asks for ``bytearray(10**11)``, would take the memory. ``torch.save`` writes
-nothing of the kind.
+that unpacks to gigabytes would take the memory. ``torch.save`` writes nothing of the kind. Nor does it write archives
+that two programs read in two ways, so that the pickle which is looked at here is not the one that is loaded: torch
+finds the list of records by its offset, and a record whatever the case of its name; Python goes by sizes and letters.
 """
 
 from __future__ import annotations
 
 import os
-import pickletools
 import struct
 import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
-from neuromanifold_gpt.checkpoint.errors import DamagedCheckpointError, UntrustedPickleError
+from neuromanifold_gpt.checkpoint.errors import DamagedCheckpointError
+from neuromanifold_gpt.checkpoint.pickle_check import check_pickle
 from neuromanifold_gpt.checkpoint.storage import open_regular
 
 _MAXIMUM_PICKLE_BYTES = 256 << 20  # of structure and plain values, beside the tensors; more is no checkpoint
 _ENCRYPTED = 0x1
+_END_SIGNATURE = b"PK\x05\x06"
 _END_BYTES = 22  # of the record that ends the archive, without a comment
+_IN_ZIP64 = 0xFFFFFFFF  # the number is in the longer record before it
+_ZIP64_END_BYTES, _LOCATOR_BYTES = 56, 20
 _LOCAL_HEADER_BYTES = 30
-_BYTEARRAY = {"__builtin__ bytearray", "builtins bytearray"}
-_ENCODE = "_codecs encode"
 
 
 def check_archive(path: Path, *, trusted: bool = False) -> None:
@@ -34,7 +36,8 @@ def check_archive(path: Path, *, trusted: bool = False) -> None:
     """
     try:
         with open_regular(path, follow_links=True) as file, zipfile.ZipFile(file) as archive:
-            pickled = _data_of(file, _checked_records(archive, os.fstat(file.fileno()).st_size))
+            _check_ends(file, archive)
+            pickled = _data_of(file, _checked_records(archive))
     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, struct.error) as error:
         raise DamagedCheckpointError(
             f"{path}: it is no archive that torch.save writes: {error}. Use another checkpoint."
@@ -43,30 +46,12 @@ def check_archive(path: Path, *, trusted: bool = False) -> None:
         check_pickle(path, pickled)
 
 
-def check_pickle(path: Path, pickled: bytes) -> None:
-    """Refuse a pickle that makes a ``bytearray`` of anything but its own bytes.
-
-    Raises:
-        UntrustedPickleError: it does.
-    """
-    if b"bytearray" not in pickled:
-        return
-    try:
-        asked = _asks_for_memory(pickled)
-    except (ValueError, IndexError, struct.error):  # cut off, or no pickle: torch.load says what is wrong with it
-        return
-    if asked:
-        raise UntrustedPickleError(
-            f"{path}: reading it would need more than plain data: its pickle asks for a bytearray without content. "
-            "Pass trusted=True if you trust whoever wrote the file."
-        )
-
-
-def _checked_records(archive: zipfile.ZipFile, file_bytes: int) -> zipfile.ZipInfo:
+def _checked_records(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     """The pickle's record.
 
     Raises:
-        ValueError: records are compressed, encrypted, overlapping, twice there, or none of them is the pickle.
+        ValueError: records are compressed, encrypted, overlapping, twice there, in several folders, or none of them is
+            the pickle.
     """
     records = archive.infolist()
     end = 0
@@ -78,14 +63,46 @@ def _checked_records(archive: zipfile.ZipFile, file_bytes: int) -> zipfile.ZipIn
         if record.header_offset < end:
             raise ValueError(f"record {record.filename:.80} overlaps another one")
         end = record.header_offset + record.file_size
-    if end > archive.start_dir or archive.comment or archive.start_dir + _END_BYTES > file_bytes:
+    if end > archive.start_dir:
         raise ValueError("its records do not fit into it")
-    if len({record.filename for record in records}) != len(records):
+    if len({record.filename.lower() for record in records}) != len(records):
         raise ValueError("a record is there twice")
+    if any(record.orig_filename != record.filename for record in records):
+        raise ValueError("a record has a name that is cut off")
+    if len({record.filename.split("/", 1)[0] for record in records}) != 1:
+        raise ValueError("its records do not lie in one folder")
     pickles = [record for record in records if record.filename.split("/", 1)[-1] == "data.pkl"]
     if len(pickles) != 1 or pickles[0].file_size > _MAXIMUM_PICKLE_BYTES:
         raise ValueError(f"expected one record data.pkl of at most {_MAXIMUM_PICKLE_BYTES} bytes")
     return pickles[0]
+
+
+def _check_ends(file: BinaryIO, archive: zipfile.ZipFile) -> None:
+    """The list of records lies where the end of the file says, and nothing lies between the two or behind.
+
+    Raises:
+        ValueError: it does not.
+    """
+    file_bytes = os.fstat(file.fileno()).st_size
+    end = file_bytes - _END_BYTES
+    signature, _, size_bytes, offset, comment_bytes = struct.unpack("<4s8sIIH", _read_at(file, end, _END_BYTES))
+    if signature != _END_SIGNATURE or comment_bytes:
+        raise ValueError("something lies behind it")
+    if offset == _IN_ZIP64 or size_bytes == _IN_ZIP64 or archive.start_dir + size_bytes != end:
+        end -= _LOCATOR_BYTES + _ZIP64_END_BYTES
+        _, size_bytes, offset = struct.unpack("<40sQQ", _read_at(file, end, _ZIP64_END_BYTES))
+        (end_offset,) = struct.unpack("<8xQ4x", _read_at(file, end + _ZIP64_END_BYTES, _LOCATOR_BYTES))
+        if end_offset != end:
+            raise ValueError("its end is not where it says")
+    if offset != archive.start_dir or offset + size_bytes != end:
+        raise ValueError("the list of its records is not where it says")
+
+
+def _read_at(file: BinaryIO, offset: int, size_bytes: int) -> bytes:
+    if offset < 0:
+        raise ValueError("it is cut off")
+    file.seek(offset)
+    return file.read(size_bytes)
 
 
 def _data_of(file: BinaryIO, record: zipfile.ZipInfo) -> bytes:
@@ -95,27 +112,3 @@ def _data_of(file: BinaryIO, record: zipfile.ZipInfo) -> bytes:
     name_bytes, extra_bytes = struct.unpack_from("<HH", header, 26)
     file.seek(name_bytes + extra_bytes, os.SEEK_CUR)
     return file.read(record.file_size)
-
-
-def _asks_for_memory(pickled: bytes) -> bool:
-    """Whether ``bytearray`` is called with anything but what ``_codecs.encode`` makes of a string, or nothing.
-
-    As ``pickle`` writes it, the call of ``encode`` follows at once; no operation that the weights-only reader knows
-    could put something else in its place.
-    """
-    memo: dict[int, str] = {}
-    last = ""  # the global that was pushed by the operation before
-    for operation, argument, _ in pickletools.genops(pickled):
-        name = operation.name
-        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            memo[len(memo) if argument is None else argument] = last
-            continue
-        pushed = ""
-        if name == "GLOBAL":
-            pushed = str(argument)
-        elif name in ("GET", "BINGET", "LONG_BINGET") and argument is not None:
-            pushed = memo.get(argument, "")
-        if last in _BYTEARRAY and pushed != _ENCODE and name != "EMPTY_TUPLE":
-            return True
-        last = pushed
-    return False

@@ -24,12 +24,14 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from neuromanifold_gpt.checkpoint.archive_check import check_archive
+from neuromanifold_gpt.checkpoint.content_check import check_content
 from neuromanifold_gpt.checkpoint.errors import (
     CheckpointNotFoundError,
     DamagedCheckpointError,
     UnknownFormatError,
-    UntrustedPickleError,
 )
+from neuromanifold_gpt.checkpoint.pickle_check import check_pickle
 from neuromanifold_gpt.checkpoint.reader import load_archive, load_errors
 from neuromanifold_gpt.checkpoint.storage import open_regular
 
@@ -77,27 +79,27 @@ def read_any_archive(path: Path, *, verify: bool = True, trusted: bool = False) 
     try:
         with open_regular(path, follow_links=True) as file:
             head = file.read(2)
-            bytearrays = head.startswith(_PICKLE) and not trusted and _contains(file, b"bytearray\n")
+            if head.startswith(_PICKLE) and not trusted:
+                _check_legacy(path, file)
     except OSError as error:
         raise CheckpointNotFoundError(f"{path}: there is no such file: {error.strerror}.") from error
     if head != _ZIP:
         if head and not head.startswith(_PICKLE):
             raise _unknown(path, "neither a zip archive nor a pickle")
-        if bytearrays:  # a few bytes that ask for gigabytes; see archive_check.py
-            raise UntrustedPickleError(
-                f"{path}: this file of a torch before 1.6 may hold a bytearray. Pass trusted=True if you trust whoever "
-                "wrote it."
-            )
         with load_errors(path):  # written before torch 1.6, or not a checkpoint; it has no checksums
-            return torch.load(path, map_location="cpu", weights_only=not trusted)
+            content = torch.load(path, map_location="cpu", weights_only=not trusted)
+            if not trusted:
+                check_content(content, path.stat().st_size)
+            return content
     if verify:
-        _verify_crc32(path)
+        _verify_crc32(path, trusted)
     return load_archive(path, trusted=trusted)
 
 
-def _contains(file: BinaryIO, text: bytes) -> bool:
+def _check_legacy(path: Path, file: BinaryIO) -> None:
+    """Before torch 1.6, a file was five pickles and then the data."""
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(text) >= 0
+        check_pickle(path, content, count=5)
 
 
 def classify(path: Path, content: Any) -> UnifiedCheckpoint:
@@ -109,14 +111,18 @@ def classify(path: Path, content: Any) -> UnifiedCheckpoint:
     if not isinstance(content, Mapping):
         raise _unknown(path, f"a {type(content).__name__}")
     if content and all(isinstance(value, Tensor) for value in content.values()):
+        _check_names(path, content)
         return UnifiedCheckpoint("plain", clean_names(content), raw=dict(content))
     content = dict(content)
     model = next((content[key] for key in _MODEL_KEYS if isinstance(content.get(key), Mapping)), None)
     if model is None:
         raise _unknown(path, f"a dict with the keys {sorted(map(str, content))[:12]}")
+    _check_names(path, model)
     form = "plain"
     if LIGHTNING_VERSION_KEY in content:
         form = "lightning"
+        if not isinstance(content.get("global_step", 0), int):
+            raise _unknown(path, f"a global_step that is a {type(content['global_step']).__name__}")
     elif "model" in content and ("model_args" in content or "iter_num" in content):
         form = "nanogpt"
     configs = [content[key] for key in _CONFIG_KEYS if isinstance(content.get(key), Mapping)]
@@ -130,6 +136,12 @@ def classify(path: Path, content: Any) -> UnifiedCheckpoint:
         config={key: value for config in configs for key, value in config.items()},
         raw=content,
     )
+
+
+def _check_names(path: Path, state: Mapping[Any, Any]) -> None:
+    odd = next((name for name in state if not isinstance(name, str)), None)
+    if odd is not None:
+        raise _unknown(path, f"a state dict with a name that is a {type(odd).__name__}")
 
 
 def clean_name(name: str) -> str:
@@ -163,7 +175,8 @@ def _states(content: Mapping[str, Any], keys: tuple[str, ...]) -> list[dict[str,
     return None
 
 
-def _verify_crc32(path: Path) -> None:
+def _verify_crc32(path: Path, trusted: bool) -> None:
+    check_archive(path, trusted=trusted)  # zipfile would unpack what is compressed, whatever comes of it
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()

@@ -19,6 +19,7 @@ from torch import Tensor
 from neuromanifold_gpt.checkpoint.archive import TensorRecord
 from neuromanifold_gpt.checkpoint.archive_check import check_archive
 from neuromanifold_gpt.checkpoint.commit import Checkpoint
+from neuromanifold_gpt.checkpoint.content_check import check_content
 from neuromanifold_gpt.checkpoint.digest import open_file_digest
 from neuromanifold_gpt.checkpoint.errors import (
     CheckpointNotFoundError,
@@ -32,6 +33,7 @@ from neuromanifold_gpt.checkpoint.storage import open_regular
 from neuromanifold_gpt.checkpoint.writer import STAMP_KEY
 
 _SHOWN_TENSORS = 5
+_REPEATED_BYTES = 256 << 20  # what a tensor that repeats its elements, a mask say, may have beyond its file's size
 
 
 @dataclass(frozen=True)
@@ -104,20 +106,34 @@ def _load_around(path: Path, storages: list[torch.UntypedStorage], trusted: bool
             raise ValueError(f"a storage of {mapped.nbytes()} bytes where the manifest has {storage.nbytes()}")
         return storage
 
+    sizes = [storage.nbytes() for storage in storages]
     check_archive(path, trusted=trusted)
     with load_errors(path):
         content = torch.load(path, map_location=cast(Any, take_next), weights_only=not trusted, mmap=True)
         if not isinstance(content, dict):
             raise TypeError(f"a {type(content).__name__} where a dict was written")
+        if not trusted:
+            if [storage.nbytes() for storage in storages] != sizes:  # torch makes room for a tensor that ends behind
+                raise ValueError("a tensor that ends behind its data")
+            check_content(content, path.stat().st_size)
         return content
 
 
-def load_archive(path: Path, *, trusted: bool = False) -> Any:
-    """``torch.load`` to CPU through a memory map, its tensors copied out of it; no code is run unless ``trusted``."""
+def map_archive(path: Path, *, trusted: bool = False) -> Any:
+    """``torch.load`` to CPU, its tensors in a memory map of the file; no code is run unless ``trusted``."""
     check_archive(path, trusted=trusted)
     with load_errors(path):
         # The map is what makes this fast: torch.load without it reads record by record at a tenth of the speed.
         content = torch.load(path, map_location="cpu", weights_only=not trusted, mmap=True)
+        if not trusted:
+            check_content(content, max(path.stat().st_size, _REPEATED_BYTES))
+        return content
+
+
+def load_archive(path: Path, *, trusted: bool = False) -> Any:
+    """:func:`map_archive`, its tensors copied out of the map."""
+    content = map_archive(path, trusted=trusted)
+    with load_errors(path):
         return _Copier(None if trusted else path.stat().st_size).copied(content)
 
 
@@ -125,7 +141,9 @@ def load_archive(path: Path, *, trusted: bool = False) -> Any:
 def load_errors(path: Path) -> Iterator[None]:
     """Turn what ``torch.load`` raises on malformed or untrusted files into typed errors."""
     try:
-        yield
+        # An index of a sparse tensor that lies outside of it would be followed out of its memory.
+        with torch.sparse.check_sparse_tensor_invariants():
+            yield
     except pickle.UnpicklingError as error:
         lines = str(error).strip().splitlines() or [""]
         reason = next((line for line in lines if "GLOBAL" in line), lines[0]).strip()

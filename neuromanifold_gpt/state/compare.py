@@ -16,9 +16,10 @@ from torch import Tensor
 
 from neuromanifold_gpt.checkpoint.commit import Checkpoint, open_complete
 from neuromanifold_gpt.checkpoint.discovery import open_checkpoint
-from neuromanifold_gpt.checkpoint.errors import CheckpointNotFoundError
+from neuromanifold_gpt.checkpoint.errors import CheckpointNotFoundError, UnknownFormatError
+from neuromanifold_gpt.checkpoint.manifest import shown
 from neuromanifold_gpt.checkpoint.naming import paths_of_any_file
-from neuromanifold_gpt.checkpoint.reader import load_errors
+from neuromanifold_gpt.checkpoint.reader import map_archive
 from neuromanifold_gpt.checkpoint.writer import STAMP_KEY
 
 # In this order: what comes earlier in a training step, and so explains what comes later, is named first.
@@ -57,7 +58,7 @@ class Difference:
 
     def __str__(self) -> str:
         size = "" if self.largest is None else f" (largest difference {self.largest:g})"
-        return f"{self.component}: {self.path}: {self.left} / {self.right}{size}"
+        return f"{shown(self.component)}: {shown(self.path)}: {self.left} / {self.right}{size}"
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,10 @@ def _open(where: str | Path | Checkpoint) -> _Side:
 
 
 def _mapped(path: Path) -> dict[str, Any]:
-    with load_errors(path):
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if not isinstance(content, dict):
-            raise TypeError(f"a {type(content).__name__}, not a dict")
-        return content
+    content = map_archive(path)
+    if not isinstance(content, dict):
+        raise UnknownFormatError(f"{path}: expected a dict, found a {type(content).__name__}. Compare it by yourself.")
+    return content
 
 
 def _differences(left: _Side, right: _Side, a: Any, b: Any, path: tuple[str, ...]) -> Iterator[Difference]:
@@ -143,8 +143,11 @@ def _same_tensor(left: _Side, right: _Side, a: Tensor, b: Tensor, path: str) -> 
         return False
     if path in left.digests and path in right.digests and a.stride() == b.stride():
         return left.digests[path] == right.digests[path]
+    parts = _dense_parts(a), _dense_parts(b)
     # As bytes: a NaN is equal to itself here, and 0.0 is not equal to -0.0.
-    return torch.equal(_bytes(a), _bytes(b))
+    return a.layout == b.layout and all(
+        one.shape == other.shape and torch.equal(_bytes(one), _bytes(other)) for one, other in zip(*parts, strict=True)
+    )
 
 
 def _same_value(a: Any, b: Any) -> bool:
@@ -153,13 +156,23 @@ def _same_value(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def _dense_parts(tensor: Tensor) -> list[Tensor]:
+    """What a tensor consists of: itself, or the indices and values of a sparse one; of a meta tensor, nothing."""
+    if tensor.is_meta:
+        return []
+    if tensor.layout is torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    return [tensor]
+
+
 def _bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _difference(path: tuple[str, ...], a: Any, b: Any) -> Difference:
     largest = None
-    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and a.numel():
+    tensors = [part for side in (a, b) if isinstance(side, Tensor) for part in _dense_parts(side)]
+    if len(tensors) == 2 and a.shape == b.shape and tensors[0].shape == a.shape and a.numel():
         numbers = (a.to(torch.complex128), b.to(torch.complex128)) if a.is_complex() else (a.double(), b.double())
         largest = (numbers[0] - numbers[1]).abs().max().item()
     # In Lightning's checkpoints, some lie one level deeper.

@@ -47,6 +47,7 @@ class StepMetrics(Callback):
         self._rows: list[dict[str, Any]] = []
         self._micro_batch_losses: list[Tensor] = []
         self._learning_rate = 0.0
+        self.has_begun = False  # everything that a checkpoint holds has been restored by then
 
     def start_at(self, step: int) -> None:
         """Keep the rows up to ``step``, which is 0 for a new run.
@@ -60,9 +61,18 @@ class StepMetrics(Callback):
                 print(f"{self._path}: {step - len(kept)} rows up to step {step} are not there.")
             # Durable before it replaces what is there: those rows stand nowhere else.
             storage, temporary = LocalStorage(), self._path.with_name(self._path.name + TEMPORARY_SUFFIX)
-            write_file(temporary, "".join(f"{line}\n" for line in (",".join(COLUMNS), *kept)).encode(), storage)
-            storage.rename(temporary, self._path)
+            content = "".join(f"{line}\n" for line in (",".join(COLUMNS), *kept)).encode()
+            try:
+                write_file(temporary, content, storage)
+                storage.rename(temporary, self._path)
+            except OSError:
+                storage.remove(temporary)
+                raise
             storage.sync_directory(self._path.parent)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first step follows."""
+        self.has_begun = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note the learning rate that the step will use."""

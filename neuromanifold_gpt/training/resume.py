@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from neuromanifold_gpt.checkpoint.discovery import latest_checkpoint, list_checkpoints
-from neuromanifold_gpt.checkpoint.errors import CheckpointError, DamagedCheckpointWarning
+from neuromanifold_gpt.checkpoint.errors import CheckpointError, DamagedCheckpointError, DamagedCheckpointWarning
+from neuromanifold_gpt.checkpoint.manifest import shown
+from neuromanifold_gpt.data.errors import DatasetError
 from neuromanifold_gpt.state.load import load_checkpoint
 from neuromanifold_gpt.state.loaded_checkpoint import LoadedCheckpoint
 from neuromanifold_gpt.training.config import TrainConfig
@@ -67,11 +71,38 @@ def _resume_point(path: Path, loaded: LoadedCheckpoint) -> ResumePoint:
     try:
         settings = loaded.config["model"], loaded.config["training"]
     except KeyError as error:
-        raise ConfigError(
-            f"{path}: this checkpoint was not written by train.py: its configuration has no {error}. Choose another "
-            "--out_dir."
-        ) from None
+        raise _not_ours(path, f"its configuration has no {error}") from None
+    for value in settings:
+        if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+            raise _not_ours(path, "its configuration has no names and values")
+    if type(loaded.global_step) is not int or loaded.global_step < 0:
+        raise _not_ours(path, f"its step is {_shortened(loaded.global_step)}")
     return ResumePoint(path, loaded.global_step, *settings)
+
+
+def _not_ours(path: Path, reason: str) -> ConfigError:
+    return ConfigError(f"{path}: this checkpoint was not written by train.py: {reason}. Choose another --out_dir.")
+
+
+@contextlib.contextmanager
+def restore_errors(point: ResumePoint | None, has_begun: Callable[[], bool]) -> Iterator[None]:
+    """Until training has begun, an error is about what the checkpoint holds.
+
+    Raises:
+        DamagedCheckpointError: that cannot be restored; nothing was changed.
+    """
+    try:
+        yield
+    except (CheckpointError, ConfigError, DatasetError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if point is None or has_begun():
+            raise
+        raise DamagedCheckpointError(
+            f"{point.path}: what is in it cannot be restored: {type(error).__name__}: "
+            f"{_shortened(str(error).partition(chr(10))[0])}. Remove this checkpoint to continue from the one before "
+            "it, or choose another --out_dir."
+        ) from error
 
 
 def _refuse_to_start_over(directory: Path, config: TrainConfig) -> None:
@@ -113,7 +144,13 @@ def changed_settings(point: ResumePoint, model: dict[str, Any], training: dict[s
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
-        f"{name} was {then.get(name)!r} in the checkpoint and is {now.get(name)!r} now"
+        f"{shown(name)} was {_shortened(then.get(name))} in the checkpoint and is {_shortened(now.get(name))} now"
         for name in sorted({*then, *now})
         if then.get(name) != now.get(name)
     ]
+
+
+def _shortened(value: Any) -> str:
+    """For a message: what stands in a file may be long, and must not reach a terminal as it is."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -27,13 +27,14 @@ from neuromanifold_gpt.data.loader import ResumableDataLoader
 from neuromanifold_gpt.lightning_io.callback import SeparatedCheckpoint
 from neuromanifold_gpt.lightning_io.exact_resume import ExactResume
 from neuromanifold_gpt.lightning_io.stop_signals import StopOnSignal, StoppedBySignal
+from neuromanifold_gpt.lightning_io.unified_io import DurableUnifiedIO
 from neuromanifold_gpt.training.config import TrainConfig
 from neuromanifold_gpt.training.errors import ConfigError
 from neuromanifold_gpt.training.last_step import SaveLastStep
 from neuromanifold_gpt.training.metrics_csv import StepMetrics
 from neuromanifold_gpt.training.module import GPTModule
 from neuromanifold_gpt.training.progress import StepProgress
-from neuromanifold_gpt.training.resume import ResumePoint, changed_settings, find_resume_point
+from neuromanifold_gpt.training.resume import ResumePoint, changed_settings, find_resume_point, restore_errors
 from neuromanifold_gpt.training.tensorboard import SpareableTensorBoard
 
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
@@ -88,7 +89,8 @@ def _train(config: TrainConfig, directory: Path, device: torch.device) -> int:
     callbacks = [ExactResume(), stop, metrics, _progress(config), SaveLastStep(), saver]
     trainer = _trainer(config, directory, device, start_step, callbacks)
     try:
-        trainer.fit(module, train_loader, validation_loader, ckpt_path=None if point is None else str(point.path))
+        with restore_errors(point, lambda: metrics.has_begun):
+            trainer.fit(module, train_loader, validation_loader, ckpt_path=None if point is None else str(point.path))
     except StoppedBySignal as stopped:
         print(
             f"Stopped by {stopped.signal.name} after step {stopped.global_step}, which is saved. Start again with the "
@@ -183,6 +185,7 @@ def _trainer(
         # Rows that a killed run wrote behind the checkpoint are hidden by purge_step.
         logger=SpareableTensorBoard(directory, name="tensorboard", version="", purge_step=start_step + 1),
         callbacks=callbacks,
+        plugins=None if config.save_separate_optimizer else [DurableUnifiedIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
     )

@@ -183,3 +183,45 @@ def test_zero_is_refused_where_it_makes_no_sense_only():
         with pytest.raises((ConfigError, ValueError), match=name):
             TrainConfig(**{name: 0})
     TrainConfig(dropout=0.0, warmup_iters=0, weight_decay=0.0, eval_interval=0, grad_clip=0.0, sample_tokens=0, seed=-1)
+
+
+@pytest.mark.filterwarnings("ignore:passing over")
+@pytest.mark.parametrize(
+    ("part", "value", "code"),
+    [
+        ("loops", "x", 1),
+        ("exact_resume", 7, 1),
+        ("callbacks", [1], 1),
+        ("lr_schedulers", None, 1),
+        ("pytorch-lightning_version", "\x1b[2J", 1),
+        ("global_step", torch.ones(3), 2),
+        ("hyper_parameters", {"model": "x", "training": {}}, 2),
+        ("hyper_parameters", {"model": {1: 2}, "training": {}}, 2),
+    ],
+)
+def test_a_checkpoint_with_something_else_in_it_is_one_line(
+    part: str, value: object, code: int, run: Run, tmp_path: Path
+):
+    flags = {"save_separate_optimizer": False, "save_interval": 4}
+    assert run(tmp_path, **flags)[0] == 0
+    (path,) = tmp_path.glob("*.ckpt")
+    torch.save({**torch.load(path), part: value}, path)
+    found, _, stderr = run(tmp_path, max_iters=6, **flags)
+    assert found == code
+    assert len(errors(stderr)) == 1
+    assert path.name in errors(stderr)[0]
+    assert "\x1b" not in stderr
+
+
+def test_settings_of_a_file_are_said_briefly_and_not_to_the_terminal(run: Run, tmp_path: Path):
+    flags = {"save_separate_optimizer": False, "save_interval": 4}
+    assert run(tmp_path, **flags)[0] == 0
+    (path,) = tmp_path.glob("*.ckpt")
+    content = torch.load(path)
+    content["hyper_parameters"]["training"].update({"learning_rate": "a" * 10**6, "\x1b[2J": 1})
+    torch.save(content, path)
+    code, output, stderr = run(tmp_path, max_iters=6, **flags)
+    assert code == 0, stderr
+    assert "changed: learning_rate was 'aaa" in output
+    assert len(output) < 2000
+    assert "\x1b" not in output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from neuromanifold_gpt import list_checkpoints
+from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError
 from neuromanifold_gpt.checkpoint.storage import LocalStorage
 from neuromanifold_gpt.cli import train_main
 from neuromanifold_gpt.training.metrics_csv import COLUMNS, StepMetrics
@@ -120,3 +122,19 @@ def test_something_else_in_the_place_of_metrics_csv_is_one_line(tmp_path: Path, 
     error = capsys.readouterr().err
     assert "metrics.csv: not a regular file" in error
     assert "Traceback" not in error
+
+
+def test_rows_that_cannot_be_written_leave_what_was_there_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "metrics.csv"
+    path.write_text(",".join(COLUMNS) + "\n1,2,3,4,\n")
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(CheckpointWriteError, match="No space left"):
+        StepMetrics(path, tokens_per_step=2, flush_interval_steps=1).start_at(1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.csv"]
+    assert path.read_text() == ",".join(COLUMNS) + "\n1,2,3,4,\n"
