@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 
 from neuromanifold_gpt.data.positioned_loader import EpochOrder, Position, PositionedLoader, Progress
 from neuromanifold_gpt.data.sample_seeds import SampleKey, SeededCollate, SeededSamples
+from neuromanifold_gpt.state.owned_state import OwnedState
 
 
 class BatchOrder(EpochOrder, Protocol):
@@ -42,6 +43,8 @@ class OrderedLoader(PositionedLoader):
         self._order = order
         self._position = Position(order)
         self._samples = SeededSamples(dataset, seed_samples)
+        self._owned = OwnedState({"dataset": dataset, "collate_fn": collate_fn})
+        self._values_in_workers: dict[str, Any] | None = None
         super().__init__(
             self._samples,
             batch_sampler=_KeysFromPosition(order, self._position),
@@ -51,7 +54,27 @@ class OrderedLoader(PositionedLoader):
         )
         self.show(dataset=dataset, batch_size=batch_size, drop_last=order.drop_last)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what dataset and ``collate_fn`` have changed in themselves since the loader was made.
+
+        Workers have copies of them: what changes there is lost, and what changes here reaches the next workers.
+        """
+        same_workers = self.persistent_workers or not self.is_at_end
+        if self._values_in_workers is not None and same_workers:
+            values = self._values_in_workers
+        else:
+            values = self._owned.changed_values()
+        return {**super().state_dict(), **({"values": values} if values else {})}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See :meth:`PositionedLoader.load_state_dict`."""
+        super().load_state_dict(state_dict)
+        self._owned.restore_values(state_dict.get("values", {}))
+        self._values_in_workers = None
+
     def _batches(self) -> Iterator[tuple[Any, Progress]]:
+        if self.num_workers and not (self.persistent_workers and self._values_in_workers is not None):
+            self._values_in_workers = self._owned.changed_values()  # those that the iterator starts
         ahead = cast(_KeysFromPosition, self.batch_sampler).begin()
         for batch in self._iterator_over(dataset=self._samples):
             yield batch, ahead.popleft()

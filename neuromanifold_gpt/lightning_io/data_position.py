@@ -44,12 +44,10 @@ class DataPosition:
 
     def loaders_are_new(self) -> None:
         """Lightning has just got its loaders, and will make an iterator of them."""
-        self._owned = {
-            name: OwnedState({name: part}, ignored, thorough=name.endswith("sampler"))
-            for number, loader in enumerate(self._combined.flattened)
-            if not isinstance(loader, _Stateful)
-            for name, part, ignored in _parts_with_state(number, loader)
-        }
+        self._owned = {}
+        for number, loader in enumerate(self._combined.flattened):
+            if not isinstance(loader, _Stateful):
+                self._owned.update(owned_by_loader(number, loader))
         self.iterator_is_made()
         warn_of_inexact_loaders(self._combined.flattened)
 
@@ -136,6 +134,8 @@ class DataPosition:
             if number == batches - 1 and saved["before_fetch"] is not None:
                 restore_rng_state(saved["before_fetch"])
             next(fetcher)
+        # What hooks and validations did meanwhile to a dataset is not repeated by reading. Samplers are under way.
+        self._restore_owned({name: state for name, state in saved["owned"].items() if not _is_order(name)})
 
     def _warn_of_replay(self, saved: dict[str, Any]) -> None:
         if saved["batches"]:
@@ -239,15 +239,26 @@ class DataPosition:
         return [type(loader).__name__ for loader in self._combined.flattened if not isinstance(loader, _Stateful)]
 
 
+def owned_by_loader(number: int, loader: Any) -> dict[str, OwnedState]:
+    """What decides the batches of a loader without ``state_dict``, by name."""
+    return {
+        name: OwnedState({name: part}, ignored, thorough=name.endswith("sampler"))
+        for name, part, ignored in _parts_with_state(number, loader)
+    }
+
+
 def _parts_with_state(number: int, loader: Any) -> list[tuple[str, Any, tuple[Any, ...]]]:
     """What of a loader decides its batches, by name, each with what belongs to another part."""
     if not isinstance(loader, DataLoader):
         return [(f"{number}.iterable", loader, ())]
     sampler = loader.batch_sampler if loader.batch_sampler is not None else loader.sampler
-    parts = [
+    return [
         (f"{number}.sampler", sampler, (loader.dataset,)),
         (f"{number}.generator", loader.generator, ()),
+        (f"{number}.dataset", loader.dataset, ()),  # of it and the next, workers get copies with each iterator
+        (f"{number}.collate_fn", loader.collate_fn, ()),
     ]
-    if loader.num_workers == 0:  # workers have copies of their own, made anew for each epoch
-        parts += [(f"{number}.dataset", loader.dataset, ()), (f"{number}.collate_fn", loader.collate_fn, ())]
-    return parts
+
+
+def _is_order(name: str) -> bool:
+    return name.endswith((".sampler", ".generator"))

@@ -20,6 +20,7 @@ from neuromanifold_gpt.lightning_io.content import RESUME_KEY
 from neuromanifold_gpt.lightning_io.data_position import DataPosition
 from neuromanifold_gpt.lightning_io.epoch_metrics import restore_epoch_metrics
 from neuromanifold_gpt.lightning_io.epoch_setup import set_up_epoch_again, warn_of_epoch_hooks
+from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs
 from neuromanifold_gpt.lightning_io.loader_warnings import warn_of_shared_loaders
 from neuromanifold_gpt.lightning_io.other_callbacks import (
     freezes_by_itself,
@@ -30,8 +31,9 @@ from neuromanifold_gpt.lightning_io.other_callbacks import (
     trainer_settings,
     warn_of_changed_settings,
 )
-from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker, owned_by
+from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker
 from neuromanifold_gpt.lightning_io.state_loading import load_doubles, load_optimizer_states, own_names_hook
+from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
 from neuromanifold_gpt.state.modules import (
     gradients,
     module_modes,
@@ -52,15 +54,17 @@ class ExactResume(Callback):
     - the random number generators of every rank;
     - the names of the optimizers' parameters, by which their state is matched;
     - metrics that callbacks and schedulers monitor;
-    - which parameters are frozen and which modules are in evaluation mode;
-    - the position in the training data, whatever loader it comes from;
+    - which parameters are frozen, which modules are in evaluation mode, and what the module counts by itself;
+    - the position in the training data, whatever loader it comes from, and what decides the batches of validations;
     - metrics that are being accumulated over the epoch;
     - the point of the loop, so that validation, schedulers and batches are neither skipped nor repeated.
 
     :class:`SeparatedCheckpoint` puts it in front of the trainer's callbacks.
     """
 
-    _data: DataPosition  # from setup on
+    _data: DataPosition  # this and the next three: from setup on
+    _validation: ValidationPosition
+    _loader_epochs: LoaderEpochs
     _tracker: ResumePointTracker
 
     def __init__(self) -> None:
@@ -93,7 +97,11 @@ class ExactResume(Callback):
         """Follow the fit loop, and let checkpoints be loaded whose names are clean of ``torch.compile``."""
         if self._boundaries is None:
             self._data = DataPosition(trainer.fit_loop)
-            self._tracker = ResumePointTracker(self._data)
+            self._validation = ValidationPosition(
+                trainer.fit_loop.epoch_loop.val_loop, on_begin=lambda: self._tracker.validation_begins(trainer)
+            )
+            self._loader_epochs = LoaderEpochs(trainer.fit_loop)
+            self._tracker = ResumePointTracker(self._data, self._validation, self._loader_epochs)
             self._boundaries = LoopBoundaries(
                 trainer,
                 on_boundary=lambda point: self._on_boundary(trainer, point),
@@ -124,9 +132,8 @@ class ExactResume(Callback):
         self._tracker.training_begins(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The weights are loaded; what users load later is theirs. A save inside the validation goes back to here."""
+        """The weights are loaded; what users load later is theirs."""
         self._remove_name_hook()
-        self._tracker.validation_begins(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on the validation is done, whatever hooks follow."""
@@ -162,6 +169,7 @@ class ExactResume(Callback):
         savers = {callback.state_key for callback in trainer.checkpoint_callbacks}
         earlier = {key: state for key, state in (loop.callbacks or {}).items() if key not in savers}
         checkpoint["callbacks"] = {key: earlier.get(key, state) for key, state in checkpoint["callbacks"].items()}
+        monitored = trainer.callback_metrics if loop.callback_metrics is None else loop.callback_metrics
         names = parameter_names(pl_module)
         checkpoint["optimizer_states"] = [
             named_optimizer_state(optimizer, names, state)
@@ -171,7 +179,9 @@ class ExactResume(Callback):
             {
                 "rng_states": loop.rng,
                 "module_generators": loop.module_generators,
+                "module_values": loop.module_values,
                 "data": loop.data,
+                "validation": loop.validation,
                 "epoch_metrics": loop.epoch_metrics,
                 "gradients": gradients(pl_module) if loop.open_window else {},
             }
@@ -180,9 +190,8 @@ class ExactResume(Callback):
             "point": loop.point,
             **{key: [rank[key] for rank in ranks] for key in ranks[0]},
             # Before the first step after a resume, the loaded ones are not in place yet.
-            "callback_metrics": dict(
-                sorted({**(self._loaded or {}).get("callback_metrics", {}), **trainer.callback_metrics}.items())
-            ),
+            "callback_metrics": dict(sorted({**(self._loaded or {}).get("callback_metrics", {}), **monitored}.items())),
+            "loader_epochs": loop.loader_epochs,
             "modes": module_modes(pl_module),
             "inexact": inexact_here(trainer, loop.point),
             "scheduler_classes": [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs],
@@ -216,6 +225,7 @@ class ExactResume(Callback):
             )
         elif self._loaded["point"] is not None and self._boundaries is not None:
             self._tracker.loaded(checkpoint, self._loaded)
+            self._loader_epochs.loaded(self._loaded["loader_epochs"])
             self._boundaries.resume_at(self._loaded["point"], checkpoint["loops"]["fit_loop"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -243,6 +253,8 @@ class ExactResume(Callback):
         changed = restore_modes(trainer.lightning_module, loaded["modes"])
         if not freezes_by_itself(trainer):
             warn_of_other_modes(changed)
+        self._validation.go_to(own_state(loaded["validation"]))  # first: training may share a dataset with it
+        self._loader_epochs.resumed()
         middle_of_epoch = loaded["point"] not in (BETWEEN_EPOCHS, EPOCH_END)
         if middle_of_epoch or trainer.current_epoch == 0:  # else Lightning makes a new iterator by itself
             self._data.go_on_in_epoch(own_state(loaded["data"]))
@@ -260,5 +272,5 @@ class ExactResume(Callback):
         warn_of_ignored_settings(trainer.optimizers, self._optimizer_settings)
         self._optimizer_settings = []
         warn_of_changed_settings(trainer, loaded["settings"])
-        owned_by(trainer.lightning_module).restore_generators(own_state(loaded["module_generators"]))
+        self._tracker.restore_module(loaded)
         restore_own_rng_state(loaded["rng_states"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from neuromanifold_gpt.checkpoint.commit import open_complete, remove
 from neuromanifold_gpt.checkpoint.discovery import open_checkpoint
 from neuromanifold_gpt.checkpoint.environment import current_environment
-from neuromanifold_gpt.checkpoint.errors import CheckpointError
+from neuromanifold_gpt.checkpoint.errors import CheckpointError, InexactResumeWarning
 from neuromanifold_gpt.checkpoint.foreign import read_any_archive
 from neuromanifold_gpt.checkpoint.lock import writing
 from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER
@@ -48,6 +49,7 @@ class SeparatedCheckpointIO(CheckpointIO):
         self._trusted = trusted
         # Set where ExactResume translates names on load; without it, Lightning needs the names as they are.
         self.clean_names = False
+        self._has_said = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         """Write a checkpoint whose model file is ``path``.
@@ -64,6 +66,8 @@ class SeparatedCheckpointIO(CheckpointIO):
             return
         model, optimizer = split(checkpoint, clean_names=self.clean_names)
         resume = checkpoint.get(RESUME_KEY, {})
+        if optimizer is not None and not resume:
+            self._say_what_is_missing()
         metrics = {key: float(value) for key, value in resume.get("callback_metrics", {}).items()}
         _, world_size = rank_and_world_size()
         staged = stage_checkpoint(
@@ -75,6 +79,18 @@ class SeparatedCheckpointIO(CheckpointIO):
             environment=current_environment(_device_type(model["state_dict"]), world_size),
         )
         note_as_intact(write_checkpoint(paths_of_model_file(model_path), staged))
+
+    def _say_what_is_missing(self) -> None:
+        """Once, and when the first file is written: at the resume it is too late."""
+        if not self._has_said:
+            warnings.warn(
+                "without the callback SeparatedCheckpoint, checkpoints have no random number generators and no "
+                "position in the data of stock loaders: a resume from them cannot be exact. Use it in place of "
+                "ModelCheckpoint, which it is.",
+                InexactResumeWarning,
+                stacklevel=2,
+            )
+        self._has_said = True
 
     def load_checkpoint(
         self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None

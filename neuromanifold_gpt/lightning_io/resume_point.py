@@ -21,6 +21,9 @@ from neuromanifold_gpt.lightning_io.boundaries import (
 )
 from neuromanifold_gpt.lightning_io.data_position import DataPosition
 from neuromanifold_gpt.lightning_io.epoch_metrics import capture_epoch_metrics, metrics_of
+from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs
+from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
+from neuromanifold_gpt.state.module_values import ModuleValues
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, own_state
 
@@ -36,10 +39,14 @@ class LoopState:
         fit_loop: the counters, ``fit_loop.state_dict()``.
         rng: random number generators of this process.
         module_generators: those that the module owns.
+        module_values: what else it changes beside its state dict, see :class:`ModuleValues`.
         data: position in the training data, see :class:`DataPosition`.
+        validation: what decides the batches of the next validation, see :class:`ValidationPosition`.
+        loader_epochs: in which epochs loaders were asked for, see :class:`LoaderEpochs`.
         epoch_metrics: what has been accumulated in the epoch, see ``epoch_metrics.py``.
         open_window: gradients have been accumulated that no optimizer step has used yet.
         callbacks: states of the callbacks there, if they may have changed since.
+        callback_metrics: what callbacks monitor, if it may have changed since.
     """
 
     point: str | None
@@ -48,32 +55,41 @@ class LoopState:
     fit_loop: dict[str, Any]
     rng: dict[str, Any]
     module_generators: dict[str, Any]
+    module_values: dict[str, Any]
     data: dict[str, Any]
+    validation: dict[str, Any]
+    loader_epochs: dict[str, float]
     epoch_metrics: dict[str, Any]
     open_window: bool = False
     callbacks: dict[str, Any] | None = None
+    callback_metrics: dict[str, Any] | None = None
 
 
 class ResumePointTracker:
     """Remembers the last point at which the state was whole; taking it costs some 0.1 ms a step."""
 
-    def __init__(self, data: DataPosition) -> None:
+    def __init__(self, data: DataPosition, validation: ValidationPosition, loader_epochs: LoaderEpochs) -> None:
         self.whole: LoopState | None = None
         self._data = data
+        self._validation = validation
+        self._loader_epochs = loader_epochs
         self._metrics: dict[str, Metric] = {}
         self._module_owned: OwnedState | None = None
-        self._before_validation: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        self._module_values: ModuleValues | None = None
+        self._before_validation: tuple[dict[str, Any], ...] = ({}, {}, {})
         self._validated = False
 
     def training_begins(self, module: LightningModule) -> None:
         """The module has all of its parts."""
         self._metrics = metrics_of(module)
-        self._module_owned = owned_by(module)
+        self._module_owned = OwnedState.of_module(module, ignored=(module.trainer,))
+        self._module_values = ModuleValues(module)
 
     def reached(self, trainer: Trainer, point: str) -> None:
         """The state is whole now."""
         # When the loop is left in the middle of an epoch, hooks of the epoch's end follow that an undisturbed run would
-        # not have called yet: what they change in callbacks is not part of the state.
+        # not have called yet: what they change in callbacks, and means over a part of the epoch, are not part of the
+        # state.
         stepped = self.whole is None or trainer.global_step != self.whole.global_step
         leaving = trainer.should_stop or trainer.fit_loop.epoch_loop._is_training_done
         self.whole = LoopState(
@@ -82,11 +98,14 @@ class ResumePointTracker:
             epoch=trainer.current_epoch - (point == BETWEEN_EPOCHS),
             fit_loop=trainer.fit_loop.state_dict(),
             rng=capture_rng_state(),
-            module_generators=self._module_generators(),
+            **self._of_module(),
             data=self._data.current(),
+            validation=self._validation.current(),
+            loader_epochs=self._loader_epochs.current(),
             epoch_metrics=capture_epoch_metrics(trainer, self._metrics) if point == BETWEEN_STEPS else {},
             open_window=not stepped and _has_gradients(trainer),
             callbacks=copy.deepcopy(_call_callbacks_state_dict(trainer)) if leaving else None,
+            callback_metrics=dict(trainer.callback_metrics) if leaving else None,
         )
 
     def loaded(self, checkpoint: dict[str, Any], resume: dict[str, Any]) -> None:
@@ -98,18 +117,22 @@ class ResumePointTracker:
             fit_loop=copy.deepcopy(checkpoint["loops"]["fit_loop"]),
             rng=own_state(resume["rng_states"]),
             module_generators=own_state(resume["module_generators"]),
+            module_values=own_state(resume["module_values"]),
             data=own_state(resume["data"]),
+            validation=own_state(resume["validation"]),
+            loader_epochs=resume["loader_epochs"],
             epoch_metrics=own_state(resume["epoch_metrics"]),
         )
 
     def validation_begins(self, trainer: Trainer) -> None:
         """What is saved inside the validation goes back to here."""
         self._validated = False
-        self._before_validation = trainer.fit_loop.state_dict(), capture_rng_state()
+        self._before_validation = trainer.fit_loop.state_dict(), capture_rng_state(), self._validation.current()
 
     def validation_is_done(self) -> None:
         """Whatever hooks follow."""
         self._validated = True
+        self._validation.has_moved()
 
     def current(self, trainer: Trainer) -> LoopState:
         """Where a checkpoint that is taken now resumes.
@@ -132,43 +155,54 @@ class ResumePointTracker:
             before = self.whole.fit_loop["epoch_loop.batch_progress"]["total"]["processed"]
             if inside_step or batches["total"]["processed"] == before:
                 return self.whole
-        point, fit_loop, rng = self._inside_hook(trainer, fit_loop, capture_rng_state())
+        point, fit_loop, rng, validation = self._inside_hook(
+            trainer, fit_loop, capture_rng_state(), self._validation.current()
+        )
         return LoopState(
             point=None if inside_step else point,
             global_step=trainer.global_step,
             epoch=trainer.current_epoch,
             fit_loop=fit_loop,
             rng=rng,
-            module_generators=self._module_generators(),
+            **self._of_module(),
             data=self._data.current(),
+            validation=validation,
+            loader_epochs=self._loader_epochs.current(),
             epoch_metrics=capture_epoch_metrics(trainer, self._metrics),
             open_window=trainer.fit_loop._should_accumulate() and _has_gradients(trainer),
         )
 
-    def _module_generators(self) -> dict[str, Any]:
-        return {} if self._module_owned is None else self._module_owned.generator_states()
+    def restore_module(self, resume: dict[str, Any]) -> None:
+        """What the module owns apart from its state dict, as a checkpoint has it for this rank."""
+        if self._module_owned is not None and self._module_values is not None:
+            self._module_owned.restore_generators(own_state(resume["module_generators"]))
+            self._module_values.restore(own_state(resume["module_values"]))
+
+    def _of_module(self) -> dict[str, Any]:
+        if self._module_owned is None or self._module_values is None:
+            return {"module_generators": {}, "module_values": {"integers": {}, "buffers": {}}}
+        return {
+            "module_generators": self._module_owned.generator_states(),
+            "module_values": self._module_values.changed(),
+        }
 
     def _inside_hook(
-        self, trainer: Trainer, fit_loop: dict[str, Any], rng: dict[str, Any]
-    ) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        self, trainer: Trainer, fit_loop: dict[str, Any], rng: dict[str, Any], validation: dict[str, Any]
+    ) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]:
         """A user saves in a hook of his own, after the step and before the state is whole."""
         epoch = fit_loop["epoch_progress"]
         if epoch["current"]["processed"] > epoch["current"]["completed"]:
             _complete(epoch)
-            return EPOCH_END, fit_loop, rng
+            return EPOCH_END, fit_loop, rng, validation
         if epoch["current"]["started"] == epoch["current"]["processed"]:
             for counts in (epoch["total"], epoch["current"]):
                 counts["ready"] = counts["started"]  # the epoch's beginning will count it
-            return BETWEEN_EPOCHS, fit_loop, rng
+            return BETWEEN_EPOCHS, fit_loop, rng, validation
         if trainer.validating and not self._validated:
-            fit_loop, rng = copy.deepcopy(self._before_validation)  # the validation starts again
+            fit_loop, rng, validation = copy.deepcopy(self._before_validation)  # the validation starts again
         _complete(fit_loop["epoch_loop.batch_progress"])
-        return STEP_END_VALIDATED if trainer.validating and self._validated else STEP_END, fit_loop, rng
-
-
-def owned_by(module: LightningModule) -> OwnedState:
-    """What the module owns apart from parameters and buffers; the trainer is not part of it."""
-    return OwnedState.of_module(module, ignored=(module.trainer,))
+        point = STEP_END_VALIDATED if trainer.validating and self._validated else STEP_END
+        return point, fit_loop, rng, validation
 
 
 def _has_gradients(trainer: Trainer) -> bool:

@@ -21,6 +21,13 @@ Generator = random.Random | np.random.Generator | np.random.RandomState | torch.
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 _SCALARS = (bool, int, float, str, type(None))
 _OPAQUE = (str, bytes, int, float, complex, type, types.ModuleType, Tensor, np.ndarray, nn.Module, type(None))
+# What refers to the whole run, and is reached from it: a data module, of which ``collate_fn`` is a method, say.
+_MODULES_OF_TRAINERS = (
+    "lightning.pytorch.trainer.",
+    "lightning.fabric.fabric",
+    "pytorch_lightning.trainer.",
+    "lightning_fabric.fabric",
+)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _MAXIMUM_DEPTH = 6
 _MASK_64 = (1 << 64) - 1
@@ -83,8 +90,13 @@ class OwnedState:
         return changed
 
     def restore_values(self, changed: dict[str, Any]) -> None:
-        """Put back :meth:`changed_values`, and the others as they were in the beginning."""
-        for path, value in {**self._as_made, **changed}.items():
+        """Put back :meth:`changed_values`, and the others as they were in the beginning.
+
+        What was ``None`` and is an object now, such as a file that is open, is left alone.
+        """
+        now = self._values()
+        unchanged = {path: value for path, value in self._as_made.items() if path in now}
+        for path, value in {**unchanged, **changed}.items():
             owner, _, name = path.rpartition(".")
             if path in self._owners:
                 self._owners[path].load_state_dict(copy.deepcopy(value))
@@ -97,7 +109,7 @@ class OwnedState:
         seen.add(id(thing))
         if isinstance(thing, _GENERATORS):
             self._generators[path] = thing
-        elif not isinstance(thing, _OPAQUE):
+        elif not isinstance(thing, _OPAQUE) and not _is_trainer(thing):
             if hasattr(thing, "__dict__") and not callable(getattr(thing, "__code__", None)):
                 self._owners[path] = thing
             for name, part in _parts(thing):
@@ -117,6 +129,11 @@ class OwnedState:
 def is_stateful(thing: Any) -> bool:
     """Whether it has torchdata's two methods."""
     return hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
+
+
+def _is_trainer(thing: Any) -> bool:
+    """By name: this package trains without Lightning as well."""
+    return any(kind.__module__.startswith(_MODULES_OF_TRAINERS) for kind in type(thing).__mro__)
 
 
 def _parts(thing: Any) -> Iterator[tuple[str, Any]]:

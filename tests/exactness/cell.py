@@ -106,6 +106,7 @@ class Cell:
     loader_options: Mapping[str, Any] = field(default_factory=dict)
     loader_seed: int | None = 5
     combined: str | None = None
+    data_module: str | None = None
     # model and optimization
     network: str = "plain"
     module: str = "plain"

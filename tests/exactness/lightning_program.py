@@ -23,10 +23,11 @@ from .ingredients.data import make_loader, make_validation_loader
 from .ingredients.manual_modules import MANUAL_MODULES
 from .ingredients.modules import MODULES, Plain
 from .ingredients.odd_modules import ODD_MODULES, Data
+from .ingredients.own_state import DATA_MODULES, OWN_STATE_MODULES
 from .phase import Phase
 from .trace import Trace, by_name, dump
 
-ALL_MODULES: dict[str, type[Plain]] = {**MODULES, **MANUAL_MODULES, **ODD_MODULES}
+ALL_MODULES: dict[str, type[Plain]] = {**MODULES, **MANUAL_MODULES, **ODD_MODULES, **OWN_STATE_MODULES}
 
 
 def run(phase: Phase, cell: Cell, trace: Trace) -> None:
@@ -63,6 +64,8 @@ def fit(trainer: Trainer, module: Plain, phase: Phase, cell: Cell) -> None:
         seed_everything(torch.initial_seed() % 2**32, workers=True, verbose=False)
     if cell.module == "own loaders":
         trainer.fit(module, ckpt_path=path)
+    elif cell.data_module is not None:
+        trainer.fit(module, datamodule=DATA_MODULES[cell.data_module](cell), ckpt_path=path)
     elif "data module" in cell.loop:
         trainer.fit(module, datamodule=Data(cell), ckpt_path=path)
     else:

@@ -237,17 +237,20 @@ def test_a_compiled_network_saves_clean_names_and_resumes_exactly(tmp_path: Path
 
 
 def test_the_plugin_alone_neither_repeats_nor_skips_a_batch(tmp_path: Path):
-    """A stock ModelCheckpoint writes through it; sample ids go on, the random numbers do not and it says so."""
+    """A stock ModelCheckpoint writes through it; sample ids go on, the random numbers do not and it says so, once."""
 
     def stock(directory: Path) -> ModelCheckpoint:
         return ModelCheckpoint(directory, every_n_train_steps=5, save_top_k=-1)
 
-    _, whole = fit(stock(tmp_path / "a"), plugins=[SeparatedCheckpointIO()])
+    with pytest.warns(InexactResumeWarning, match="without the callback SeparatedCheckpoint") as said:
+        _, whole = fit(stock(tmp_path / "a"), plugins=[SeparatedCheckpointIO()])
+    assert sum(issubclass(warning.category, InexactResumeWarning) for warning in said) == 1
     for step, epoch in ((5, 0), (10, 1), (15, 2)):
         path = tmp_path / "a" / f"epoch={epoch}-step={step}.ckpt"
         assert path.is_file()
         assert path.with_name(path.name + "-optimizer.pt").is_file()
-        _, resumed = fit(stock(tmp_path / "b"), plugins=[SeparatedCheckpointIO()], ckpt_path=path)
+        with pytest.warns(InexactResumeWarning, match="without the callback SeparatedCheckpoint"):
+            _, resumed = fit(stock(tmp_path / "b"), plugins=[SeparatedCheckpointIO()], ckpt_path=path)
         assert [ids for *_, ids in resumed.history] == [ids for *_, ids in whole.history[step:]]
         with pytest.warns(InexactResumeWarning, match="random number generators"):
             fit(saver(tmp_path / f"c{step}"), ckpt_path=path)

@@ -78,6 +78,31 @@ class OwnPythonGenerator(Still):
         return self.transforms[0].random()
 
 
+class CountsSamples(Still):
+    """Its samples depend on how many there have been."""
+
+    def __init__(self, samples: int, first_id: int = 0) -> None:
+        super().__init__(samples, first_id)
+        self.count = 0
+
+    def noise(self, index: int) -> Any:
+        self.count += 1
+        return 0.01 * self.count
+
+
+class OfDifficulty(Still):
+    """Someone else says how noisy it is."""
+
+    def __init__(self, samples: int, first_id: int = 0) -> None:
+        super().__init__(samples, first_id)
+        self.difficulty = 0
+        self.opened: object | None = None
+
+    def noise(self, index: int) -> Any:
+        self.opened = self.opened or object()  # as a file is, when it is first read
+        return 0.1 * self.difficulty
+
+
 class FetchesBatches(Still):
     """Fetches a batch at once."""
 
@@ -164,6 +189,8 @@ DATASETS: dict[str, Callable[[int], Any]] = {
     "augmented": Augmented,
     "own NumPy generator": OwnGenerator,
     "own Python generator": OwnPythonGenerator,
+    "counts samples": CountsSamples,
+    "of a difficulty": OfDifficulty,
     "fetches batches": FetchesBatches,
     "stream": Stream,
     "still stream": lambda samples: Stream(samples, augmented=False),

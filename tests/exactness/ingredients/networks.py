@@ -126,6 +126,23 @@ class WithBuffers(Network):
         self.calls = state["calls"]
 
 
+class CountsByItself(Network):
+    """A counter in an attribute, and a buffer that is not persistent; both change in ``forward``."""
+
+    recent: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(rest=plain())
+        self.calls = 0
+        self.register_buffer("recent", torch.zeros(FEATURES), persistent=False)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+            self.recent = 0.9 * self.recent + 0.1 * x.detach().mean(0)
+        return self.rest(x - self.recent + 0.001 * self.calls, ids)
+
+
 def plain(kind: type[Network] = Network, **more: nn.Module) -> Network:
     """Batch norm and dropout."""
     return kind(
@@ -185,6 +202,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "attentive": Attentive,
     "sparse embedding": Embedded,
     "buffers": WithBuffers,
+    "counts by itself": CountsByItself,
     "frozen": frozen,
     "unused": unused,
     "stochastic depth": StochasticDepth,

@@ -1,0 +1,103 @@
+"""What decides the batches of the next validation.
+
+A loader of this package begins each validation anew, in an order of (seed, epoch): its seed has to be that of the
+run's beginning. Of a stock ``DataLoader``, the sampler or the dataset may own a generator that goes on from one
+validation to the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from lightning.fabric.utilities.types import _Stateful
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+
+from neuromanifold_gpt.data.errors import DatasetError
+from neuromanifold_gpt.data.positioned_loader import PositionedLoader
+from neuromanifold_gpt.lightning_io.data_position import owned_by_loader
+from neuromanifold_gpt.state.owned_state import OwnedState
+
+
+class ValidationPosition:
+    """Follows the loaders of the validation in the fit loop. Samplers move in validations only: it looks after each.
+
+    Args:
+        loop: the validation loop of the fit loop.
+        on_begin: called when a validation has its loaders and has not touched them.
+    """
+
+    def __init__(self, loop: _EvaluationLoop, on_begin: Callable[[], None]) -> None:
+        self._loop = loop
+        self._followed: CombinedLoader | None = None
+        self._samplers: dict[str, OwnedState] = {}
+        self._data: dict[str, OwnedState] = {}  # training may share it, and move it at any time
+        self._moved: dict[str, Any] | None = None
+        set_up = loop.setup_data
+
+        def followed() -> None:
+            set_up()
+            self._look_at_loaders()
+            on_begin()
+
+        loop.setup_data = followed  # type: ignore[method-assign]
+
+    def current(self) -> dict[str, Any]:
+        """As plain values and tensors; empty before there are loaders."""
+        if self._followed is None:
+            return {}
+        if self._moved is None:
+            self._moved = {
+                "positions": [
+                    loader.state_dict() if isinstance(loader, PositionedLoader) else None
+                    for loader in self._followed.flattened
+                ],
+                "samplers": {
+                    name: {"generators": owned.generator_states(), "values": owned.changed_values()}
+                    for name, owned in self._samplers.items()
+                },
+            }
+        return {**self._moved, "generators": {name: owned.generator_states() for name, owned in self._data.items()}}
+
+    def has_moved(self) -> None:
+        """A validation is over."""
+        self._moved = None
+
+    def go_to(self, saved: dict[str, Any]) -> None:
+        """Put the loaders where they were; they are asked for now if Lightning has not done so yet.
+
+        Random number generators may be used; the caller restores them afterwards.
+        """
+        if not saved:
+            return
+        if self._loop._combined_loader is None:
+            self._loop.setup_data()
+        if self._followed is None or len(self._followed.flattened) != len(saved["positions"]):
+            return  # validated otherwise now, or not at all
+        for loader, position in zip(self._followed.flattened, saved["positions"], strict=True):
+            if isinstance(loader, PositionedLoader) and position is not None:
+                with contextlib.suppress(DatasetError):  # another kind of loader now: it validates in its own order
+                    loader.load_state_dict(position)
+                    loader.leave_pass()
+        for name, state in saved["samplers"].items():
+            if name in self._samplers:
+                self._samplers[name].restore_values(state["values"])
+                self._samplers[name].restore_generators(state["generators"])
+        for name, generators in saved["generators"].items():
+            if name in self._data:
+                self._data[name].restore_generators(generators)
+        self._moved = None
+
+    def _look_at_loaders(self) -> None:
+        self._moved = None
+        combined = self._loop._combined_loader
+        if combined is self._followed:
+            return
+        self._followed = combined
+        self._samplers, self._data = {}, {}
+        for number, loader in enumerate(combined.flattened if combined is not None else ()):
+            if not isinstance(loader, _Stateful):
+                for name, owned in owned_by_loader(number, loader).items():
+                    (self._samplers if name.endswith(".sampler") else self._data)[name] = owned

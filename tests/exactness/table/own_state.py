@@ -1,0 +1,97 @@
+"""State that users keep in objects of their own, in no state dict."""
+
+from __future__ import annotations
+
+from ..cell import DOCUMENTED, EXACT_OR_SAID_AT_START, Cell, both, lightning, loop
+
+_GROUP = "own state"
+_LOADERS = ("own", "resumable", "plain")
+_IN_EPOCH_OR_AT_END = {"in the middle": (10,), "at an epoch's end": (7,)}
+_SHUFFLED = {
+    "data_module": "shuffled validation",
+    "module": "validates on all",
+    "trainer": {"val_check_interval": 3},
+    "schedule": None,
+}
+
+CELLS: list[Cell] = [
+    *[
+        cell
+        for loader in ("own", "resumable")
+        for where, stops in _IN_EPOCH_OR_AT_END.items()
+        for cell in both(
+            _GROUP, f"dataset that counts, {loader}, {where}", dataset="counts samples", loader=loader, stops=stops
+        )
+    ],
+    lightning(
+        _GROUP,
+        "dataset that counts, plain",
+        dataset="counts samples",
+        loader="plain",
+        expected=EXACT_OR_SAID_AT_START,
+    ),
+    *[
+        lightning(
+            _GROUP,
+            f"{module}, {loader}, {workers} workers, {where}",
+            module=module,
+            dataset="of a difficulty",
+            loader=loader,
+            workers=workers,
+            stops=stops,
+            expected=EXACT_OR_SAID_AT_START,
+        )
+        for loader in _LOADERS
+        for module, workers in (("follows steps", 0), ("raises difficulty", 0), ("raises difficulty", 2))
+        for where, stops in _IN_EPOCH_OR_AT_END.items()
+    ],
+    *[
+        lightning(
+            _GROUP,
+            f"a data module collates, {loader}, {where}",
+            data_module="collates itself",
+            loader=loader,
+            stops=stops,
+            expected=EXACT_OR_SAID_AT_START,
+        )
+        for loader in ("resumable", "plain")
+        for where, stops in _IN_EPOCH_OR_AT_END.items()
+    ],
+    *[
+        lightning(
+            _GROUP,
+            f"data by epoch, asked for every {n}, {loader}, stopped at {stop}",
+            data_module="data by epoch",
+            loader=loader,
+            samples=10,
+            trainer={"reload_dataloaders_every_n_epochs": n},
+            stops=(stop,),
+            expected=EXACT_OR_SAID_AT_START,
+        )
+        for n, stops in ((0, (4,)), (1, (3, 8)), (2, (3, 4, 10)))
+        for loader in _LOADERS
+        for stop in stops
+    ],
+    *[
+        lightning(_GROUP, f"shuffled validation, {where}", **_SHUFFLED, stops=stops)
+        for where, stops in {**_IN_EPOCH_OR_AT_END, "twice": (4, 10), "before the first": (2,)}.items()
+    ],
+    lightning(_GROUP, "shuffled validation, killed in it", **_SHUFFLED, stops=(9,), ending="kill in validation"),
+    lightning(
+        _GROUP, "shuffled validation, saved in it", **_SHUFFLED, stops=(10,), save_in_hook="on_validation_batch_end"
+    ),
+    lightning(
+        _GROUP,
+        "a mean over the epoch, cut short and saved at the epoch's end",
+        module="logs means",
+        save={"every_n_epochs": 1, "save_top_k": -1, "save_on_train_epoch_end": True},
+        trainer={"val_check_interval": 3},
+        ending="finish",
+        stops=(8,),
+    ),
+    *[
+        lightning(_GROUP, f"a module counts by itself, {where}", network="counts by itself", stops=stops)
+        for where, stops in {**_IN_EPOCH_OR_AT_END, "twice": (4, 10)}.items()
+    ],
+    loop(_GROUP, "a module counts by itself", network="counts by itself", expected=DOCUMENTED),
+]
