@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from neuromanifold_gpt.certify.attempt import FAILED, INTERRUPTED, Attempt
+from neuromanifold_gpt.certify.attempt import FAILED, FINISHED, INTERRUPTED, Attempt
 from neuromanifold_gpt.certify.compare import RunFiles
 from neuromanifold_gpt.certify.left_out import LeftOut
 from neuromanifold_gpt.certify.metrics import Series
@@ -32,6 +32,7 @@ class Restart:
         started_over: it began anew although it could have resumed.
         lost_steps: steps trained again although a newer checkpoint was there; 0 if unknown.
         trained_again: steps trained again altogether.
+        had_ended: it had trained to its end before it was ended, as one does that takes no notice of SIGTERM.
     """
 
     attempt: Attempt
@@ -46,6 +47,7 @@ class Restart:
     started_over: bool
     lost_steps: int
     trained_again: int
+    had_ended: bool = False
 
     @property
     def resumed(self) -> bool:
@@ -54,6 +56,12 @@ class Restart:
             return False
         went_on = self.first_step is not None and not self.is_bound and self.first_step > 1 and not self.lost_steps
         return bool(self.read) or went_on
+
+    @property
+    def did_nothing(self) -> bool:
+        """Whether the next start ended well without a step logged or a file saved."""
+        following = self.next_attempt
+        return following.outcome == FINISHED and not following.saved_at and self.first_step is None
 
 
 class RestartReader:
@@ -131,6 +139,7 @@ class RestartReader:
             started_over=started_over,
             lost_steps=step - first + 1 if behind and step is not None and first is not None else 0,
             trained_again=max(0, last - first + 1) if last is not None and first is not None else 0,
+            had_ended=attempt.exit_code == 0 and last is not None and bool(self._steps) and last >= self._steps[-1],
         )
 
     def _newest(self, attempt: Attempt, last: int | None, saved_at: dict[str, int | None]) -> SavedCheckpoint | None:

@@ -23,12 +23,15 @@ _COMPONENTS: tuple[tuple[str, str], ...] = (
     ("random number generators", r"rng|random_?state|random_states|generator|exact_resume"),
     ("averaged weights (EMA)", r"(^|[/_.])(ema|swa|shadow|avg|averag\w*|polyak)([/_.\d]|$)"),
     ("batch-norm buffers", r"running_mean|running_var|num_batches_tracked"),
+    ("accumulated gradients", r"(^|[/_.])(grads?|gradients?|acc|accum\w*)([/_.\d]|$)"),
     ("position in the data", r"sampler|loader|dataset|(^|[/_.])data([/_.]|$)|cursor|consumed|position"),
     ("callbacks", r"callback|best|patience|early_stop"),
     ("settings", r"(^|/)(args|config|hparams|hyper_parameters|cfg|settings|training_args)"),
     ("position in the loop", r"loops|(^|[/_])(global_step|step|steps|iter|iter_num|epoch|iteration)$"),
 )
 WEIGHTS = "weights"
+OTHER = "other state"
+_NAMED_WEIGHT = re.compile(r"model|weight|bias|param|net|module|state_dict", re.IGNORECASE)
 _MIN_ARRAY = 8  # a list of so many numbers is looked at as a tensor
 _ABSENT = object()
 
@@ -60,6 +63,11 @@ class LeafDifference:
     scale: float = 0.0
 
     @property
+    def is_whole_number(self) -> bool:
+        """Whether both are whole numbers, such as a counter's."""
+        return all(re.fullmatch(r"-?\d+", text) for text in (self.expected, self.found))
+
+    @property
     def is_clock(self) -> bool:
         """Whether, by its name, it is the time or follows from it."""
         return not self.is_tensor and is_clock_name(self.path.rpartition("/")[2])
@@ -88,9 +96,10 @@ def component_of(path: str) -> str:
     return WEIGHTS
 
 
-def component_order() -> list[str]:
-    """The components, causes before consequences."""
-    return [name for name, _ in _COMPONENTS] + [WEIGHTS]
+def _component(path: str, *, is_tensor: bool) -> str:
+    """The same of a leaf: a lone number or word is no weight, unless it is named like one."""
+    component = component_of(path)
+    return OTHER if component == WEIGHTS and not is_tensor and not _NAMED_WEIGHT.search(path) else component
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -172,7 +181,7 @@ def _compare(path: str, a: Any, b: Any) -> LeafDifference | None:
         return _tensor_difference(path, torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64))
     if not is_tensor and type(a) is type(b) and a is not _ABSENT and (a == b or repr(a) == repr(b)):
         return None
-    return LeafDifference(path, component_of(path), described(a), described(b), is_tensor=is_tensor)
+    return LeafDifference(path, _component(path, is_tensor=is_tensor), described(a), described(b), is_tensor=is_tensor)
 
 
 def _bytes(tensor: Tensor) -> Tensor:
@@ -186,8 +195,9 @@ def _bytes(tensor: Tensor) -> Tensor:
 def _tensor_difference(path: str, a: Tensor, b: Tensor) -> LeafDifference:
     is_tensor = a.dim() > 0
     texts = (described(a), described(b)) if is_tensor or a.shape != b.shape else (repr(a.item()), repr(b.item()))
+    component = _component(path, is_tensor=is_tensor)
     if a.dtype != b.dtype or a.shape != b.shape or not a.numel():
-        return LeafDifference(path, component_of(path), *texts, is_tensor=is_tensor)
+        return LeafDifference(path, component, *texts, is_tensor=is_tensor)
     if a.is_complex():
         a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
     x, y = a.double(), b.double()
@@ -199,7 +209,7 @@ def _tensor_difference(path: str, a: Tensor, b: Tensor) -> LeafDifference:
     finite = x[x.isfinite()]
     return LeafDifference(
         path,
-        component_of(path),
+        component,
         *texts,
         largest_absolute=apart.max().item(),
         largest_relative=relative.max().item(),
