@@ -14,6 +14,7 @@ from neuromanifold_gpt.certify.saves import SavedCheckpoint
 
 _MIN_TRAINING_SEC = 0.05
 _TRAINING_SHARE = 0.3  # of the time that the undisturbed run needed: steps that came so slowly were trained
+_MIN_PARTS = 4  # in so many looks were steps noticed that came one after another
 _SAME_KIND = 0.9  # of the leaves of the fullest checkpoint: a file of weights alone cannot be resumed from
 
 
@@ -180,6 +181,27 @@ class RestartReader:
         undisturbed_sec = self._undisturbed.trained(self._main).seconds_between(first, last)
         found_sec = following.trained(self._main).seconds_between(first, last)
         return undisturbed_sec > _MIN_TRAINING_SEC and found_sec > _TRAINING_SHARE * undisturbed_sec
+
+    def why_training_was_not_seen(self, restart: Restart) -> str | None:
+        """Why a restart that ended in the right files may not have trained them: they can have been copied.
+
+        What is buffered is buffered in both runs, so it cannot come in four parts in one and all at once in the other.
+        """
+        behind = [step for step in self._steps if step > (restart.checkpoint_step or 0)]
+        noticed = self._undisturbed.trained(self._main).noticed_sec
+        parts = {noticed[step] for step in behind if step in noticed}
+        needed_sec = max(parts, default=0.0) - min(parts, default=0.0)
+        if len(parts) < _MIN_PARTS or needed_sec < _MIN_TRAINING_SEC:
+            return None
+        following = restart.next_attempt
+        series = [self._main, *self._alike]
+        came = {sec for one in series for step, sec in following.trained(one).noticed_sec.items() if step >= behind[0]}
+        if following.outcome != FINISHED or len(came) > 1:
+            return None
+        how = "logged all at once" if came else "not logged at all"
+        return (
+            f"steps {behind[0]} to {behind[-1]} were {how} after the restart; undisturbed, they took {needed_sec:.1f} s"
+        )
 
     def _as_undisturbed(self, following: Attempt, step: int) -> bool:
         """Whether the first step logged after the restart was the undisturbed run's step of that number."""

@@ -98,7 +98,11 @@ def judge(
     if not resumes:
         return judgement
     judgement.proves = _compared_behind(resumes[0], attempts, comparison, undisturbed)
-    if judgement.verdict is Verdict.EXACT and not _compared_behind(restarts[-1], attempts, comparison, undisturbed):
+    unseen = [why for restart in resumes if (why := reader.why_training_was_not_seen(restart)) is not None]
+    if judgement.verdict is Verdict.EXACT and unseen and not any(restart.had_ended for restart in restarts):
+        judgement.verdict = Verdict.NOT_PROVEN
+        judgement.reasons.append(f"{unseen[0]}: they may have been copied")
+    elif judgement.verdict is Verdict.EXACT and not _compared_behind(restarts[-1], attempts, comparison, undisturbed):
         saved = [file.step for file in comparison.files if file.step is not None]
         if saved and max(saved) in [whole.step for whole in restarts[-1].attempt.whole]:
             judgement.notes.append("the last checkpoint was there when it was interrupted: nothing was left to do")

@@ -7,6 +7,7 @@ Without a bug it resumes exactly.
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -135,6 +136,12 @@ def main():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if found and bug == "ends_at_once":
         return
+    if bug == "copies":  # what an undisturbed run left elsewhere
+        kept = out.parent / "kept"
+        if found and kept.exists():
+            np.load(found[-1]).close()
+            shutil.copytree(kept, out, dirs_exist_ok=True)
+            return
     if found and bug == "crash":
         raise SystemExit("KeyError: 'model' is not in the checkpoint")
     if found and bug == "hang":
@@ -153,9 +160,13 @@ def main():
                 noise = {"loss": row["loss"] + float(os.urandom(1)[0])} if bug == "random_log" else {}
                 log.write(json.dumps({**row, **noise, "step_time": time.perf_counter()}) + "\n")
                 log.flush()
+            if settings["log"] == "print":
+                print(f"step {row['step']}: loss {row['loss']}")
             time.sleep(float(settings["sleep_ms"]) / 1000)
             if row["step"] % int(settings["save"]) == 0:
                 save(out, training, bug)
+    if bug == "copies" and not resumed:
+        shutil.copytree(out, kept, dirs_exist_ok=True)
     if bug == "deaf":  # and saves once more, whether it trained or not
         save(out, training, bug)
 

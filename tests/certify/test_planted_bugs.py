@@ -80,6 +80,16 @@ def test_one_that_ends_at_once_is_not_said_to_have_trained(programs: KnownProgra
     assert "it ended with exit code 0 and trained nothing, although step" in found.judgement.reasons[0]
 
 
+@pytest.mark.parametrize(("log", "how"), [("jsonl", "all at once"), ("print", "not logged at all")])
+def test_one_that_copies_what_a_run_left_elsewhere_is_not_proven(programs: KnownPrograms, log: str, how: str):
+    certificate = programs.certify([*NUMPY, "--bug=copies", "--sleep_ms=10", f"--log={log}"])
+    assert certificate.verdict is Verdict.NOT_PROVEN
+    [found] = certificate.interrupted
+    assert found.comparison is not None
+    assert not any(file.differences for file in found.comparison.files)
+    assert how in found.judgement.reasons[0]
+
+
 def test_one_that_trained_to_its_end_after_sigterm_has_shown_no_resume(programs: KnownPrograms):
     certificate = programs.certify([*NUMPY, "--bug=deaf"], plan=Plan(at_steps=(12,), signal_names=("TERM",)))
     assert certificate.verdict is Verdict.NOT_PROVEN
