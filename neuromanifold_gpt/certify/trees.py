@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neuromanifold_gpt.certify.distances import as_bytes, distance
 from neuromanifold_gpt.certify.inert_pickle import Inert
 from neuromanifold_gpt.certify.names import is_bookkeeping_name, is_clock_name
 
@@ -171,7 +172,7 @@ def compare_trees(expected: Any, found: Any, prefix: str = "") -> tuple[list[Lea
 
 def _compare(path: str, a: Any, b: Any) -> LeafDifference | None:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        if a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bytes(a), _bytes(b)):
+        if a.dtype == b.dtype and a.shape == b.shape and torch.equal(as_bytes(a), as_bytes(b)):
             return None
         return _tensor_difference(path, a, b)
     is_tensor = isinstance(a, Tensor) or isinstance(b, Tensor)
@@ -184,58 +185,29 @@ def _compare(path: str, a: Any, b: Any) -> LeafDifference | None:
     return LeafDifference(path, _component(path, is_tensor=is_tensor), described(a), described(b), is_tensor=is_tensor)
 
 
-def _bytes(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    if tensor.layout is not torch.strided:
-        tensor = tensor.to_dense()
-    # resolved, since a view of a conjugate has the bits of the original
-    return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-
-
 def _tensor_difference(path: str, a: Tensor, b: Tensor) -> LeafDifference:
     is_tensor = a.dim() > 0
     texts = (described(a), described(b)) if is_tensor or a.shape != b.shape else (repr(a.item()), repr(b.item()))
     component = _component(path, is_tensor=is_tensor)
     if a.dtype != b.dtype or a.shape != b.shape or not a.numel():
         return LeafDifference(path, component, *texts, is_tensor=is_tensor)
-    if a.is_complex():
-        a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
-    x, y = a.double(), b.double()
-    # By bits: a NaN is equal to itself here, and 0.0 is not equal to -0.0.
-    unequal = (_bytes(a) != _bytes(b)).reshape(a.numel(), -1).any(1).reshape(a.shape)
-    apart = torch.where(unequal, (x - y).abs(), torch.zeros_like(x)).nan_to_num(nan=math.inf)
-    magnitude = torch.maximum(x.abs(), y.abs())
-    relative = torch.where(unequal & (magnitude > 0), apart / magnitude, torch.zeros_like(x)).nan_to_num(nan=math.inf)
-    finite = x[x.isfinite()]
+    sizes = distance(_real(a), _real(b))
     return LeafDifference(
         path,
         component,
         *texts,
-        largest_absolute=apart.max().item(),
-        largest_relative=relative.max().item(),
-        largest_ulps=_largest_ulps(a, b),
-        differing=int(unequal.sum()),
+        largest_absolute=sizes.absolute,
+        largest_relative=sizes.relative,
+        largest_ulps=sizes.ulps,
+        differing=sizes.differing,
         elements=a.numel(),
         is_tensor=is_tensor,
-        scale=float(finite.abs().max()) if finite.numel() else 0.0,
+        scale=sizes.scale,
     )
 
 
-def _largest_ulps(a: Tensor, b: Tensor) -> float | None:
-    """Largest distance in units of the last place: how many numbers of the type lie between two."""
-    integer = {torch.float64: torch.int64, torch.float32: torch.int32}.get(a.dtype)
-    if a.dtype in (torch.float16, torch.bfloat16):
-        integer = torch.int16
-    if integer is None or not bool(a.isfinite().all() and b.isfinite().all()):
-        return None
-    ordered = []
-    for tensor in (a, b):
-        bits = tensor.contiguous().view(integer).to(torch.int64)
-        lowest = torch.iinfo(integer).min
-        ordered.append(torch.where(bits < 0, lowest - bits, bits))
-    one_sign = (ordered[0] < 0) == (ordered[1] < 0)  # the difference of two signs can overflow 64 bits
-    apart = torch.where(one_sign, (ordered[0] - ordered[1]).double(), ordered[0].double() - ordered[1].double())
-    return float(apart.abs().max())
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def described(value: Any) -> str:
