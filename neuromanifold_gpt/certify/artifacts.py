@@ -23,7 +23,7 @@ import torch
 
 from neuromanifold_gpt.certify import inert_pickle
 from neuromanifold_gpt.certify.errors import UnreadableError
-from neuromanifold_gpt.certify.metrics import history_rows, is_metric_file, is_text_log
+from neuromanifold_gpt.certify.metrics import YAML, history_rows, is_metric_file, is_text_log
 from neuromanifold_gpt.certify.safetensors_file import read_safetensors
 
 _STEP_IN_NAME = re.compile(
@@ -166,6 +166,8 @@ def read_tree(path: Path) -> Any:
             return _torch_or_pickle(path)
         if not beginning:
             raise UnreadableError(f"{path.name}: it is empty")
+        if path.suffix in YAML:
+            return _lines_of_yaml(path.read_text())
         if path.suffix not in _BINARY and path.stat().st_size <= _MAX_TEXT_BYTES:
             text = path.read_bytes().decode()
             if text.isprintable() or not set(text) & _CONTROLS:
@@ -176,6 +178,16 @@ def read_tree(path: Path) -> Any:
         reason = (str(error).splitlines() or [""])[0]
         raise UnreadableError(f"{path.name}: {type(error).__name__}: {reason}") from error
     raise UnreadableError(f"{path.name}: of a form that is not known")
+
+
+def _lines_of_yaml(text: str) -> dict[str, Any]:
+    """What stands behind the colon of each line, by its key: enough to compare by, without a parser of YAML."""
+    found: dict[str, Any] = {}
+    for number, line in enumerate(text.splitlines()):
+        key, _, value = (part.strip(" -") for part in line.partition(":"))
+        whole = re.fullmatch(r"\d+", value)
+        found[f"{key} (line {number})" if key in found else key] = int(value) if whole else value
+    return found
 
 
 def _zip_archive(path: Path) -> Any:

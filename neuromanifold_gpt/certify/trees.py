@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ WEIGHTS = "weights"
 OTHER = "other state"
 _NAMED_WEIGHT = re.compile(r"model|weight|bias|param|net|module|state_dict", re.IGNORECASE)
 _MIN_ARRAY = 8  # a list of so many numbers is looked at as a tensor
+_SECONDS_SINCE_1970 = 10**9  # a whole number that is the time of day is larger
 _ABSENT = object()
 
 
@@ -70,8 +72,11 @@ class LeafDifference:
 
     @property
     def is_clock(self) -> bool:
-        """Whether, by its name, it is the time or follows from it."""
-        return not self.is_tensor and is_clock_name(self.path.rpartition("/")[2])
+        """Whether, by its name, it is the time or follows from it; ``best_at: 40`` is a step, no time."""
+        last = self.path.rpartition("/")[2]
+        if last.lower().endswith("_at") and self.is_whole_number and abs(int(self.expected)) < _SECONDS_SINCE_1970:
+            return False
+        return not self.is_tensor and is_clock_name(last)
 
     @property
     def is_bookkeeping(self) -> bool:
@@ -118,7 +123,7 @@ def _leaves(tree: Any, path: str, above: tuple[int, ...]) -> Iterator[tuple[str,
         children: Any = ((str(key), value) for key, value in tree.items())
     elif isinstance(tree, set | frozenset):
         children = [("elements", sorted(map(repr, tree)))] if tree else []
-    elif isinstance(tree, list | tuple) or (isinstance(tree, np.ndarray) and tree.dtype == object):
+    elif isinstance(tree, list | tuple | deque) or (isinstance(tree, np.ndarray) and tree.dtype == object):
         if (array := _as_array(tree)) is not None:
             yield path, array
             return

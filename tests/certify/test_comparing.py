@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import warnings
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from neuromanifold_gpt.certify.artifacts import find_artifacts, read_tree, step_
 from neuromanifold_gpt.certify.compare import RunFiles, compare_runs
 from neuromanifold_gpt.certify.errors import UnreadableError
 from neuromanifold_gpt.certify.left_out import LeftOut
-from neuromanifold_gpt.certify.metrics import read_metrics, rows_of
+from neuromanifold_gpt.certify.metrics import read_metrics, rows_of, text_rows
 from neuromanifold_gpt.certify.names import is_bookkeeping_name, is_clock_name
 from neuromanifold_gpt.certify.saves import ExpectedSaves
 from neuromanifold_gpt.certify.trees import compare_trees, component_of
@@ -331,3 +332,43 @@ class TestDistributedCheckpoints:
         (tmp_path / "b.pt").write_bytes(b"PK of another kind" + (tmp_path / "a.pt").read_bytes())
         with pytest.raises(UnreadableError):
             read_tree(tmp_path / "b.pt")
+
+
+class TestWhatCounts:
+    """Names of the clock are for lone numbers of the clock, not for all that they are in."""
+
+    @pytest.mark.parametrize(
+        ("name", "expected", "found"),
+        [
+            ("time_step", 400, 20),
+            ("total_time_steps", 400, 20),
+            ("best_at", 40, 30),
+            ("memory", deque([(1, 0.5), (2, 0.25)]), deque()),
+            ("memory", deque([(1, 0.5), (2, 0.25)]), deque([(1, 0.5), (2, 0.75)])),
+        ],
+    )
+    def test_state_that_is_named_like_the_clock_counts(self, name: str, expected: object, found: object):
+        differing, _ = compare_trees({name: expected}, {name: found})
+        assert [leaf for leaf in differing if not leaf.is_clock]
+
+    @pytest.mark.parametrize(
+        ("name", "expected", "found"),
+        [("time", 3, 4), ("saved_at", 1795641566, 1795641570), ("saved_at", "2026-11-25", "2026-11-26")],
+    )
+    def test_the_clock_does_not(self, name: str, expected: object, found: object):
+        differing, _ = compare_trees({name: expected}, {name: found})
+        assert all(leaf.is_clock for leaf in differing)
+
+    @pytest.mark.parametrize(
+        ("file", "differing"), [("state.yaml", ["tokens"]), ("hparams.yaml", []), ("logs/config.yml", [])]
+    )
+    def test_a_state_in_yaml_counts_and_settings_do_not(self, tmp_path: Path, file: str, differing: list[str]):
+        for run, tokens in (("a", 900), ("b", 300)):
+            (tmp_path / run / file).parent.mkdir(parents=True)
+            (tmp_path / run / file).write_text(f"step: 3\ntokens: {tokens}\n")
+        files = compare_runs(RunFiles(tmp_path / "a", []), RunFiles(tmp_path / "b", [])).files
+        assert [leaf.path for compared in files for leaf in compared.differences] == differing
+
+    def test_episodes_are_noticed(self):
+        [row] = text_rows("episode 7 reward 0.250 eps 0.9\n")
+        assert (row.step, row.values["reward"], row.unit) == (7, 0.25, "epoch")
