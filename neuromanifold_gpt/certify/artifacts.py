@@ -194,8 +194,7 @@ def _zip_archive(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if names and all(name.endswith(".npy") for name in names):
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
+            return {name.removesuffix(".npy"): _array(archive, name) for name in names}
     parts = concatenated_archives(path)
     if len(parts) == 1:
         return _torch_or_pickle(path, mapped=True)
@@ -205,6 +204,18 @@ def _zip_archive(path: Path) -> Any:
             file.seek(begin)
             trees.append(torch.load(io.BytesIO(file.read(end - begin)), map_location="cpu", weights_only=True))
     return trees
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> Any:
+    """One array of an ``.npz``; of one with objects, as states of random number generators are, what is pickled."""
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        _, _, dtype = read_header(file)
+        if dtype.hasobject:
+            return inert_pickle.load(io.BytesIO(file.read()))
+    with archive.open(name) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def concatenated_archives(path: Path) -> list[tuple[int, int]]:

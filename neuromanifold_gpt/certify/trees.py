@@ -119,6 +119,8 @@ def _leaves(tree: Any, path: str, above: tuple[int, ...]) -> Iterator[tuple[str,
     if isinstance(tree, Inert):
         yield f"{path}/class".lstrip("/"), tree.qualified_name
         tree = tree.content
+    if isinstance(tree, np.ndarray) and tree.dtype == object and not tree.ndim:
+        tree = tree.item()  # how NumPy saves a dictionary
     if isinstance(tree, Mapping):
         children: Any = ((str(key), value) for key, value in tree.items())
     elif isinstance(tree, set | frozenset):

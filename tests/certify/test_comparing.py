@@ -372,3 +372,15 @@ class TestWhatCounts:
     def test_episodes_are_noticed(self):
         [row] = text_rows("episode 7 reward 0.250 eps 0.9\n")
         assert (row.step, row.values["reward"], row.unit) == (7, 0.25, "epoch")
+
+
+def test_objects_in_an_npz_are_compared_too(tmp_path: Path):
+    for name, seed in (("a", 1), ("b", 2)):
+        generator = np.random.default_rng(seed).bit_generator.state
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "state.npz", w=np.ones(3), rng=np.array(generator, dtype=object))
+    [file] = compare_runs(RunFiles(tmp_path / "a", []), RunFiles(tmp_path / "b", [])).files
+    assert file.state == "different"
+    assert [leaf.component for leaf in file.differences] == ["random number generators"] * len(file.differences)
+    assert any("state" in leaf.path for leaf in file.differences)
+    assert [leaf.path for leaf in file.differences if leaf.path.startswith("w")] == []
