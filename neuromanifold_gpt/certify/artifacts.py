@@ -6,7 +6,9 @@ An artifact is any file that is neither a log nor text for people. Files that be
 
 from __future__ import annotations
 
+import io
 import json
+import mmap
 import pickle
 import re
 import warnings
@@ -20,8 +22,9 @@ import numpy as np
 import torch
 
 from neuromanifold_gpt.certify import inert_pickle
-from neuromanifold_gpt.certify.errors import CertifyError
-from neuromanifold_gpt.certify.metrics import history_rows, is_metric_file, is_text_log
+from neuromanifold_gpt.certify.errors import UnreadableError
+from neuromanifold_gpt.certify.metrics import YAML, history_rows, is_metric_file, is_text_log
+from neuromanifold_gpt.certify.safetensors_file import read_safetensors
 
 _STEP_IN_NAME = re.compile(
     r"(?:global[_-]?step|step|iteration|iter|checkpoint|ckpt|update|model)s?[=_-]?(\d+)|^(\d+)$|[_-](\d+)$",
@@ -29,34 +32,11 @@ _STEP_IN_NAME = re.compile(
 )
 _EPOCH_IN_NAME = re.compile(r"epoch[=_-]?\d+", re.IGNORECASE)
 _STEP_KEYS = ("global_step", "step", "steps", "iter_num", "iteration", "iter", "it", "updates", "num_updates")
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "C64": torch.complex64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_MAX_HEADER_BYTES = 100_000_000
 _MAX_TEXT_BYTES = 65536
 _BINARY = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".npz", ".npy", ".safetensors", ".tar", ".h5", ".dat")
 _TORCH_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _CONTROLS = {chr(number) for number in range(32)} - set("\t\n\r")
 _RENAMED_PER_START = re.compile(r"version_\d+|-v\d+(?=\.)|\d{4}-\d\d-\d\d|\d\d-\d\d-\d\d|\d{8,}")
-
-
-class UnreadableError(CertifyError):
-    """A file whose content cannot be compared: torn, or of a form that is not known."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +155,7 @@ def read_tree(path: Path) -> Any:
         with path.open("rb") as file:
             beginning = file.read(16)
         if path.suffix == ".safetensors":
-            return _safetensors(path)
+            return read_safetensors(path)
         if path.suffix == ".json":
             return json.loads(path.read_text())
         if beginning[:6] == b"\x93NUMPY":
@@ -186,6 +166,8 @@ def read_tree(path: Path) -> Any:
             return _torch_or_pickle(path)
         if not beginning:
             raise UnreadableError(f"{path.name}: it is empty")
+        if path.suffix in YAML:
+            return _lines_of_yaml(path.read_text())
         if path.suffix not in _BINARY and path.stat().st_size <= _MAX_TEXT_BYTES:
             text = path.read_bytes().decode()
             if text.isprintable() or not set(text) & _CONTROLS:
@@ -198,17 +180,70 @@ def read_tree(path: Path) -> Any:
     raise UnreadableError(f"{path.name}: of a form that is not known")
 
 
+def _lines_of_yaml(text: str) -> dict[str, Any]:
+    """What stands behind the colon of each line, by its key: enough to compare by, without a parser of YAML."""
+    found: dict[str, Any] = {}
+    for number, line in enumerate(text.splitlines()):
+        key, _, value = (part.strip(" -") for part in line.partition(":"))
+        whole = re.fullmatch(r"\d+", value)
+        found[f"{key} (line {number})" if key in found else key] = int(value) if whole else value
+    return found
+
+
 def _zip_archive(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if names and all(name.endswith(".npy") for name in names):
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
-    return _torch_or_pickle(path, mmap=True)
+            return {name.removesuffix(".npy"): _array(archive, name) for name in names}
+    parts = concatenated_archives(path)
+    if len(parts) == 1:
+        return _torch_or_pickle(path, mapped=True)
+    trees = []
+    for begin, end in parts:
+        with path.open("rb") as file:
+            file.seek(begin)
+            trees.append(torch.load(io.BytesIO(file.read(end - begin)), map_location="cpu", weights_only=True))
+    return trees
 
 
-def _torch_or_pickle(path: Path, *, mmap: bool = False) -> Any:
-    options: dict[str, Any] = {"map_location": "cpu", "mmap": mmap or None}
+def _array(archive: zipfile.ZipFile, name: str) -> Any:
+    """One array of an ``.npz``; of one with objects, as states of random number generators are, what is pickled."""
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        _, _, dtype = read_header(file)
+        if dtype.hasobject:
+            return inert_pickle.load(io.BytesIO(file.read()))
+    with archive.open(name) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def concatenated_archives(path: Path) -> list[tuple[int, int]]:
+    """Where in a file each of its ZIP archives begins and ends: torch's distributed checkpoints hold one per tensor.
+
+    Readers of such a file see the last one alone.
+
+    Raises:
+        UnreadableError: something else stands before an archive.
+    """
+    parts: list[tuple[int, int]] = []
+    end = path.stat().st_size
+    with path.open("rb") as file:
+        while end:
+            with mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) as beginning:
+                try:
+                    archive = zipfile.ZipFile(beginning)  # type: ignore[call-overload]
+                    begin = min(info.header_offset for info in archive.infolist())
+                except (zipfile.BadZipFile, ValueError) as error:
+                    raise UnreadableError(f"{path.name}: other data before a ZIP archive") from error
+                archive.close()
+            parts.append((begin, end))
+            end = begin
+    return parts[::-1]
+
+
+def _torch_or_pickle(path: Path, *, mapped: bool = False) -> Any:
+    options: dict[str, Any] = {"map_location": "cpu", "mmap": mapped or None}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -218,35 +253,13 @@ def _torch_or_pickle(path: Path, *, mmap: bool = False) -> Any:
         try:
             return torch.load(path, weights_only=False, pickle_module=inert_pickle, **options)
         except (RuntimeError, ValueError, AttributeError, pickle.UnpicklingError):
-            if mmap:
+            if mapped:
                 raise
         with path.open("rb") as file:  # a pickle that torch.save did not write
             tree = inert_pickle.load(file)
             if file.read(1) or tree == _TORCH_MAGIC_NUMBER:  # what torch.save writes has several, one behind another
                 raise UnreadableError(f"{path.name}: more data follows than one pickle, or torch.save's is torn")
             return tree
-
-
-def _safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """Eight bytes with the header's length, a JSON header, then the data, as the format's page describes it."""
-    size_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-        if not 2 <= header_bytes <= min(_MAX_HEADER_BYTES, size_bytes - 8):
-            raise UnreadableError(f"{path.name}: a header of {header_bytes} bytes in a file of {size_bytes}")
-        header = json.loads(file.read(header_bytes))
-        header.pop("__metadata__", None)
-        tensors = {}
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            if not 0 <= begin <= end <= size_bytes - 8 - header_bytes:
-                raise UnreadableError(f"{path.name}: {name} ends behind the file's end")
-            file.seek(8 + header_bytes + begin)
-            dtype = _SAFETENSORS_DTYPES[entry["dtype"]]
-            data = bytearray(file.read(end - begin))
-            flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            tensors[name] = flat.reshape(entry["shape"])
-    return tensors
 
 
 def step_in_content(tree: Any) -> int | None:

@@ -11,15 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from neuromanifold_gpt.certify.artifacts import (
-    Artifact,
-    Unit,
-    UnreadableError,
-    find_artifacts,
-    read_tree,
-    step_in_content,
-    units_of,
-)
+from neuromanifold_gpt.certify.artifacts import Artifact, Unit, find_artifacts, read_tree, step_in_content, units_of
+from neuromanifold_gpt.certify.errors import UnreadableError
 from neuromanifold_gpt.certify.metrics import MetricLog, read_metrics
 from neuromanifold_gpt.certify.trees import LeafDifference, compare_trees, leaves
 
@@ -186,10 +179,15 @@ def _compare_file(artifact: Artifact, other: Artifact | None, expected: RunFiles
         if other is None:
             return result("missing", is_state=step is not None)
         if same_bytes(artifact.path, other.path):
-            return result("equal", is_state=b"\0" in artifact.path.read_bytes()[:_CHUNK_BYTES])
+            return result("equal", is_state=_is_binary(artifact.path))
         return result("unreadable", reason=str(error))
     state = "different" if differences else "equal"
     return result(state, leaves=count, differences=tuple(differences), **details)
+
+
+def _is_binary(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"\0" in file.read(_CHUNK_BYTES)
 
 
 def same_bytes(one: Path, other: Path) -> bool:

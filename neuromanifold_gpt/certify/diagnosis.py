@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from neuromanifold_gpt.certify.artifacts import read_tree
 from neuromanifold_gpt.certify.cause import Diagnosis
-from neuromanifold_gpt.certify.compare import FileComparison, MetricDifference, RunComparison, RunFiles
+from neuromanifold_gpt.certify.compare import FileComparison, RunComparison, RunFiles
+from neuromanifold_gpt.certify.logged_cause import logged_cause, steps_with
 from neuromanifold_gpt.certify.names import LEARNING_RATE, LOSS
 from neuromanifold_gpt.certify.restarts import Restart
-from neuromanifold_gpt.certify.trees import WEIGHTS, LeafDifference, component_of, leaves
+from neuromanifold_gpt.certify.trees import OTHER, WEIGHTS, LeafDifference, component_of, leaves
 
 _COUNTERS = re.compile(r"(^|/)(step|_step_count|last_epoch|num_batches_tracked)$")
 
@@ -65,7 +66,7 @@ class Diagnoser:
         if not rates or (others and others[0].step < rates[0].step):
             return self._scheduler_state() if not rates else None
         first = rates[0]
-        same = self._steps_with(first, first.found)
+        same = steps_with(self._undisturbed.log, first, first.found)
         if same:
             nearest = min(same, key=lambda step: abs(step - first.step))
             what = f"it is that of step {nearest}, {abs(nearest - first.step)} steps {_way(nearest - first.step)}"
@@ -141,11 +142,21 @@ class Diagnoser:
         ):
             if leaves := self._leaves.get(component):
                 return Diagnosis(component, sentence, [_told(leaf, self._where) for leaf in leaves[:3]])
+        if not set(self._leaves) - {OTHER}:
+            return self._other("it differs while the weights are still equal")
         return None
+
+    def _other(self, why: str, *, whole_numbers: bool = False) -> Diagnosis | None:
+        """A counter, a statistic, a position in a schedule: what a program keeps beside the usual parts."""
+        leaves = [leaf for leaf in self._leaves.get(OTHER, []) if not whole_numbers or leaf.is_whole_number]
+        if not leaves:
+            return None
+        names = ", ".join(leaf.path for leaf in leaves[:3])
+        return Diagnosis(OTHER, f"{names} was not restored: {why}.", [_told(leaf, self._where) for leaf in leaves[:3]])
 
     def _data_or_random_numbers(self) -> Diagnosis | None:
         losses = [difference for difference in self._metrics if LOSS.search(difference.name)]
-        told = self._identities()
+        told = logged_cause(self._metrics, self._resumed_at, self._undisturbed.log)
         if told is not None:
             return told
         if not losses or self._resumed_at is None or losses[0].step > self._resumed_at:
@@ -170,6 +181,9 @@ class Diagnoser:
                 "were loaded than those of the newest checkpoint.",
                 [*evidence, f"read by the restart: {read}"],
             )
+        # A whole number is hardly ever computed from weights, so it is no consequence of the other loss.
+        if found := self._other("with it, the first resumed step computes another loss", whole_numbers=True):
+            return found
         return Diagnosis(
             "data order or random numbers",
             "the first resumed step computes another loss at the same learning rate: it saw other samples, other "
@@ -184,30 +198,6 @@ class Diagnoser:
             tree = read_tree(self._undisturbed.artifacts[file.relative].path)
             found |= {component_of(path) for path, _ in leaves(tree)}
         return found
-
-    def _identities(self) -> Diagnosis | None:
-        """Logged values that identify a batch, found again at another step of the undisturbed run."""
-        for difference in self._metrics:
-            if self._resumed_at is None or difference.step > self._resumed_at or LOSS.search(difference.name):
-                continue
-            same = self._steps_with(difference, difference.found)
-            if len(same) != 1:
-                continue
-            apart = same[0] - difference.step
-            first = min(self._undisturbed.log.steps(difference.source))
-            how = (
-                "the data began anew"
-                if same[0] == first
-                else "the last batch was repeated"
-                if apart == -1
-                else f"{abs(apart)} batches were {'skipped' if apart > 0 else 'repeated'}"
-            )
-            return Diagnosis(
-                "position in the data",
-                f"{how}: {difference.name} of step {difference.step} is that of step {same[0]}.",
-                [f"{difference.name} at step {difference.step}: {difference.expected!r} / {difference.found!r}"],
-            )
-        return None
 
     def _optimizer(self) -> Diagnosis | None:
         buffers: dict[str, float] = {}
@@ -252,10 +242,6 @@ class Diagnoser:
         if set(restart.read) & set(restart.checkpoint.files):
             return None
         return f"{', '.join(restart.read[:2])} was read, not {restart.checkpoint.name}"
-
-    def _steps_with(self, difference: MetricDifference, value: float) -> list[int]:
-        series = self._undisturbed.log.values[difference.source, difference.name]
-        return [step for step, values in series.items() if value in values]
 
 
 def _earliest(files: Sequence[FileComparison]) -> list[FileComparison]:

@@ -15,3 +15,7 @@ class PlanError(CertifyError):
 
 class CommandFailedError(CertifyError):
     """The command does not end with exit code 0 when nobody interrupts it."""
+
+
+class UnreadableError(CertifyError):
+    """A file whose content cannot be compared: torn, or of a form that is not known."""

@@ -8,6 +8,7 @@ no code of the file's author runs. It is the form that ``torch.load(pickle_modul
 from __future__ import annotations
 
 import pickle
+from reprlib import recursive_repr
 from typing import Any, BinaryIO
 
 _PLAIN = {
@@ -40,6 +41,11 @@ class Inert:
     content: dict[str, Any]
 
     def __init__(self, *arguments: Any, **named: Any) -> None: ...
+
+    @recursive_repr()
+    def __repr__(self) -> str:
+        """By content, as an object may be the key of a dictionary, and has another address in every process."""
+        return f"{self.qualified_name}({self.content!r})"
 
     def __setstate__(self, state: Any) -> None:
         self.content["state"] = state

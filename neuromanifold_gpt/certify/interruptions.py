@@ -39,7 +39,7 @@ class Trigger:
             return replace(self, patience=min(tries, 2))
         if self.step is not None:
             return replace(self, step=max(1, int(self.step * (0.8, 0.5)[min(tries, 2) - 1])))
-        return replace(self, after_sec=(self.after_sec or 0.0) * 0.9)
+        return replace(self, after_sec=(self.after_sec or 0.0) * 0.7)
 
     def later(self) -> Trigger:
         """A little later, where the program was hit at a moment from which it does not recover."""

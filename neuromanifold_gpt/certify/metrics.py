@@ -21,15 +21,18 @@ from neuromanifold_gpt.certify.names import LOSS
 _STEP_NAMES = (
     *("global_step", "step", "steps", "iteration", "iter", "iter_num", "it", "trainer/global_step", "_step"),
     *("train_step", "train/step", "train/global_step", "current_step", "update", "updates", "num_updates", "n_iter"),
-    *("batch", "batch_idx", "epoch"),
+    *("batch", "batch_idx", "epoch", "episode", "round"),
 )
+_COARSE = ("epoch", "episode", "round")  # what holds many steps
 _TEXT_STEP = re.compile(r"\b(?:global[_ ]?step|step|iteration|iter|it|update)s?\b\s*[:=#]?\s*(\d+)", re.IGNORECASE)
-_TEXT_EPOCH = re.compile(r"\bepoch\b\s*[:=#]?\s*(\d+)", re.IGNORECASE)
+_TEXT_EPOCH = re.compile(r"\b(?:epoch|episode|round)\b\s*[:=#]?\s*(\d+)", re.IGNORECASE)
 _TEXT_VALUE = re.compile(
     r"([A-Za-z][\w/.\-]*)\s*(?:[:=]\s*|\s)([-+]?(?:\d+\.\d*(?:e[-+]?\d+)?|\d+e[-+]?\d+|nan\b|inf\b))", re.IGNORECASE
 )
 # Lines that tell of saving and resuming name steps too, but no step was trained when they were printed.
 _TEXT_NOT_A_STEP = re.compile(r"resum|restor|load|sav|checkpoint|warn|error", re.IGNORECASE)
+YAML = (".yaml", ".yml")
+_SETTINGS_FILE = re.compile(r"config|hparams|hyper_?param|args|settings|hydra|overrides|options|params", re.IGNORECASE)
 _EVENT_FILE = re.compile(r"tfevents")
 _RUN_SPECIFIC = re.compile(
     r"version_\d+|\d{4}-\d\d-\d\d|\d\d-\d\d-\d\d|\d{6,}|[A-Z][a-z]{2}\d\d_\d\d-\d\d-\d\d_[\w.\-]+"
@@ -104,7 +107,10 @@ def fitness(series: Series) -> tuple[bool, bool]:
 
 def is_text_log(relative: str) -> bool:
     """Whether a path is text for people: what it says is no state, though it may tell the step."""
-    return Path(relative).suffix in (".log", ".txt", ".out", ".err", ".md", ".yaml", ".yml", ".lock", ".pid")
+    suffix = Path(relative).suffix
+    if suffix in YAML:  # in which some programs keep their counters, and most their settings
+        return bool(_SETTINGS_FILE.search(relative))
+    return suffix in (".log", ".txt", ".out", ".err", ".md", ".lock", ".pid")
 
 
 def source_of(relative: str) -> str:
@@ -198,7 +204,7 @@ def _row(record: Mapping[str, Any]) -> Row | None:
     if name is None or step is None or not math.isfinite(step) or step != int(step):
         return None
     values = {key: number for key, cell in record.items() if key != name and (number := _number(cell)) is not None}
-    return Row(int(step), values, "epoch" if name.lower() == "epoch" else "step")
+    return Row(int(step), values, "epoch" if name.lower() in _COARSE else "step")
 
 
 def _step_name(record: Mapping[str, Any]) -> str | None:

@@ -7,7 +7,7 @@ import re
 LEARNING_RATE = re.compile(r"(^|[^a-z])(lr|learning_?rate)([^a-z]|$)", re.IGNORECASE)
 LOSS = re.compile(r"loss|acc|perplexity|ppl|norm|reward|error|score|bleu|f1", re.IGNORECASE)
 _CLOCK = re.compile(
-    r"(^|[^a-z])(time|times|timestamp|runtime|wall\w*|seconds|secs?|ms|millis\w*|elapsed|duration|date|datetime|"
+    r"(^|[^a-z])(time(?![_-]?steps?)|times|timestamp|runtime|wall\w*|seconds|secs?|ms|millis\w*|elapsed|duration|date|datetime|"
     r"throughput|fps|sps|speed|mfu|mem|memory|rss|vram|saved_at|created\w*|\w*_at|dt|\w*per_s(ec(ond)?)?)([^a-z]|$)|"
     r"_(ms|sec|secs|seconds|time)$|(^|[^a-z])eta$|/s$",
     re.IGNORECASE,

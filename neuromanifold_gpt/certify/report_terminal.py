@@ -200,7 +200,7 @@ def conclusion(certificate: Certificate) -> str:
         return certificate.why_not_proven
     if verdict is Verdict.EXACT:
         return "every interrupted run ended in the same bits as the undisturbed one"
-    return f"{found.count(verdict)} of {len(found)} interruptions"
+    return f"so ended {found.count(verdict)} of {len(found)} interrupted runs"
 
 
 def verdict_text(judgement: Judgement) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from neuromanifold_gpt.certify.attempt import FAILED, INTERRUPTED, Attempt
+from neuromanifold_gpt.certify.attempt import FAILED, FINISHED, INTERRUPTED, Attempt
 from neuromanifold_gpt.certify.compare import RunFiles
 from neuromanifold_gpt.certify.left_out import LeftOut
 from neuromanifold_gpt.certify.metrics import Series
@@ -14,6 +14,7 @@ from neuromanifold_gpt.certify.saves import SavedCheckpoint
 
 _MIN_TRAINING_SEC = 0.05
 _TRAINING_SHARE = 0.3  # of the time that the undisturbed run needed: steps that came so slowly were trained
+_MIN_PARTS = 4  # in so many looks were steps noticed that came one after another
 _SAME_KIND = 0.9  # of the leaves of the fullest checkpoint: a file of weights alone cannot be resumed from
 
 
@@ -32,6 +33,7 @@ class Restart:
         started_over: it began anew although it could have resumed.
         lost_steps: steps trained again although a newer checkpoint was there; 0 if unknown.
         trained_again: steps trained again altogether.
+        had_ended: it had trained to its end before it was ended, as one does that takes no notice of SIGTERM.
     """
 
     attempt: Attempt
@@ -46,6 +48,7 @@ class Restart:
     started_over: bool
     lost_steps: int
     trained_again: int
+    had_ended: bool = False
 
     @property
     def resumed(self) -> bool:
@@ -54,6 +57,12 @@ class Restart:
             return False
         went_on = self.first_step is not None and not self.is_bound and self.first_step > 1 and not self.lost_steps
         return bool(self.read) or went_on
+
+    @property
+    def did_nothing(self) -> bool:
+        """Whether the next start ended well without a step logged or a file saved."""
+        following = self.next_attempt
+        return following.outcome == FINISHED and not following.saved_at and self.first_step is None
 
 
 class RestartReader:
@@ -131,6 +140,7 @@ class RestartReader:
             started_over=started_over,
             lost_steps=step - first + 1 if behind and step is not None and first is not None else 0,
             trained_again=max(0, last - first + 1) if last is not None and first is not None else 0,
+            had_ended=attempt.exit_code == 0 and last is not None and bool(self._steps) and last >= self._steps[-1],
         )
 
     def _newest(self, attempt: Attempt, last: int | None, saved_at: dict[str, int | None]) -> SavedCheckpoint | None:
@@ -171,6 +181,27 @@ class RestartReader:
         undisturbed_sec = self._undisturbed.trained(self._main).seconds_between(first, last)
         found_sec = following.trained(self._main).seconds_between(first, last)
         return undisturbed_sec > _MIN_TRAINING_SEC and found_sec > _TRAINING_SHARE * undisturbed_sec
+
+    def why_training_was_not_seen(self, restart: Restart) -> str | None:
+        """Why a restart that ended in the right files may not have trained them: they can have been copied.
+
+        What is buffered is buffered in both runs, so it cannot come in four parts in one and all at once in the other.
+        """
+        behind = [step for step in self._steps if step > (restart.checkpoint_step or 0)]
+        noticed = self._undisturbed.trained(self._main).noticed_sec
+        parts = {noticed[step] for step in behind if step in noticed}
+        needed_sec = max(parts, default=0.0) - min(parts, default=0.0)
+        if len(parts) < _MIN_PARTS or needed_sec < _MIN_TRAINING_SEC:
+            return None
+        following = restart.next_attempt
+        series = [self._main, *self._alike]
+        came = {sec for one in series for step, sec in following.trained(one).noticed_sec.items() if step >= behind[0]}
+        if following.outcome != FINISHED or len(came) > 1:
+            return None
+        how = "logged all at once" if came else "not logged at all"
+        return (
+            f"steps {behind[0]} to {behind[-1]} were {how} after the restart; undisturbed, they took {needed_sec:.1f} s"
+        )
 
     def _as_undisturbed(self, following: Attempt, step: int) -> bool:
         """Whether the first step logged after the restart was the undisturbed run's step of that number."""

@@ -31,7 +31,7 @@ from neuromanifold_gpt.certify.left_out import names_left_out
 from neuromanifold_gpt.certify.metrics import Series
 from neuromanifold_gpt.certify.restarts import RestartReader
 from neuromanifold_gpt.certify.saves import ExpectedSaves
-from neuromanifold_gpt.certify.second_look import Record, diagnose_traces, read_trace, tracing_environment
+from neuromanifold_gpt.certify.second_look import GRADIENTS, diagnose_traces, ranks, read_trace, tracing_environment
 from neuromanifold_gpt.certify.verdict import Verdict, judge
 
 _TRIES = 3
@@ -64,7 +64,7 @@ class Certification:
         self._expected = ExpectedSaves(None)
         self._stall_sec = settings.stall_sec or _FIRST_STALL_SEC
         self._choice = random.Random(settings.plan.seed)
-        self._trace: list[Record] | None = None
+        self._traced: Attempt | None = None
         self._looks_left = _MAX_SECOND_LOOKS if settings.second_look else 0
         self.certificate = Certificate(settings)
         if known is not None:
@@ -208,10 +208,10 @@ class Certification:
         if interruption is None or self._looks_left == 0 or time.monotonic() > self._deadline_sec:
             return None
         self._looks_left -= 1
-        if self._trace is None:
+        if self._traced is None:
             self._observer.looks_again()
-            self._trace = read_trace(_trace(self._run("traced-undisturbed", None, traced=True).attempts[0]))
-        if not self._trace:
+            self._traced = self._run("traced-undisturbed", None, traced=True).attempts[0]
+        if not ranks(_trace(self._traced)):
             return None
         for triggers in (interruption.triggers, tuple(trigger.later() for trigger in interruption.triggers)):
             repeated = Interruption(triggers, interruption.signal_name)
@@ -222,13 +222,23 @@ class Certification:
         else:
             return None
         files = self.certificate.undisturbed[0].files
-        return diagnose_traces(
-            self._trace,
-            read_trace(_trace(restarts[0].attempt)),
-            read_trace(_trace(again.attempts[-1])),
-            None if restarts[0].is_bound else restarts[0].first_step,
-            files.log.main_steps(),
-        )
+        undisturbed = _trace(self._traced)
+        found: Diagnosis | None = None
+        for rank in ranks(undisturbed):
+            diagnosis = diagnose_traces(
+                read_trace(undisturbed, rank),
+                read_trace(_trace(restarts[0].attempt), rank),
+                read_trace(_trace(again.attempts[-1]), rank),
+                None if restarts[0].is_bound else restarts[0].first_step,
+                files.log.main_steps(),
+            )
+            if found is None:
+                found = diagnosis
+            if diagnosis is not None and diagnosis.component != GRADIENTS:
+                if rank:
+                    diagnosis = replace(diagnosis, sentence=f"on rank {rank}, {diagnosis.sentence}")
+                return diagnosis  # averaged gradients differ on every rank, what made them differ may on one alone
+        return found
 
 
 def _trace(attempt: Attempt) -> Path:

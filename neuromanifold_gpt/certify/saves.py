@@ -9,7 +9,6 @@ from typing import Any
 
 from neuromanifold_gpt.certify.artifacts import (
     Unit,
-    UnreadableError,
     artifact_at,
     find_artifacts,
     is_artifact_name,
@@ -20,6 +19,7 @@ from neuromanifold_gpt.certify.artifacts import (
     without_numbers,
 )
 from neuromanifold_gpt.certify.compare import RunFiles
+from neuromanifold_gpt.certify.errors import UnreadableError
 from neuromanifold_gpt.certify.names import is_lock_name
 from neuromanifold_gpt.certify.trees import leaves
 

@@ -17,6 +17,7 @@ from neuromanifold_gpt.certify.cause import Diagnosis
 TRACER = Path(__file__).parent / "tracer"
 
 Record = dict[str, Any]
+GRADIENTS = "gradients"
 
 
 def tracing_environment(directory: Path, python_path: str) -> dict[str, str]:
@@ -26,10 +27,15 @@ def tracing_environment(directory: Path, python_path: str) -> dict[str, str]:
     return {"NEUROMANIFOLD_CERTIFY_TRACE": str(directory), "PYTHONPATH": paths}
 
 
-def read_trace(directory: Path) -> list[Record]:
-    """The records of one attempt: of rank 0, of the process that trained most."""
+def ranks(directory: Path) -> list[int]:
+    """The ranks that left a trace of an attempt."""
+    return sorted({int(path.name.removeprefix("rank").split("-")[0]) for path in directory.glob("rank*-*.jsonl")})
+
+
+def read_trace(directory: Path, rank: int = 0) -> list[Record]:
+    """The records of one rank in one attempt: of the process that trained most."""
     traces = []
-    for path in sorted(directory.glob("rank0-*.jsonl")):
+    for path in sorted(directory.glob(f"rank{rank}-*.jsonl")):
         lines = path.read_text().split("\n")[:-1]  # what was torn by a kill has no end
         traces.append([json.loads(line) for line in lines])
     return max(traces, key=len, default=[])
@@ -123,7 +129,7 @@ def _first_difference(
         return data
     if expected.get("gradients") != found.get("gradients"):
         return Diagnosis(
-            "gradients",
+            GRADIENTS,
             "weights, samples, random numbers, learning rate and optimizer are equal, the gradients are not: something "
             "else enters them, such as a loss scale, accumulated gradients or a hidden state.",
             evidence,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neuromanifold_gpt.certify.distances import as_bytes, distance
 from neuromanifold_gpt.certify.inert_pickle import Inert
 from neuromanifold_gpt.certify.names import is_bookkeeping_name, is_clock_name
 
@@ -23,13 +25,17 @@ _COMPONENTS: tuple[tuple[str, str], ...] = (
     ("random number generators", r"rng|random_?state|random_states|generator|exact_resume"),
     ("averaged weights (EMA)", r"(^|[/_.])(ema|swa|shadow|avg|averag\w*|polyak)([/_.\d]|$)"),
     ("batch-norm buffers", r"running_mean|running_var|num_batches_tracked"),
+    ("accumulated gradients", r"(^|[/_.])(grads?|gradients?|acc|accum\w*)([/_.\d]|$)"),
     ("position in the data", r"sampler|loader|dataset|(^|[/_.])data([/_.]|$)|cursor|consumed|position"),
     ("callbacks", r"callback|best|patience|early_stop"),
     ("settings", r"(^|/)(args|config|hparams|hyper_parameters|cfg|settings|training_args)"),
     ("position in the loop", r"loops|(^|[/_])(global_step|step|steps|iter|iter_num|epoch|iteration)$"),
 )
 WEIGHTS = "weights"
+OTHER = "other state"
+_NAMED_WEIGHT = re.compile(r"model|weight|bias|param|net|module|state_dict", re.IGNORECASE)
 _MIN_ARRAY = 8  # a list of so many numbers is looked at as a tensor
+_SECONDS_SINCE_1970 = 10**9  # a whole number that is the time of day is larger
 _ABSENT = object()
 
 
@@ -60,9 +66,17 @@ class LeafDifference:
     scale: float = 0.0
 
     @property
+    def is_whole_number(self) -> bool:
+        """Whether both are whole numbers, such as a counter's."""
+        return all(re.fullmatch(r"-?\d+", text) for text in (self.expected, self.found))
+
+    @property
     def is_clock(self) -> bool:
-        """Whether, by its name, it is the time or follows from it."""
-        return not self.is_tensor and is_clock_name(self.path.rpartition("/")[2])
+        """Whether, by its name, it is the time or follows from it; ``best_at: 40`` is a step, no time."""
+        last = self.path.rpartition("/")[2]
+        if last.lower().endswith("_at") and self.is_whole_number and abs(int(self.expected)) < _SECONDS_SINCE_1970:
+            return False
+        return not self.is_tensor and is_clock_name(last)
 
     @property
     def is_bookkeeping(self) -> bool:
@@ -88,9 +102,10 @@ def component_of(path: str) -> str:
     return WEIGHTS
 
 
-def component_order() -> list[str]:
-    """The components, causes before consequences."""
-    return [name for name, _ in _COMPONENTS] + [WEIGHTS]
+def _component(path: str, *, is_tensor: bool) -> str:
+    """The same of a leaf: a lone number or word is no weight, unless it is named like one."""
+    component = component_of(path)
+    return OTHER if component == WEIGHTS and not is_tensor and not _NAMED_WEIGHT.search(path) else component
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -104,11 +119,13 @@ def _leaves(tree: Any, path: str, above: tuple[int, ...]) -> Iterator[tuple[str,
     if isinstance(tree, Inert):
         yield f"{path}/class".lstrip("/"), tree.qualified_name
         tree = tree.content
+    if isinstance(tree, np.ndarray) and tree.dtype == object and not tree.ndim:
+        tree = tree.item()  # how NumPy saves a dictionary
     if isinstance(tree, Mapping):
         children: Any = ((str(key), value) for key, value in tree.items())
     elif isinstance(tree, set | frozenset):
         children = [("elements", sorted(map(repr, tree)))] if tree else []
-    elif isinstance(tree, list | tuple) or (isinstance(tree, np.ndarray) and tree.dtype == object):
+    elif isinstance(tree, list | tuple | deque) or (isinstance(tree, np.ndarray) and tree.dtype == object):
         if (array := _as_array(tree)) is not None:
             yield path, array
             return
@@ -162,7 +179,7 @@ def compare_trees(expected: Any, found: Any, prefix: str = "") -> tuple[list[Lea
 
 def _compare(path: str, a: Any, b: Any) -> LeafDifference | None:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        if a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bytes(a), _bytes(b)):
+        if a.dtype == b.dtype and a.shape == b.shape and torch.equal(as_bytes(a), as_bytes(b)):
             return None
         return _tensor_difference(path, a, b)
     is_tensor = isinstance(a, Tensor) or isinstance(b, Tensor)
@@ -172,60 +189,32 @@ def _compare(path: str, a: Any, b: Any) -> LeafDifference | None:
         return _tensor_difference(path, torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64))
     if not is_tensor and type(a) is type(b) and a is not _ABSENT and (a == b or repr(a) == repr(b)):
         return None
-    return LeafDifference(path, component_of(path), described(a), described(b), is_tensor=is_tensor)
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    if tensor.layout is not torch.strided:
-        tensor = tensor.to_dense()
-    # resolved, since a view of a conjugate has the bits of the original
-    return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    return LeafDifference(path, _component(path, is_tensor=is_tensor), described(a), described(b), is_tensor=is_tensor)
 
 
 def _tensor_difference(path: str, a: Tensor, b: Tensor) -> LeafDifference:
     is_tensor = a.dim() > 0
     texts = (described(a), described(b)) if is_tensor or a.shape != b.shape else (repr(a.item()), repr(b.item()))
+    component = _component(path, is_tensor=is_tensor)
     if a.dtype != b.dtype or a.shape != b.shape or not a.numel():
-        return LeafDifference(path, component_of(path), *texts, is_tensor=is_tensor)
-    if a.is_complex():
-        a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
-    x, y = a.double(), b.double()
-    # By bits: a NaN is equal to itself here, and 0.0 is not equal to -0.0.
-    unequal = (_bytes(a) != _bytes(b)).reshape(a.numel(), -1).any(1).reshape(a.shape)
-    apart = torch.where(unequal, (x - y).abs(), torch.zeros_like(x)).nan_to_num(nan=math.inf)
-    magnitude = torch.maximum(x.abs(), y.abs())
-    relative = torch.where(unequal & (magnitude > 0), apart / magnitude, torch.zeros_like(x)).nan_to_num(nan=math.inf)
-    finite = x[x.isfinite()]
+        return LeafDifference(path, component, *texts, is_tensor=is_tensor)
+    sizes = distance(_real(a), _real(b))
     return LeafDifference(
         path,
-        component_of(path),
+        component,
         *texts,
-        largest_absolute=apart.max().item(),
-        largest_relative=relative.max().item(),
-        largest_ulps=_largest_ulps(a, b),
-        differing=int(unequal.sum()),
+        largest_absolute=sizes.absolute,
+        largest_relative=sizes.relative,
+        largest_ulps=sizes.ulps,
+        differing=sizes.differing,
         elements=a.numel(),
         is_tensor=is_tensor,
-        scale=float(finite.abs().max()) if finite.numel() else 0.0,
+        scale=sizes.scale,
     )
 
 
-def _largest_ulps(a: Tensor, b: Tensor) -> float | None:
-    """Largest distance in units of the last place: how many numbers of the type lie between two."""
-    integer = {torch.float64: torch.int64, torch.float32: torch.int32}.get(a.dtype)
-    if a.dtype in (torch.float16, torch.bfloat16):
-        integer = torch.int16
-    if integer is None or not bool(a.isfinite().all() and b.isfinite().all()):
-        return None
-    ordered = []
-    for tensor in (a, b):
-        bits = tensor.contiguous().view(integer).to(torch.int64)
-        lowest = torch.iinfo(integer).min
-        ordered.append(torch.where(bits < 0, lowest - bits, bits))
-    one_sign = (ordered[0] < 0) == (ordered[1] < 0)  # the difference of two signs can overflow 64 bits
-    apart = torch.where(one_sign, (ordered[0] - ordered[1]).double(), ordered[0].double() - ordered[1].double())
-    return float(apart.abs().max())
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def described(value: Any) -> str:

@@ -91,12 +91,18 @@ def judge(
         saved_at = [attempts[-1].saved_at.get(file.relative) for file in comparison.files if file.differences]
         judgement.first_step = min((step for step in saved_at if step is not None), default=None)
     judgement.notes += _notes(attempts, restarts, comparison)
+    if any(restart.had_ended for restart in restarts):
+        judgement.notes.append("it trained on to its end after SIGTERM, so there was no resume to be seen")
     _with_restarts(judgement, restarts)
     resumes = [restart for restart in restarts if restart.checkpoint is not None]
     if not resumes:
         return judgement
     judgement.proves = _compared_behind(resumes[0], attempts, comparison, undisturbed)
-    if judgement.verdict is Verdict.EXACT and not _compared_behind(restarts[-1], attempts, comparison, undisturbed):
+    unseen = [why for restart in resumes if (why := reader.why_training_was_not_seen(restart)) is not None]
+    if judgement.verdict is Verdict.EXACT and unseen and not any(restart.had_ended for restart in restarts):
+        judgement.verdict = Verdict.NOT_PROVEN
+        judgement.reasons.append(f"{unseen[0]}: they may have been copied")
+    elif judgement.verdict is Verdict.EXACT and not _compared_behind(restarts[-1], attempts, comparison, undisturbed):
         saved = [file.step for file in comparison.files if file.step is not None]
         if saved and max(saved) in [whole.step for whole in restarts[-1].attempt.whole]:
             judgement.notes.append("the last checkpoint was there when it was interrupted: nothing was left to do")
@@ -110,6 +116,8 @@ def _compared_behind(
     restart: Restart, attempts: Sequence[Attempt], comparison: RunComparison, undisturbed: RunFiles
 ) -> bool:
     """Whether a checkpoint or a loss that came after a restart is among what was compared."""
+    if restart.had_ended:
+        return False
     later = [attempt for attempt in attempts if attempt.number > restart.attempt.number]
     saved = {relative for attempt in later for relative in attempt.saved_at}
     if any(
@@ -212,7 +220,8 @@ def _with_restarts(judgement: Judgement, restarts: Sequence[Restart]) -> None:
         name = restart.checkpoint.name if restart.checkpoint is not None else ""
         if restart.started_over:
             judgement.verdict = Verdict.DOES_NOT_RESUME
-            judgement.reasons.insert(0, f"started again, it began anew, although {name} was there and whole")
+            how = "ended with exit code 0 and trained nothing" if restart.did_nothing else "began anew"
+            judgement.reasons.insert(0, f"started again, it {how}, although {name} was there and whole")
             return
         if restart.destroyed:
             reason = "the interrupted save had begun by overwriting the only checkpoint: all work was lost"

@@ -7,6 +7,8 @@ Without a bug it resumes exactly.
 
 import json
 import os
+import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -34,6 +36,8 @@ class Training:
             "scaler/scale": np.float64(1024.0),
             "scaler/growth_tracker": np.int64(0),
             "data/position": np.int64(0),
+            "curriculum/stage": np.int64(0),
+            "tokens_seen": np.int64(0),
             "step": np.int64(0),
         }
 
@@ -45,7 +49,8 @@ class Training:
         per_epoch = SAMPLES // BATCH
         epoch, batch = divmod(int(state["data/position"]), per_epoch)
         ids = np.random.RandomState(1000 + epoch).permutation(SAMPLES)[batch * BATCH : (batch + 1) * BATCH]
-        x, y = self.x[ids] * (self.rng.rand(BATCH, WIDTH) > 0.1), self.y[ids]
+        difficulty = 1 - 0.97 ** float(state["curriculum/stage"])
+        x, y = (0.5 + 0.5 * difficulty) * self.x[ids] * (self.rng.rand(BATCH, WIDTH) > 0.1), self.y[ids]
         rate = self.learning_rate()
         error = x @ state["model/weight"] - y
         gradient = (2 * error @ x / BATCH) * state["scaler/scale"] / state["scaler/scale"]
@@ -62,8 +67,10 @@ class Training:
             state["scaler/growth_tracker"], state["scaler/scale"] = np.int64(0), state["scaler/scale"] * 2
         state["scheduler/last_epoch"] += 1
         state["data/position"] += 1
+        state["curriculum/stage"] += 1
+        state["tokens_seen"] += x.size
         state["step"] += 1
-        return {"step": int(state["step"]), "loss": float((error**2).mean()), "lr": rate}
+        return {"step": int(state["step"]), "loss": float((error**2).mean()), "lr": rate, "difficulty": difficulty}
 
     def content(self):
         _, keys, *rest = self.rng.get_state()
@@ -84,6 +91,8 @@ class Training:
             "scaler": ["scaler/scale", "scaler/growth_tracker"],
             "batch_norm": ["model/running_mean"],
             "data_restarted": ["data/position"],
+            "curriculum": ["curriculum/stage"],
+            "tokens": ["tokens_seen"],
         }
         for name in forgotten.get(bug, []):
             self.state[name] = fresh[name]
@@ -123,6 +132,16 @@ def main():
         training.rng = np.random.RandomState()
     found = checkpoints(out)
     resumed = bool(found) and bug != "started_over"
+    if bug == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if found and bug == "ends_at_once":
+        return
+    if bug == "copies":  # what an undisturbed run left elsewhere
+        kept = out.parent / "kept"
+        if found and kept.exists():
+            np.load(found[-1]).close()
+            shutil.copytree(kept, out, dirs_exist_ok=True)
+            return
     if found and bug == "crash":
         raise SystemExit("KeyError: 'model' is not in the checkpoint")
     if found and bug == "hang":
@@ -141,9 +160,15 @@ def main():
                 noise = {"loss": row["loss"] + float(os.urandom(1)[0])} if bug == "random_log" else {}
                 log.write(json.dumps({**row, **noise, "step_time": time.perf_counter()}) + "\n")
                 log.flush()
+            if settings["log"] == "print":
+                print(f"step {row['step']}: loss {row['loss']}")
             time.sleep(float(settings["sleep_ms"]) / 1000)
             if row["step"] % int(settings["save"]) == 0:
                 save(out, training, bug)
+    if bug == "copies" and not resumed:
+        shutil.copytree(out, kept, dirs_exist_ok=True)
+    if bug == "deaf":  # and saves once more, whether it trained or not
+        save(out, training, bug)
 
 
 if __name__ == "__main__":

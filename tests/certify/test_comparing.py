@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
+import sys
+import warnings
+from collections import deque
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
-from neuromanifold_gpt.certify.artifacts import UnreadableError, find_artifacts, read_tree, step_in_path, units_of
+from neuromanifold_gpt.certify.artifacts import find_artifacts, read_tree, step_in_path, units_of
 from neuromanifold_gpt.certify.compare import RunFiles, compare_runs
+from neuromanifold_gpt.certify.errors import UnreadableError
 from neuromanifold_gpt.certify.left_out import LeftOut
-from neuromanifold_gpt.certify.metrics import read_metrics, rows_of
+from neuromanifold_gpt.certify.metrics import read_metrics, rows_of, text_rows
 from neuromanifold_gpt.certify.names import is_bookkeeping_name, is_clock_name
 from neuromanifold_gpt.certify.saves import ExpectedSaves
 from neuromanifold_gpt.certify.trees import compare_trees, component_of
@@ -234,3 +241,146 @@ class TestNames:
         assert [leaf.path for file in comparison.files for leaf in file.differences] == ["place"]
         left_out = LeftOut(leaves=frozenset({("state.json", "place")}))
         assert [file.state for file in left_out.without(comparison).files] == ["equal"]
+
+
+COMPARE_LARGE = """
+import json, struct, sys, threading, time
+from pathlib import Path
+import torch
+from neuromanifold_gpt.certify.artifacts import read_tree
+from neuromanifold_gpt.certify.trees import compare_trees
+
+def anonymous_mb():
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1024
+
+def save(path, values):
+    if path.suffix == ".pt":
+        return torch.save({"w": values}, path)
+    data = values.numpy().data
+    header = json.dumps({"w": {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, data.nbytes]}}).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.write(data)
+
+values = torch.arange(1 << 24, dtype=torch.float32)  # 64 MB, each a whole number
+a, b = (Path(sys.argv[1]) / f"{name}{sys.argv[2]}" for name in "ab")
+save(a, values)
+save(b, values + 1)
+del values
+before = peak = anonymous_mb()
+done = False
+
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, anonymous_mb())
+        time.sleep(0.005)
+
+watching = threading.Thread(target=watch)
+watching.start()
+[difference], _ = compare_trees(read_tree(a), read_tree(b))
+done = True
+watching.join()
+assert (difference.differing, difference.elements, difference.scale) == (1 << 24, 1 << 24, float((1 << 24) - 1))
+print(peak - before)
+"""
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_large_tensors_are_compared_in_pieces(tmp_path: Path, suffix: str):
+    run = subprocess.run(
+        [sys.executable, "-c", COMPARE_LARGE, str(tmp_path), suffix],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) < 128, "of two files of 64 MB each, neither may be read whole"
+
+
+class TestDistributedCheckpoints:
+    """torch.distributed.checkpoint: a pickle with objects as keys, and files of one archive per tensor."""
+
+    def saved(self, directory: Path, first: float) -> Path:
+        state = {"a": torch.full((3,), first), "b": torch.zeros(2), "step": 4}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp.save(state, checkpoint_id=directory / "global_step4", no_dist=True)
+        return directory
+
+    def compared(self, tmp_path: Path, first: float, again: float) -> dict[str, list[str]]:
+        one, other = self.saved(tmp_path / "one", first), self.saved(tmp_path / "other", again)
+        files = compare_runs(RunFiles(one, []), RunFiles(other, [])).files
+        return {Path(file.relative).name: [leaf.path for leaf in file.differences] for file in files}
+
+    def test_of_two_equal_ones_only_the_name_of_the_save_differs(self, tmp_path: Path):
+        differing = self.compared(tmp_path, 1.0, 1.0)
+        assert differing["__0_0.distcp"] == []
+        # The path stands in it, which is the same in every run that certify makes.
+        assert [path for path in differing[".metadata"] if "checkpoint_id" not in path] == [
+            "state/storage_meta/state/save_id"
+        ]
+
+    def test_a_tensor_in_another_archive_than_the_last_is_compared_too(self, tmp_path: Path):
+        differing = self.compared(tmp_path, 1.0, 2.0)["__0_0.distcp"]
+        assert len(differing) == 1
+
+    def test_what_stands_before_an_archive_is_not_passed_over(self, tmp_path: Path):
+        torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
+        (tmp_path / "b.pt").write_bytes(b"PK of another kind" + (tmp_path / "a.pt").read_bytes())
+        with pytest.raises(UnreadableError):
+            read_tree(tmp_path / "b.pt")
+
+
+class TestWhatCounts:
+    """Names of the clock are for lone numbers of the clock, not for all that they are in."""
+
+    @pytest.mark.parametrize(
+        ("name", "expected", "found"),
+        [
+            ("time_step", 400, 20),
+            ("total_time_steps", 400, 20),
+            ("best_at", 40, 30),
+            ("memory", deque([(1, 0.5), (2, 0.25)]), deque()),
+            ("memory", deque([(1, 0.5), (2, 0.25)]), deque([(1, 0.5), (2, 0.75)])),
+        ],
+    )
+    def test_state_that_is_named_like_the_clock_counts(self, name: str, expected: object, found: object):
+        differing, _ = compare_trees({name: expected}, {name: found})
+        assert [leaf for leaf in differing if not leaf.is_clock]
+
+    @pytest.mark.parametrize(
+        ("name", "expected", "found"),
+        [("time", 3, 4), ("saved_at", 1795641566, 1795641570), ("saved_at", "2026-11-25", "2026-11-26")],
+    )
+    def test_the_clock_does_not(self, name: str, expected: object, found: object):
+        differing, _ = compare_trees({name: expected}, {name: found})
+        assert all(leaf.is_clock for leaf in differing)
+
+    @pytest.mark.parametrize(
+        ("file", "differing"), [("state.yaml", ["tokens"]), ("hparams.yaml", []), ("logs/config.yml", [])]
+    )
+    def test_a_state_in_yaml_counts_and_settings_do_not(self, tmp_path: Path, file: str, differing: list[str]):
+        for run, tokens in (("a", 900), ("b", 300)):
+            (tmp_path / run / file).parent.mkdir(parents=True)
+            (tmp_path / run / file).write_text(f"step: 3\ntokens: {tokens}\n")
+        files = compare_runs(RunFiles(tmp_path / "a", []), RunFiles(tmp_path / "b", [])).files
+        assert [leaf.path for compared in files for leaf in compared.differences] == differing
+
+    def test_episodes_are_noticed(self):
+        [row] = text_rows("episode 7 reward 0.250 eps 0.9\n")
+        assert (row.step, row.values["reward"], row.unit) == (7, 0.25, "epoch")
+
+
+def test_objects_in_an_npz_are_compared_too(tmp_path: Path):
+    for name, seed in (("a", 1), ("b", 2)):
+        generator = np.random.default_rng(seed).bit_generator.state
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "state.npz", w=np.ones(3), rng=np.array(generator, dtype=object))
+    [file] = compare_runs(RunFiles(tmp_path / "a", []), RunFiles(tmp_path / "b", [])).files
+    assert file.state == "different"
+    assert [leaf.component for leaf in file.differences] == ["random number generators"] * len(file.differences)
+    assert any("state" in leaf.path for leaf in file.differences)
+    assert [leaf.path for leaf in file.differences if leaf.path.startswith("w")] == []

@@ -162,3 +162,17 @@ def test_the_fixture_holds_another_project_to_it(tmp_path: Path):
     assert "1 failed, 1 passed" in run.stdout, run.stdout
     assert "First went: learning-rate scheduler" in run.stdout
     assert "that of step 12, 1 steps ahead" in run.stdout
+
+
+def test_the_plugin_costs_a_pytest_that_does_not_use_it_no_torch(tmp_path: Path):
+    (tmp_path / "test_project.py").write_text(
+        "import sys\n\n\ndef test_is_light(certify_resume):\n    assert 'torch' not in sys.modules\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert "1 passed" in run.stdout, run.stdout
