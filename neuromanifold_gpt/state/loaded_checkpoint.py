@@ -35,7 +35,7 @@ from neuromanifold_gpt.state.optimizers import (
 )
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import own_state, rank_and_world_size, restore_own_rng_state
-from neuromanifold_gpt.state.save import Stateful, as_list
+from neuromanifold_gpt.state.save import Stateful, as_list, as_stateful
 from neuromanifold_gpt.state.settings import check_classes, warn_of_ignored_settings
 
 
@@ -99,6 +99,7 @@ class LoadedCheckpoint:
             StateMismatchError: names, shapes or numbers of objects differ; the message lists them, and model and
                 optimizers are as before. With ``strict=False``, what fits is loaded.
             MissingOptimizerError: optimizers were given, but the checkpoint has none, or they were not loaded.
+            TypeError: one of ``loaders`` has no position to restore.
 
         Warns:
             EnvironmentChangedWarning: torch, threads, device or determinism settings differ from the save.
@@ -106,7 +107,8 @@ class LoadedCheckpoint:
                 built with other settings; parameters were frozen otherwise; schedulers, loaders or others were saved
                 and are not given.
         """
-        optimizers, schedulers, loaders = as_list(optimizers), as_list(schedulers), as_list(loaders)
+        optimizers, schedulers = as_list(optimizers), as_list(schedulers)
+        loaders = as_stateful("loaders", loaders)
         optimizer_states = self._optimizer_states_for(optimizers)
         _check_number("optimizers", optimizers, optimizer_states)
         _check_number("schedulers", schedulers, self.lr_scheduler_states)

@@ -92,12 +92,13 @@ def save_checkpoint(
         CheckpointLockedError: another process trains in the directory.
         UnsupportedObjectError: something could not be read back safely; the message names it.
         ValueError: ``step`` or ``epoch`` is negative.
+        TypeError: one of ``loaders`` has no position to save.
     """
     step, epoch = _count("step", step), None if epoch is None else _count("epoch", epoch)
     of_this_rank = {
         "rng": capture_rng_state(),
         "model_generators": OwnedState.of_module(unwrap(model)).generator_states(),
-        "data": [loader.state_dict() for loader in as_list(loaders)],
+        "data": [loader.state_dict() for loader in as_stateful("loaders", loaders)],
         "gradients": gradients(model) if save_gradients else {},
     }
     rank_states = gather_across_ranks(of_this_rank)
@@ -166,6 +167,22 @@ def _on_rank_0(save: Callable[[], Checkpoint]) -> Checkpoint:
 def as_list(one_or_several: T | Sequence[T]) -> list[T]:
     """A list of what was given, be it one object or a sequence."""
     return list(one_or_several) if isinstance(one_or_several, Sequence) else [one_or_several]
+
+
+def as_stateful(kind: str, one_or_several: Stateful | Sequence[Stateful]) -> list[Stateful]:
+    """:func:`as_list`, of objects that have a state.
+
+    Raises:
+        TypeError: one has none, such as a stock ``DataLoader``.
+    """
+    objects = as_list(one_or_several)
+    for item in objects:
+        if not (hasattr(item, "state_dict") and hasattr(item, "load_state_dict")):
+            raise TypeError(
+                f"{kind}: expected objects with state_dict and load_state_dict, found a {type(item).__qualname__}. "
+                "Wrap a DataLoader in resumable(loader); of a wrapper, such as Fabric's, give the loader inside."
+            )
+    return objects
 
 
 def _count(name: str, value: int) -> int:

@@ -13,6 +13,7 @@ from neuromanifold_gpt import (
     ResumableDataLoader,
     list_checkpoints,
     load_checkpoint,
+    resumable,
     save_checkpoint,
     verify_checkpoint,
 )
@@ -214,3 +215,34 @@ class TestOneOrSeveral:
     def test_an_optimizer_is_one(self):
         optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
         assert as_list(optimizer) == [optimizer]
+
+
+class TestLoadersWithoutAPosition:
+    """Are refused by name, with the remedy, before anything is written."""
+
+    def test_a_stock_loader(self, tmp_path):
+        model, loader = nn.Linear(2, 2), torch.utils.data.DataLoader([1.0])
+        with pytest.raises(TypeError, match=r"loaders: expected .* found a DataLoader. Wrap .*resumable\(loader\)"):
+            save_checkpoint(tmp_path / "out", step=1, model=model, loaders=loader)
+        assert not (tmp_path / "out").exists()
+        checkpoint = save_checkpoint(tmp_path / "out", step=1, model=model, loaders=resumable(loader))
+        with pytest.raises(TypeError, match="loaders: expected"):
+            load_checkpoint(checkpoint).restore(model=model, loaders=loader)
+
+    def test_the_wrapper_of_fabric_for_which_the_loader_inside_is_given(self, tmp_path):
+        """Fabric's hides the methods of the loader, and reads from it."""
+        fabric = pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu")
+        model, samples = nn.Linear(1, 1), [float(i) for i in range(10)]
+        loader = ResumableDataLoader(samples, shuffle=True, seed=1)
+        wrapped = fabric.setup_dataloaders(loader)
+        with pytest.raises(TypeError, match=r"found a _FabricDataLoader.*the loader inside"):
+            save_checkpoint(tmp_path, step=1, model=model, loaders=wrapped)
+        batches = iter(wrapped)
+        seen = [next(batches).item() for _ in range(4)]
+        checkpoint = save_checkpoint(tmp_path, step=4, model=model, loaders=loader)
+        expected = seen + [batch.item() for batch in batches]
+
+        again = ResumableDataLoader(samples, shuffle=True, seed=1)
+        load_checkpoint(checkpoint).restore(model=model, loaders=again)
+        assert seen + [batch.item() for batch in fabric.setup_dataloaders(again)] == expected
+        assert sorted(expected) == samples
