@@ -40,7 +40,7 @@ suite: env strace browser
 
 # Faults come from the tracer and from records of what was written, so files may lie in memory, where fsync is fast.
 FAULTS_DIR ?= $(shell test -w /dev/shm && echo /dev/shm || echo /tmp)
-faults: env strace ## All kills, errors, power losses, damage and hostile files; the counts at the end; an hour
+faults: env strace ## All kills, errors, power losses, damage and hostile files; the counts at the end; more than an hour
 	TMPDIR=$(FAULTS_DIR) $(RUN)pytest -q -n 2 -o tmp_path_retention_policy=failed tests/faults
 
 FUZZ_SEC ?= 300
