@@ -19,6 +19,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     CheckpointNotFoundError,
     CheckpointWarning,
 )
+from neuromanifold_gpt.checkpoint.storage import read_errors
 from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.state.compare import compare_checkpoints
 
@@ -148,7 +149,9 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _directory(options: argparse.Namespace) -> Path:
     directory = Path(options.directory)
-    if not directory.is_dir():
+    with read_errors(directory):
+        is_there = directory.is_dir()
+    if not is_there:
         raise CheckpointNotFoundError(f"{directory}: there is no such directory.")
     return directory
 

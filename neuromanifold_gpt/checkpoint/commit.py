@@ -31,7 +31,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     CheckpointWriteError,
     IncompleteCheckpointError,
     LeftoverWarning,
-    UnreadableManifestError,
+    UnreadableFileError,
 )
 from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER, Manifest, read_manifest, shown
 from neuromanifold_gpt.checkpoint.naming import (
@@ -40,7 +40,7 @@ from neuromanifold_gpt.checkpoint.naming import (
     previous,
     temporary,
 )
-from neuromanifold_gpt.checkpoint.storage import Storage
+from neuromanifold_gpt.checkpoint.storage import Storage, read_errors
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,13 @@ def open_complete(paths: CheckpointPaths) -> Checkpoint:
         CheckpointNotFoundError: none of its files is there.
         IncompleteCheckpointError: a file is missing, or has not the size that the manifest names.
         DamagedCheckpointError: the manifest cannot be trusted.
+        UnreadableFileError: the system refused to read the manifest, or to tell the size of a file.
     """
     try:
         checkpoint = Checkpoint(paths, read_manifest(paths.manifest))
     except CheckpointNotFoundError:
-        there = [path.name for path in (paths.model, paths.optimizer) if path.exists()]
+        with read_errors(paths.model):
+            there = [path.name for path in (paths.model, paths.optimizer) if path.exists()]
         if not there:
             raise CheckpointNotFoundError(f"{paths.model}: there is no checkpoint of this name.") from None
         raise IncompleteCheckpointError(
@@ -119,7 +121,8 @@ def open_complete(paths: CheckpointPaths) -> Checkpoint:
             "file was copied without it. Use another checkpoint; a model file alone loads with load_optimizer=False."
         ) from None
     for role, record in checkpoint.manifest.files.items():
-        found = size_of_regular_file(checkpoint.file(role))
+        with read_errors(checkpoint.file(role)):
+            found = size_of_regular_file(checkpoint.file(role))
         if found != record.size_bytes:
             raise _not_complete(checkpoint, role, found)
     return checkpoint
@@ -154,7 +157,7 @@ def typed_errors(directory: Path, doing: str, remedy: str) -> Iterator[None]:
     """Turn an ``OSError`` into one that says which file the system refused, and what to do."""
     try:
         yield
-    except (OSError, UnreadableManifestError) as error:
+    except (OSError, UnreadableFileError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         assert isinstance(cause, OSError)
         raise CheckpointWriteError(
@@ -231,7 +234,7 @@ def _move_aside(paths: CheckpointPaths, storage: Storage) -> Manifest | None:
     """Keep the old checkpoint of this name under other names; return its manifest as it is then."""
     try:
         old = open_complete(paths).manifest
-    except UnreadableManifestError:
+    except UnreadableFileError:
         raise  # it may be intact
     except CheckpointError:
         # Nothing loadable is there. A manifest must not stay: it could seem to fit the files that come.

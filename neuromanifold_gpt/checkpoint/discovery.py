@@ -27,6 +27,7 @@ from neuromanifold_gpt.checkpoint.naming import (
     temporary,
 )
 from neuromanifold_gpt.checkpoint.reader import VerificationReport, is_data_file, verify
+from neuromanifold_gpt.checkpoint.storage import read_errors
 
 
 def list_checkpoints(directory: str | Path) -> list[Checkpoint]:
@@ -90,17 +91,23 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     paths = paths_of_any_file(path)
-    if path == paths.model and path.is_symlink() and not os.path.lexists(paths.manifest):
+    with read_errors(path):
+        is_link = path.is_symlink() and not os.path.lexists(paths.manifest)
+    if is_link and path == paths.model:
         paths = paths_of_any_file(Path(os.path.realpath(path)))  # Lightning's save_last="link"
     return open_complete(paths)
 
 
 def candidates(directory: Path) -> Iterator[CheckpointPaths]:
-    """What is, or was, a checkpoint: its manifest is there, complete or not, or its data files miss one."""
-    if not directory.is_dir():
-        return
-    names = {path.name.removesuffix(MANIFEST_SUFFIX) for path in directory.glob("*" + MANIFEST_SUFFIX)}
-    alone = {path.name.removesuffix(OPTIMIZER_SUFFIX) for path in directory.glob("*" + OPTIMIZER_SUFFIX)} - names
+    """What is, or was, a checkpoint: its manifest is there, complete or not, or its data files miss one.
+
+    Raises:
+        UnreadableFileError: the directory cannot be listed.
+    """
+    with read_errors(directory):  # not glob(), to which a directory that cannot be listed is an empty one
+        files = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    names = {name.removesuffix(MANIFEST_SUFFIX) for name in files if name.endswith(MANIFEST_SUFFIX)}
+    alone = {name.removesuffix(OPTIMIZER_SUFFIX) for name in files if name.endswith(OPTIMIZER_SUFFIX)} - names
     for name in sorted(names):
         paths = paths_of_name(directory, name)
         # A manifest that nothing can be read of, or somebody else's JSON file: the files beside it tell.
@@ -109,7 +116,7 @@ def candidates(directory: Path) -> Iterator[CheckpointPaths]:
     for name in sorted(alone):
         paths = paths_of_name(directory, name)
         # After a crash there is a temporary manifest, and nothing to be said: the save did not happen.
-        if not temporary(paths.manifest).exists() and is_data_file(paths.optimizer):
+        if temporary(paths.manifest).name not in files and is_data_file(paths.optimizer):
             yield paths
 
 

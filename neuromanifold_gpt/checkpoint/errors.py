@@ -7,7 +7,7 @@
     ├── IncompleteCheckpointError     files without a manifest, or of another size than it names
     ├── DamagedCheckpointError        complete, but some byte is not the one that was written
     │   ├── MismatchedPairError       a model file of one save, an optimizer file of another
-    │   └── UnreadableManifestError   the system refused to read the manifest
+    │   └── UnreadableFileError       the system refused to read the manifest, or to tell the size of a file
     ├── UnknownFormatError            readable, but not a checkpoint of any known form
     ├── UntrustedPickleError          reading it would run code
     ├── MissingOptimizerError         a model-only checkpoint was asked for optimizer state
@@ -38,8 +38,8 @@ class DamagedCheckpointError(CheckpointError):
     """The content differs from what was written."""
 
 
-class UnreadableManifestError(DamagedCheckpointError):
-    """The system refused to read a manifest, which may be intact: nobody may remove anything because of it."""
+class UnreadableFileError(DamagedCheckpointError):
+    """The system refused to read a file, which may be intact: nobody may remove anything because of it."""
 
 
 class MismatchedPairError(DamagedCheckpointError):

@@ -19,7 +19,7 @@ from neuromanifold_gpt.checkpoint.commit import (
     typed_errors,
 )
 from neuromanifold_gpt.checkpoint.digest import file_digest
-from neuromanifold_gpt.checkpoint.errors import CheckpointError, DamagedCheckpointError, UnreadableManifestError
+from neuromanifold_gpt.checkpoint.errors import CheckpointError, DamagedCheckpointError, UnreadableFileError
 from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER, read_manifest
 from neuromanifold_gpt.checkpoint.naming import (
     MANIFEST_SUFFIX,
@@ -41,7 +41,7 @@ def write_errors(directory: Path, doing: str, remedy: str, storage: Storage) -> 
         try:
             yield
         except BaseException:
-            with contextlib.suppress(OSError, UnreadableManifestError):  # the next writer clears it
+            with contextlib.suppress(OSError, UnreadableFileError):  # the next writer clears it
                 clear_leftovers(directory, storage)
             raise
 
@@ -75,7 +75,7 @@ def _put_back(final: Path, storage: Storage) -> None:
     paths = paths_of_any_file(final)
     try:
         manifest = open_complete(paths).manifest
-    except UnreadableManifestError:
+    except UnreadableFileError:
         raise  # it may name the file, which must stay then
     except CheckpointError:
         return  # incomplete: nothing could be put back
@@ -99,7 +99,7 @@ def _remove_uncommitted(paths: CheckpointPaths, storage: Storage) -> None:
         # Committed, or not begun to rename: the names belong to the manifest that is there.
         taken = names_of_files(read_manifest(paths.manifest)) if paths.manifest.exists() else set()
         interrupted = read_manifest(temporary(paths.manifest), paths)
-    except UnreadableManifestError:
+    except UnreadableFileError:
         raise
     except DamagedCheckpointError:
         return  # torn: it was not synced, so no file had been renamed yet

@@ -33,7 +33,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     CheckpointWriteError,
     LeftoverWarning,
     UnlockedDirectoryWarning,
-    UnreadableManifestError,
+    UnreadableFileError,
 )
 from neuromanifold_gpt.checkpoint.leftovers import clear_leftovers
 from neuromanifold_gpt.checkpoint.storage import LocalStorage, make_directory
@@ -130,7 +130,7 @@ class DirectoryLock:
         try:
             with writing(self._directory):  # not while another thread saves
                 clear_leftovers(self._directory, LocalStorage())
-        except (OSError, UnreadableManifestError) as error:
+        except (OSError, UnreadableFileError) as error:
             warnings.warn(
                 f"{self._directory}: what an interrupted save left here could not be cleared away: {error}. The next "
                 "save tries again.",

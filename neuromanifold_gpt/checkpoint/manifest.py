@@ -22,7 +22,7 @@ from neuromanifold_gpt.checkpoint.archive import TensorRecord
 from neuromanifold_gpt.checkpoint.errors import (
     CheckpointNotFoundError,
     DamagedCheckpointError,
-    UnreadableManifestError,
+    UnreadableFileError,
 )
 from neuromanifold_gpt.checkpoint.naming import MANIFEST_SUFFIX, CheckpointPaths, paths_of_name, previous
 from neuromanifold_gpt.checkpoint.storage import open_regular
@@ -89,7 +89,7 @@ def read_manifest(path: Path, paths: CheckpointPaths | None = None) -> Manifest:
     Raises:
         CheckpointNotFoundError: there is no such file.
         DamagedCheckpointError: it is not, to the letter, what was written.
-        UnreadableManifestError: the system refused to read it.
+        UnreadableFileError: the system refused to read it.
     """
     paths = paths or paths_of_name(path.parent, path.name.removesuffix(MANIFEST_SUFFIX))
     try:
@@ -104,7 +104,7 @@ def read_manifest(path: Path, paths: CheckpointPaths | None = None) -> Manifest:
         damaged = _damaged(path, "a readable file", str(error))
         if error.errno in (errno.EINVAL, errno.ELOOP, errno.EISDIR):  # something else lies there
             raise damaged from error
-        raise UnreadableManifestError(str(damaged)) from error
+        raise UnreadableFileError(str(damaged)) from error
     try:
         if raw.count(b",") > 2 * raw.count(b"\n"):  # ours has a line for each value: no small file of many values
             raise ValueError("more values than lines")

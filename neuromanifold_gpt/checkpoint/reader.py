@@ -29,7 +29,7 @@ from neuromanifold_gpt.checkpoint.errors import (
 )
 from neuromanifold_gpt.checkpoint.manifest import shown
 from neuromanifold_gpt.checkpoint.records import read_records
-from neuromanifold_gpt.checkpoint.storage import open_regular
+from neuromanifold_gpt.checkpoint.storage import open_regular, read_errors
 from neuromanifold_gpt.checkpoint.writer import STAMP_KEY
 
 _SHOWN_TENSORS = 5
@@ -221,21 +221,17 @@ def _is_plain(tensor: Tensor) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    try:
-        file = open_regular(path)
-    except FileNotFoundError:
-        raise CheckpointNotFoundError(f"{path}: there is no such file.") from None
-    except OSError as error:
-        raise DamagedCheckpointError(f"{path}: cannot be read: {error.strerror}. Use another checkpoint.") from error
-    with file:
-        yield file
+    with read_errors(path):
+        try:
+            file = open_regular(path)
+        except FileNotFoundError:
+            raise CheckpointNotFoundError(f"{path}: there is no such file.") from None
+        with file:
+            yield file
 
 
 def _verify_file(checkpoint: Checkpoint, role: str, file: BinaryIO) -> None:
-    try:
-        found = open_file_digest(file)
-    except OSError as error:
-        raise DamagedCheckpointError(f"{checkpoint.file(role)}: cannot be read: {error.strerror}.") from error
+    found = open_file_digest(file)
     if found != checkpoint.manifest.files[role].digest:
         raise _difference(checkpoint, role, file, found)
 

@@ -11,8 +11,11 @@ import errno
 import os
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
+
+from neuromanifold_gpt.checkpoint.errors import UnreadableFileError
 
 
 class Storage(Protocol):
@@ -57,6 +60,22 @@ def open_regular(path: Path, *, follow_links: bool = False) -> BinaryIO:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return os.fdopen(descriptor, "rb", buffering=0)
+
+
+@contextlib.contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` of a reader, a bad block or a network mount that is gone, into one that names the file.
+
+    Raises:
+        UnreadableFileError: of the file that the system named, else of ``path``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UnreadableFileError(
+            f"{error.filename or path}: the system refused to read it: {error.strerror or error}. It may be intact: "
+            "try again when this is repaired, or use another checkpoint."
+        ) from error
 
 
 def make_directory(path: Path) -> None:

@@ -23,7 +23,7 @@ from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER
 from neuromanifold_gpt.checkpoint.naming import paths_of_any_file, paths_of_model_file
 from neuromanifold_gpt.checkpoint.reader import read_file
 from neuromanifold_gpt.checkpoint.retention import note_as_intact
-from neuromanifold_gpt.checkpoint.storage import LocalStorage
+from neuromanifold_gpt.checkpoint.storage import LocalStorage, read_errors
 from neuromanifold_gpt.checkpoint.writer import resolve_directory, stage_checkpoint, write_checkpoint
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY, is_trainer_checkpoint, split
 from neuromanifold_gpt.state.rng import rank_and_world_size
@@ -107,10 +107,11 @@ class SeparatedCheckpointIO(CheckpointIO):
         """
         trusted = self._trusted or weights_only is False
         paths = paths_of_any_file(Path(path))
-        if not paths.manifest.exists() and not paths_of_any_file(Path(os.path.realpath(path))).manifest.exists():
-            if paths.optimizer.exists():
-                open_complete(paths)  # raises: the save was not finished
-            return read_any_archive(Path(path), trusted=trusted)
+        with read_errors(Path(path)):
+            if not paths.manifest.exists() and not paths_of_any_file(Path(os.path.realpath(path))).manifest.exists():
+                if paths.optimizer.exists():
+                    open_complete(paths)  # raises: the save was not finished
+                return read_any_archive(Path(path), trusted=trusted)
         checkpoint = open_checkpoint(path)
         content = read_file(checkpoint, MODEL, trusted=trusted)
         if not checkpoint.model_only:

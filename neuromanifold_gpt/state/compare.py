@@ -20,6 +20,7 @@ from neuromanifold_gpt.checkpoint.errors import CheckpointNotFoundError, Unknown
 from neuromanifold_gpt.checkpoint.manifest import shown
 from neuromanifold_gpt.checkpoint.naming import paths_of_any_file
 from neuromanifold_gpt.checkpoint.reader import map_archive
+from neuromanifold_gpt.checkpoint.storage import read_errors
 from neuromanifold_gpt.checkpoint.writer import STAMP_KEY
 
 # In this order: what comes earlier in a training step, and so explains what comes later, is named first.
@@ -102,10 +103,11 @@ def compare_checkpoints(left: str | Path | Checkpoint, right: str | Path | Check
 def _open(where: str | Path | Checkpoint) -> _Side:
     if not isinstance(where, Checkpoint):
         path = Path(where)
-        if not any(paths_of_any_file(candidate).manifest.exists() for candidate in (path, path.resolve())):
-            if not path.is_file():
-                raise CheckpointNotFoundError(f"{path}: there is no such file.")
-            return _Side(_mapped(path), {})
+        with read_errors(path):
+            if not any(paths_of_any_file(candidate).manifest.exists() for candidate in (path, path.resolve())):
+                if not path.is_file():
+                    raise CheckpointNotFoundError(f"{path}: there is no such file.")
+                return _Side(_mapped(path), {})
         where = open_checkpoint(path)
     checkpoint = open_complete(where.paths)
     tree: dict[str, Any] = {}

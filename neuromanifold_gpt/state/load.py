@@ -19,6 +19,7 @@ from neuromanifold_gpt.checkpoint.foreign import classify, read_any_archive
 from neuromanifold_gpt.checkpoint.manifest import MODEL, OPTIMIZER, looks_like_manifest
 from neuromanifold_gpt.checkpoint.naming import paths_of_any_file
 from neuromanifold_gpt.checkpoint.reader import read_file
+from neuromanifold_gpt.checkpoint.storage import read_errors
 from neuromanifold_gpt.checkpoint.writer import STAMP_KEY
 from neuromanifold_gpt.state.loaded_checkpoint import LoadedCheckpoint
 from neuromanifold_gpt.state.rng import own_state
@@ -48,6 +49,11 @@ def load_checkpoint(
     if isinstance(path_or_checkpoint, Checkpoint):
         return _load_separated(open_complete(path_or_checkpoint.paths), load_optimizer, verify, trusted)
     path = Path(path_or_checkpoint)
+    with read_errors(path):
+        return _load_path(path, load_optimizer, verify, trusted)
+
+
+def _load_path(path: Path, load_optimizer: bool, verify: bool, trusted: bool) -> LoadedCheckpoint:
     if path.is_dir():
         newest = latest_checkpoint(path)
         if newest is None:

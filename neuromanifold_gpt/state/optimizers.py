@@ -68,12 +68,13 @@ def match_optimizer_state(
 
     Raises:
         StateMismatchError: lists parameters that are only on one side or in another group; with ``strict=False`` they
-            start without state. Or it is the state of another class of optimizers.
+            start without state. Or it is the state of another class of optimizers, or has not the parameters' shapes.
     """
     check_classes("optimizer", [optimizer], [state.get(CLASS_KEY)])
     matched = match_by_name(state, group_names(optimizer, names), strict=strict)
-    if any(NAMES_KEY not in group for group in state["param_groups"]):
-        _check_shapes(matched, [parameter for group in optimizer.param_groups for parameter in group["params"]])
+    # Optimizers from elsewhere may keep something else under these names; matched by position, it is safer to ask.
+    if type(optimizer).__module__.startswith("torch.optim.") or not has_names(state):
+        _check_shapes(matched, optimizer, names)
     return matched
 
 
@@ -203,12 +204,15 @@ def _check_counts(saved_groups: list[dict[str, Any]], current: list[list[str]]) 
         )
 
 
-def _check_shapes(state: Mapping[str, Any], parameters: list[Tensor]) -> None:
-    for number, parameter in enumerate(parameters):
+def _check_shapes(state: Mapping[str, Any], optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    all_names = [name for group in group_names(optimizer, names) for name in group]
+    guess = "" if has_names(state) else "It has no parameter names, and their order was probably another one. "
+    for number, (parameter, name) in enumerate(zip(parameters, all_names, strict=True)):
         for key, value in state["state"].get(number, {}).items():
             if key in _ELEMENTWISE and isinstance(value, Tensor) and value.shape != parameter.shape:
                 raise StateMismatchError(
-                    f"the optimizer state, which has no parameter names, does not fit the optimizer: {key} of "
-                    f"parameter {number} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}. Its "
-                    "parameters are probably in another order than at the save: build the optimizer as then."
+                    f"the optimizer state does not fit the optimizer: {key} of parameter {number} ({name}) has shape "
+                    f"{tuple(value.shape)}, the parameter {tuple(parameter.shape)}. {guess}Build model and optimizer "
+                    "as at the save."
                 )

@@ -35,10 +35,10 @@ def act_with_small_files(scenario: str, directory: str, limit_bytes: int) -> Cal
 
 def read(reader: str, path: str) -> Callable[[], object]:
     """Read a file, or its directory, in one of the ways in which users do."""
-    return lambda: type(_READERS[reader](Path(path))).__name__
+    return lambda: type(READERS[reader](Path(path))).__name__
 
 
-_READERS: dict[str, Callable[[Path], object]] = {
+READERS: dict[str, Callable[[Path], object]] = {
     "load": load_checkpoint,
     "load unverified": lambda path: load_checkpoint(path, verify=False),
     "load the model": lambda path: load_checkpoint(path, load_optimizer=False),

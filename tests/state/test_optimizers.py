@@ -575,7 +575,7 @@ class TestStateWithoutNames:
         model, other = Model(), Model(("last", "first", "second"))
         state = self.state(model, make_optimizer(model, "Adam"))
         optimizer = make_optimizer(other, "Adam")
-        message = r"exp_avg of parameter 0 has shape \(5, 4\), the parameter \(2, 5\)"
+        message = r"exp_avg of parameter 0 \(last.weight\) has shape \(5, 4\), the parameter \(2, 5\)"
         with pytest.raises(StateMismatchError, match=message):
             match_optimizer_state(optimizer, state, parameter_names(other))
 
@@ -583,8 +583,35 @@ class TestStateWithoutNames:
         model, other = Model(), Model(("last", "first", "second"))
         state = self.state(model, make_optimizer(model, "Adam"))
         state["param_groups"][1][NAMES_KEY] = ["a", "b", "c"]
-        with pytest.raises(StateMismatchError, match="exp_avg of parameter 0 has shape"):
+        with pytest.raises(StateMismatchError, match=r"exp_avg of parameter 0 .* has shape"):
             match_optimizer_state(make_optimizer(other, "Adam"), state, parameter_names(other))
+
+
+class TestShapes:
+    """A file may hold anything; torch takes it, and fails at the first step or spreads one value over all."""
+
+    @pytest.mark.parametrize("shape", [(1,), (5, 4), ()])
+    def test_state_of_another_shape_is_an_error(self, shape):
+        model, other = Model(), Model()
+        optimizer, other_optimizer = make_optimizer(model, "Adam"), make_optimizer(other, "Adam")
+        train(model, optimizer, range(1))
+        state = copy.deepcopy(named_optimizer_state(optimizer, parameter_names(model)))
+        state["state"][1]["exp_avg_sq"] = torch.zeros(shape)
+        with pytest.raises(StateMismatchError, match=r"exp_avg_sq of parameter 1 \(second.weight\) has shape"):
+            match_optimizer_state(other_optimizer, state, parameter_names(other))
+
+    def test_an_optimizer_from_elsewhere_may_have_its_own(self):
+        class FactoredAdam(optim.Adam):
+            """Stands for one that keeps something smaller under the same name."""
+
+        FactoredAdam.__module__ = "elsewhere"
+        model = Model()
+        optimizer = FactoredAdam(model.parameters())
+        train(model, optimizer, range(1))
+        state = copy.deepcopy(named_optimizer_state(optimizer, parameter_names(model)))
+        state["state"][0]["exp_avg_sq"] = torch.zeros(2)
+        matched = match_optimizer_state(optimizer, state, parameter_names(model))
+        assert matched["state"][0]["exp_avg_sq"].shape == (2,)
 
 
 class TestFunctions:
