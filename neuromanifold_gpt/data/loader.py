@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, default_collate
 from neuromanifold_gpt.data.errors import DatasetError
 from neuromanifold_gpt.data.order import permuted
 from neuromanifold_gpt.data.ordered_loader import OrderedLoader
-from neuromanifold_gpt.data.positioned_loader import Progress, nothing_left
+from neuromanifold_gpt.data.position import Progress, nothing_left
 from neuromanifold_gpt.data.sample_seeds import SampleKey
 from neuromanifold_gpt.state.rng import rank_and_world_size
 

@@ -6,8 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
 
-from neuromanifold_gpt.data.positioned_loader import EpochOrder, Position, PositionedLoader, Progress
+from neuromanifold_gpt.data.position import EpochOrder, Position, Progress
+from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.data.sample_seeds import SampleKey, SeededCollate, SeededSamples
+from neuromanifold_gpt.data.worker_state import WatchedCollate, warn_of_values_in_workers
 from neuromanifold_gpt.state.owned_state import OwnedState
 
 
@@ -45,11 +47,15 @@ class OrderedLoader(PositionedLoader):
         self._samples = SeededSamples(dataset, seed_samples)
         self._owned = OwnedState({"dataset": dataset, "collate_fn": collate_fn})
         self._values_in_workers: dict[str, Any] | None = None
+        self._has_said = False
+        collate: Callable[[Any], Any] = SeededCollate(collate_fn) if seed_samples else collate_fn
+        if num_workers:
+            collate = WatchedCollate(collate, dataset, collate_fn)
         super().__init__(
             self._samples,
             batch_sampler=_KeysFromPosition(order, self._position),
             num_workers=num_workers,
-            collate_fn=cast(Any, SeededCollate(collate_fn) if seed_samples else collate_fn),
+            collate_fn=collate,
             **options,
         )
         self.show(dataset=dataset, batch_size=batch_size, drop_last=order.drop_last)
@@ -77,6 +83,11 @@ class OrderedLoader(PositionedLoader):
             self._values_in_workers = self._owned.changed_values()  # those that the iterator starts
         ahead = cast(_KeysFromPosition, self.batch_sampler).begin()
         for batch in self._iterator_over(dataset=self._samples):
+            if self.num_workers:
+                batch, changed_in_worker = batch
+                if changed_in_worker and not self._has_said:
+                    warn_of_values_in_workers(changed_in_worker)
+                    self._has_said = True
             yield batch, ahead.popleft()
 
     def batches_of_sample_ids(self) -> Iterator[list[Any]]:

@@ -1,10 +1,10 @@
-"""What loaders that continue at a position have in common: passes, epochs, and what a position consists of."""
+"""What loaders that continue at a position have in common."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -12,116 +12,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.data.order import mixed
-
-# Position within an epoch as plain values; the order that made it knows its keys.
-Progress = dict[str, Any]
-
-
-class EpochOrder(Protocol):
-    """What comes in which order in each epoch."""
-
-    seed: int
-    drop_last: bool
-
-    @property
-    def size(self) -> int | None:
-        """Units of an epoch, on all ranks: samples, or batches; ``None`` if that is not known."""
-        ...
-
-    @property
-    def units_per_step(self) -> int:
-        """Units that all ranks together take at once."""
-        ...
-
-    def consumed(self, progress: Progress) -> int:
-        """Units behind ``progress``."""
-        ...
-
-    def is_over(self, progress: Progress) -> bool:
-        """Whether nothing is left of the epoch; not if that cannot be known before more is asked for."""
-        ...
-
-    def beginning(self) -> Progress:
-        """The beginning of the epoch that comes next."""
-        ...
-
-    def begin_again(self, progress: Progress) -> Progress:
-        """The beginning of the epoch of ``progress``, which was left in the middle."""
-        ...
-
-    def leave(self, epoch: int, progress: Progress) -> None:
-        """Do what was done up to ``progress``, which was loaded and is not continued."""
-        ...
-
-    def description(self) -> dict[str, Any]:
-        """What else decides the order, for the state dict."""
-        ...
-
-    def adopt(self, state: dict[str, Any]) -> list[str]:
-        """Take from a state dict what is needed to continue from it; return what differs and changes the order."""
-        ...
-
-
-class Position:
-    """Where in which epoch the last batch that was handed out ended.
-
-    It does not refer to the loader: a cycle would leave loader and workers to the garbage collector, which takes them
-    apart in any order, and torch then waits five seconds for each worker that can no longer be told to end.
-    """
-
-    def __init__(self, order: EpochOrder) -> None:
-        self.order = order
-        self.epoch = 0
-        self.progress = order.beginning()
-        self.moves = 0  # how often the position was set rather than reached
-        self.is_exhausted = False  # for orders whose size is not known
-        self._continue_pass = False
-        self._is_loaded = False
-
-    @property
-    def is_at_end(self) -> bool:
-        """Whether the next pass is the next epoch."""
-        return self.is_exhausted or self.order.is_over(self.progress)
-
-    @property
-    def batches_per_epoch(self) -> int | None:
-        """Of this rank, if that is known."""
-        size, step = self.order.size, self.order.units_per_step
-        if size is None:
-            return None
-        return size // step if self.order.drop_last else -(-size // step)
-
-    def go_to(self, epoch: int, progress: Progress, *, continue_pass: bool) -> None:
-        """Set the position; the next pass begins there if ``continue_pass``."""
-        self.epoch, self.progress = epoch, progress
-        self._continue_pass = self._is_loaded = continue_pass
-        self.is_exhausted = False
-        self.moves += 1
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch's beginning, unless that epoch is under way."""
-        if epoch != self.epoch or self.is_at_end:
-            if self._is_loaded:
-                self.order.leave(self.epoch, self.progress)
-            self.go_to(epoch, self.order.beginning(), continue_pass=False)
-
-    def begin_pass(self) -> None:
-        """Go to where a new pass begins."""
-        if self.is_at_end:
-            self.set_epoch(self.epoch + 1)
-        elif not self._continue_pass:
-            self.progress = self.order.begin_again(self.progress)
-        self._continue_pass = self._is_loaded = False
-
-    def leave_pass(self) -> None:
-        """Let the next pass begin the epoch again, if it is not another epoch."""
-        self._continue_pass = False
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position; at the end of an epoch, the beginning of the next one."""
-        if self.is_at_end:
-            return {"epoch": self.epoch + 1, **self.order.beginning(), **self.order.description()}
-        return {"epoch": self.epoch, **self.progress, **self.order.description()}
+from neuromanifold_gpt.data.position import Position, Progress
 
 
 class PositionedLoader(DataLoader[Any]):
@@ -166,15 +57,18 @@ class PositionedLoader(DataLoader[Any]):
         # A generator: nothing here happens before the first batch is asked for, so iterators that are only created
         # (Lightning makes several) do not use up the position to continue from.
         position = self._position
-        position.begin_pass()
+        number = position.begin_pass()
         moves, epoch = position.moves, position.epoch
-        for batch, progress in self._batches():
-            # Counted as it is handed out: what workers have prefetched is not consumed.
-            if position.moves == moves:  # else the position was set meanwhile, and this pass has no say in it
-                position.epoch, position.progress = epoch, progress
-            yield batch
-        if position.moves == moves and position.epoch == epoch:
-            position.is_exhausted = True
+        try:
+            for batch, progress in self._batches():
+                # Counted as it is handed out: what workers have prefetched is not consumed.
+                if position.moves == moves:  # else the position was set meanwhile, and this pass has no say in it
+                    position.advance(number, epoch, progress)
+                yield batch
+            if position.moves == moves and position.epoch == epoch:
+                position.is_exhausted = True
+        finally:
+            position.end_pass(number)
 
     def _batches(self) -> Iterator[tuple[Any, Progress]]:
         """What comes from the position on, each batch with the position behind it."""
@@ -238,13 +132,6 @@ class PositionedLoader(DataLoader[Any]):
                 stacklevel=2,
             )
         self._position.go_to(state_dict["epoch"], progress, continue_pass=True)
-
-
-def nothing_left(order: EpochOrder, progress: Progress) -> bool:
-    """Whether an order of known size has no further batch."""
-    if order.size is None:
-        return False
-    return order.size - order.consumed(progress) < (order.units_per_step if order.drop_last else 1)
 
 
 class EpochSetter(DistributedSampler[Any]):

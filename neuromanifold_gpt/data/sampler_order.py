@@ -13,7 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.data.order import mixed
-from neuromanifold_gpt.data.positioned_loader import Progress, nothing_left
+from neuromanifold_gpt.data.position import Progress, nothing_left
 from neuromanifold_gpt.data.sample_seeds import OwnGenerators, SampleKey
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import rank_and_world_size

@@ -10,7 +10,8 @@ from typing import Any, cast
 from torch.utils.data import DataLoader
 
 from neuromanifold_gpt.data.errors import ReadAgainWarning
-from neuromanifold_gpt.data.positioned_loader import Position, PositionedLoader, Progress
+from neuromanifold_gpt.data.position import Position, Progress
+from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.data.stream_shards import Item, ShardsInTurn, StreamOptions
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import rank_and_world_size

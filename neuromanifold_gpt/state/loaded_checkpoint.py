@@ -18,6 +18,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     MissingOptimizerError,
     StateMismatchError,
 )
+from neuromanifold_gpt.state.module_values import restore_module_values
 from neuromanifold_gpt.state.modules import (
     load_module_state,
     parameter_names,
@@ -55,8 +56,9 @@ class LoadedCheckpoint:
         rng_states: random number generators of each rank; empty where the file has none.
         loader_states: position in the data of each loader, on this rank.
         model_generators: states of random number generators that the model owns, of each rank.
+        module_values: what modules keep beside their state dicts, see ``state/module_values.py``.
         modes: names of the frozen parameters, and of the modules in evaluation mode.
-        gradients: of each rank, by parameter name; empty unless they were saved.
+        gradients: of each rank, by parameter name: those that no optimizer had used.
         stateful_states: further objects by name.
         checkpoint: the files it came from; ``None`` for a unified checkpoint.
     """
@@ -73,6 +75,7 @@ class LoadedCheckpoint:
     loader_states: list[dict[str, Any]] = field(default_factory=list)
     model_generators: list[dict[str, Any]] = field(default_factory=list)
     modes: dict[str, list[str]] = field(default_factory=dict)
+    module_values: dict[str, Any] = field(default_factory=dict)
     gradients: list[dict[str, Any]] = field(default_factory=list)
     stateful_states: dict[str, Any] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
@@ -104,8 +107,8 @@ class LoadedCheckpoint:
         Warns:
             EnvironmentChangedWarning: torch, threads, device or determinism settings differ from the save.
             InexactResumeWarning: weights are rounded, since the model holds them in a narrower type; an optimizer was
-                built with other settings; parameters were frozen otherwise; schedulers, loaders or others were saved
-                and are not given.
+                built with other settings; parameters were frozen otherwise; modules kept other numbers; schedulers,
+                loaders or others were saved and are not given.
         """
         optimizers, schedulers = as_list(optimizers), as_list(schedulers)
         loaders = as_stateful("loaders", loaders)
@@ -135,6 +138,8 @@ class LoadedCheckpoint:
                 warn_if_rounded(model, self.model_state)
             if self.modes:
                 warn_of_other_modes(restore_modes(model, self.modes))
+            if self.module_values and strict:
+                restore_module_values(model, self.module_values)
             if self.model_generators:
                 OwnedState.of_module(unwrap(model)).restore_generators(own_state(self.model_generators))
             if self.gradients:

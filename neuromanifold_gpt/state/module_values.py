@@ -3,16 +3,25 @@
 A counter in an attribute, such as the number of updates that a warm-up inside ``forward`` goes by, decides what comes
 next as a buffer does. Attributes that never change are configuration, and are those of the resumed program. Tensors in
 plain attributes are mostly intermediate results, and numbers with a fraction mostly measured times: both stay out.
+
+A plain loop shows its modules when it saves and when it restores, too late to see what changes: there, all are stored,
+and a restore says which of them were built as something else.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.modules import listed, unwrap
+
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_LARGE_BYTES = 64 << 10  # a buffer that is not persistent and larger is taken for a table, of positions say
 _OTHERS_KEEP_TRACK = ("torch.", "torchmetrics.")  # of layers whose state is in the state dict, and of metrics
 
 
@@ -39,6 +48,11 @@ class ModuleValues:
             "integers": {path: value for path, value in integers.items() if path in self._changed},
             "buffers": {path: buffer.detach().clone() for path, buffer in buffers.items() if path in self._changed},
         }
+
+    def current(self) -> dict[str, Any]:
+        """All but large buffers, changed or not, in the form of :meth:`changed`. The tensors are the live ones."""
+        small = [(path, buffer) for path, buffer in self._buffers() if buffer.nbytes <= _LARGE_BYTES]
+        return {"integers": dict(sorted(self._integers())), "buffers": dict(sorted(small, key=lambda item: item[0]))}
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Put back :meth:`changed`; what is no longer there is passed over."""
@@ -68,6 +82,43 @@ class ModuleValues:
                 buffer = part._buffers.get(name)
                 if buffer is not None and not buffer.is_inference():
                     yield f"{owner}.{name}", buffer
+
+
+def module_values(module: nn.Module) -> dict[str, Any]:
+    """What a restore may have to put back, see :meth:`ModuleValues.current`."""
+    return ModuleValues(unwrap(module)).current()
+
+
+def restore_module_values(module: nn.Module, saved: dict[str, Any]) -> None:
+    """Put back :func:`module_values`; what is no longer there is passed over.
+
+    Warns:
+        InexactResumeWarning: lists those that the module was built with otherwise, since a setting may be among them.
+    """
+    values = ModuleValues(unwrap(module))
+    live = values.current()
+    integers = {path: value for path, value in saved["integers"].items() if live["integers"].get(path) != value}
+    buffers = {
+        path: value
+        for path, value in saved["buffers"].items()
+        if path in live["buffers"] and not _same(live["buffers"][path], value)
+    }
+    values.restore({"integers": integers, "buffers": buffers})
+    now = {path: value for path, value in values.current()["integers"].items() if path in integers}
+    said = [f"{path.lstrip('.')} is {now[path]}, was {live['integers'].get(path)}" for path in now]
+    said += [path.lstrip(".") for path in buffers]
+    if said:
+        warnings.warn(
+            f"what modules keep in plain integers and in buffers that are not persistent is that of the checkpoint: "
+            f"{listed(said)}. So counters go on; in persistent buffers they do without this word. If a setting that "
+            "you have changed is among them, set it again after restoring.",
+            InexactResumeWarning,
+            stacklevel=3,
+        )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
 
 
 def _may_count(part: nn.Module) -> bool:

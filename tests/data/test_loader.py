@@ -255,6 +255,57 @@ class TestThePosition:
         take(loader, 1)
         assert take(loader, BATCHES) == take(make_loader(), BATCHES)
 
+    def test_of_a_pass_that_was_left_is_said_to_be_continued_where_the_epoch_begins_again(self):
+        loader = make_loader()
+        next(iter(loader))
+        with warnings.catch_warnings():  # a look at a batch, and no position that anybody has
+            warnings.simplefilter("error", DataOrderWarning)
+            take(loader, 2)
+        loader.state_dict()
+        with pytest.warns(DataOrderWarning, match="was left after 8 samples or batches, and its epoch begins again"):
+            take(loader, 1)
+        loader = resumed(loader.state_dict())
+        take(loader, 1)
+        with pytest.warns(DataOrderWarning, match="was left after 8"):
+            take(loader, BATCHES)
+
+    @pytest.mark.parametrize("how", ["is over", "was told", "next epoch", "goes on", "at the beginning"])
+    def test_needs_no_word_where_the_next_pass(self, how):
+        loader = make_loader()
+        if how == "at the beginning":
+            loader.load_state_dict(loader.state_dict())
+        take(loader, BATCHES if how == "is over" else 2)
+        if how != "at the beginning":
+            state = loader.state_dict()
+        if how == "was told":
+            loader.leave_pass()
+        elif how == "next epoch":
+            loader.set_epoch(1)
+        elif how == "goes on":
+            loader.load_state_dict(state)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DataOrderWarning)
+            take(loader, 2)
+
+    @pytest.mark.parametrize("saves", ["nowhere", "around", "inside", "after"])
+    def test_is_only_one_where_a_second_pass_is_made_within_the_first(self, saves):
+        loader = make_loader()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for number, _ in enumerate(loader):
+                if saves == "around":
+                    loader.state_dict()
+                if number == 3:
+                    for _ in loader:
+                        if saves == "inside":
+                            loader.state_dict()
+                    if saves == "after":
+                        loader.state_dict()
+            assert loader.is_at_end
+        found = [str(warning.message) for warning in caught if warning.category is DataOrderWarning]
+        assert len(found) == (saves in ("inside", "after"))
+        assert all("another pass that was begun within it" in message for message in found)
+
     def test_follows_the_batch_handed_out_last_where_two_passes_are_under_way(self):
         loader = make_loader()
         one, other = iter(loader), iter(loader)

@@ -37,7 +37,6 @@ class Expected:
             ``exact or said``: B equals A, or a resume warns or refuses.
             ``exact or said at start``: B equals A, or the first process warns before its first step.
             ``not silent``: a resume warns, or refuses.
-            ``documented``: B differs from A, unnoticed, as docs/exactness.md says; if it ever agrees, the cell is red.
         says: name of the class of the warning or error, or of a base class of it.
         keeps: compare only this of the trace: ``"ids"``, ``"lr"``, ``"loss"``; ``"all"``: a warning, and exact.
         match: must be in the message.
@@ -45,7 +44,7 @@ class Expected:
         by_anyone: the warning may be Lightning's.
     """
 
-    outcome: Literal["exact", "warns", "error", "exact or said", "exact or said at start", "not silent", "documented"]
+    outcome: Literal["exact", "warns", "error", "exact or said", "exact or said at start", "not silent"]
     says: str = ""
     keeps: tuple[str, ...] = ()
     match: str = ""
@@ -57,7 +56,6 @@ EXACT = Expected("exact", "InexactResumeWarning")  # a false alarm would be show
 SAME_COURSE = Expected("exact", keeps=("ids", "lr", "loss"))  # the final states have other parts
 EXACT_OR_SAID = Expected("exact or said", "Exception")
 NOT_SILENT = Expected("not silent", "Exception")
-DOCUMENTED = Expected("documented")
 EXACT_OR_SAID_AT_START = Expected("exact or said at start", "UserWarning")
 
 

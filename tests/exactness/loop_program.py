@@ -154,8 +154,7 @@ class Loop:
     def _in_window(self) -> None:
         """Some users save by batches, whatever they accumulate."""
         if "saves in windows" in self.cell.loop and self.phase.saves and self.batches % self.cell.accumulate == 2:
-            options = {"step": self.step, "epoch": self.epoch, "save_gradients": True}
-            save_checkpoint(self.phase.checkpoints, **options, **self.parts)
+            save_checkpoint(self.phase.checkpoints, step=self.step, epoch=self.epoch, **self.parts)
             if self.step == self.phase.stop:
                 self.phase.end(self.cell)
 

@@ -53,7 +53,7 @@ class Verdict:
     """What came of a cell.
 
     Attributes:
-        outcome: ``exact``, ``inexact``, ``warned``, ``error``, ``documented``, or ``unusable`` where A differs from A.
+        outcome: ``exact``, ``inexact``, ``warned``, ``error``, or ``unusable`` where A differs from A.
         expected: whether that is what the cell expects.
         first: the first difference.
         said: warnings of the resumed processes, or the error.
@@ -253,9 +253,7 @@ def _verdict(cell: Cell, first: Difference | None, said: list[str], times: list[
         kept = first is None or not expected.keeps
         return Verdict(cell.name, "warned" if said else "inexact" if first else "exact", right and kept, first, said)
     if first is None:
-        return Verdict(cell.name, "exact", expected.outcome not in ("error", "documented"), said=said)
-    if expected.outcome == "documented":
-        return Verdict(cell.name, "documented", True, first, said)
+        return Verdict(cell.name, "exact", expected.outcome != "error", said=said)
     if expected.outcome == "exact or said" and (said or at_start):
         return Verdict(cell.name, "warned", True, first, [*at_start, *said])
     if expected.outcome == "exact or said at start" and at_start:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Subset, default_collate
 from neuromanifold_gpt import resumable
 
 from ..cell import Cell
+from ..trace import Trace
 from .data import Augmented, OwnGenerator, make_loader
 from .modules import Plain
 
@@ -47,6 +48,37 @@ class CollatesItself(LightningDataModule):
 
     def val_dataloader(self) -> Any:
         return DataLoader(Augmented(8), 4, collate_fn=self.collate)
+
+
+class Collates(Plain):
+    """``collate_fn`` is a method of the module that is trained, and changes with what it counts."""
+
+    def __init__(self, cell: Cell, trace: Trace) -> None:
+        super().__init__(cell, trace)
+        self.collated = 0
+
+    def collate(self, samples: list[Any]) -> Any:
+        self.collated += 1
+        batch = default_collate(samples)
+        return {**batch, "x": batch["x"] + 0.01 * self.collated}
+
+
+class CollatedByModule(LightningDataModule):
+    """Through its ``collate_fn``, a loader holds the module, its optimizers and the trainer."""
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def train_dataloader(self) -> Any:
+        collate = self.trainer.lightning_module.collate
+        loader = DataLoader(
+            Augmented(self.cell.samples), 4, shuffle=True, num_workers=self.cell.workers, collate_fn=collate
+        )
+        return resumable(loader) if self.cell.loader == "resumable" else loader
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(Augmented(8), 4)
 
 
 class DataByEpoch(LightningDataModule):
@@ -94,6 +126,7 @@ class ValidatesOnAll(Plain):
 
 DATA_MODULES: dict[str, type[LightningDataModule]] = {
     "collates itself": CollatesItself,
+    "collated by the module": CollatedByModule,
     "data by epoch": DataByEpoch,
     "shuffled validation": ShuffledValidation,
 }
@@ -101,4 +134,5 @@ OWN_STATE_MODULES: dict[str, type[Plain]] = {
     "raises difficulty": RaisesDifficulty,
     "follows steps": FollowsSteps,
     "validates on all": ValidatesOnAll,
+    "collates": Collates,
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..cell import DOCUMENTED, EXACT, EXACT_OR_SAID, EXACT_OR_SAID_AT_START, Cell, both, lightning, loop
+from ..cell import EXACT, EXACT_OR_SAID, EXACT_OR_SAID_AT_START, Cell, both, lightning, loop, warns
 
+_LEFT = warns("DataOrderWarning", "was left")
 _GROUP = "hostile"
 _MODULES = ("draws everything", "warms up by hand", "averages by hand", "own loaders", "penalizes past")
 _STOPS = {"in the middle": (10,), "at an epoch's end": (7,), "twice": (4, 13)}
@@ -136,7 +137,10 @@ CELLS: list[Cell] = [
             expected=expected,
         )
         for kind in ("own", "resumable")
-        for where, stops, expected in (("inside", (3, 12), EXACT), ("where it leaves", (5,), DOCUMENTED))
+        for where, stops, expected in (
+            ("inside", (3, 12), EXACT),
+            ("where it leaves", (5,), _LEFT),
+        )
     ],
     *[
         loop(
@@ -145,7 +149,7 @@ CELLS: list[Cell] = [
             loop=_flag("evaluates on the loader"),
             loader=kind,
             stops=(6, 13),
-            expected=DOCUMENTED,
+            expected=warns("DataOrderWarning", "another pass"),
         )
         for kind in ("own", "resumable")
     ],

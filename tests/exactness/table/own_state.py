@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..cell import DOCUMENTED, EXACT_OR_SAID_AT_START, Cell, both, lightning, loop
+from ..cell import EXACT, EXACT_OR_SAID, EXACT_OR_SAID_AT_START, Cell, both, lightning, loop, warns
 
 _GROUP = "own state"
 _LOADERS = ("own", "resumable", "plain")
@@ -21,6 +21,18 @@ CELLS: list[Cell] = [
         for where, stops in _IN_EPOCH_OR_AT_END.items()
         for cell in both(
             _GROUP, f"dataset that counts, {loader}, {where}", dataset="counts samples", loader=loader, stops=stops
+        )
+    ],
+    *[
+        cell
+        for loader in ("own", "resumable")
+        for cell in both(
+            _GROUP,
+            f"dataset that counts in workers, {loader}",
+            dataset="counts samples",
+            loader=loader,
+            workers=2,
+            expected=warns("DataOrderWarning", "changes in the workers"),
         )
     ],
     lightning(
@@ -60,6 +72,21 @@ CELLS: list[Cell] = [
     *[
         lightning(
             _GROUP,
+            f"the module collates, {loader}, {workers} workers, {where}",
+            data_module="collated by the module",
+            module="collates",
+            loader=loader,
+            workers=workers,
+            stops=stops,
+            expected=EXACT_OR_SAID if workers else EXACT,
+        )
+        for loader in ("resumable", "plain")
+        for workers in (0, 2)
+        for where, stops in _IN_EPOCH_OR_AT_END.items()
+    ],
+    *[
+        lightning(
+            _GROUP,
             f"data by epoch, asked for every {n}, {loader}, stopped at {stop}",
             data_module="data by epoch",
             loader=loader,
@@ -93,5 +120,10 @@ CELLS: list[Cell] = [
         lightning(_GROUP, f"a module counts by itself, {where}", network="counts by itself", stops=stops)
         for where, stops in {**_IN_EPOCH_OR_AT_END, "twice": (4, 10)}.items()
     ],
-    loop(_GROUP, "a module counts by itself", network="counts by itself", expected=DOCUMENTED),
+    loop(
+        _GROUP,
+        "a module counts by itself",
+        network="counts by itself",
+        expected=warns("InexactResumeWarning", "plain integers", keeps=("all",)),
+    ),
 ]

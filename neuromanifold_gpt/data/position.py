@@ -1,0 +1,177 @@
+"""Where in which epoch a loader is: what a position consists of, and which passes stand for which epochs."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Protocol
+
+from neuromanifold_gpt.data.errors import DataOrderWarning
+
+# Position within an epoch as plain values; the order that made it knows its keys.
+Progress = dict[str, Any]
+
+
+class EpochOrder(Protocol):
+    """What comes in which order in each epoch."""
+
+    seed: int
+    drop_last: bool
+
+    @property
+    def size(self) -> int | None:
+        """Units of an epoch, on all ranks: samples, or batches; ``None`` if that is not known."""
+        ...
+
+    @property
+    def units_per_step(self) -> int:
+        """Units that all ranks together take at once."""
+        ...
+
+    def consumed(self, progress: Progress) -> int:
+        """Units behind ``progress``."""
+        ...
+
+    def is_over(self, progress: Progress) -> bool:
+        """Whether nothing is left of the epoch; not if that cannot be known before more is asked for."""
+        ...
+
+    def beginning(self) -> Progress:
+        """The beginning of the epoch that comes next."""
+        ...
+
+    def begin_again(self, progress: Progress) -> Progress:
+        """The beginning of the epoch of ``progress``, which was left in the middle."""
+        ...
+
+    def leave(self, epoch: int, progress: Progress) -> None:
+        """Do what was done up to ``progress``, which was loaded and is not continued."""
+        ...
+
+    def description(self) -> dict[str, Any]:
+        """What else decides the order, for the state dict."""
+        ...
+
+    def adopt(self, state: dict[str, Any]) -> list[str]:
+        """Take from a state dict what is needed to continue from it; return what differs and changes the order."""
+        ...
+
+
+class Position:
+    """Where in which epoch the last batch that was handed out ended.
+
+    A pass that continues after a resume stands for the one in which the position was saved. It cannot do so where the
+    program had left that one, or had another pass within it: that is said in each process in which it happens.
+
+    It does not refer to the loader: a cycle would leave loader and workers to the garbage collector, which takes them
+    apart in any order, and torch then waits five seconds for each worker that can no longer be told to end.
+    """
+
+    def __init__(self, order: EpochOrder) -> None:
+        self.order = order
+        self.epoch = 0
+        self.progress = order.beginning()
+        self.moves = 0  # how often the position was set rather than reached
+        self.is_exhausted = False  # for orders whose size is not known
+        self._continue_pass = False
+        self._is_loaded = False
+        self._newest_pass = 0
+        self._pass_is_open = False  # the newest one can go on
+        self._is_saved_in_pass = False  # since it began, or it began where a position was loaded
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the next pass is the next epoch."""
+        return self.is_exhausted or self.order.is_over(self.progress)
+
+    @property
+    def batches_per_epoch(self) -> int | None:
+        """Of this rank, if that is known."""
+        size, step = self.order.size, self.order.units_per_step
+        if size is None:
+            return None
+        return size // step if self.order.drop_last else -(-size // step)
+
+    @property
+    def _is_begun(self) -> bool:
+        return self.order.consumed(self.progress) > 0
+
+    def go_to(self, epoch: int, progress: Progress, *, continue_pass: bool) -> None:
+        """Set the position; the next pass begins there if ``continue_pass``."""
+        self.epoch, self.progress = epoch, progress
+        self._continue_pass = self._is_loaded = continue_pass
+        self.is_exhausted = self._is_saved_in_pass = False
+        self.moves += 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch's beginning, unless that epoch is under way."""
+        if epoch != self.epoch or self.is_at_end:
+            if self._is_loaded:
+                self.order.leave(self.epoch, self.progress)
+            self.go_to(epoch, self.order.beginning(), continue_pass=False)
+
+    def begin_pass(self) -> int:
+        """Go to where a new pass begins; gives its number.
+
+        Warns:
+            DataOrderWarning: it begins an epoch again of which a position was saved.
+        """
+        if self.is_at_end:
+            self.set_epoch(self.epoch + 1)
+        elif not self._continue_pass:
+            if self._is_saved_in_pass and not self._pass_is_open and self._is_begun:
+                self._warn(
+                    f"a pass over it was left after {self.order.consumed(self.progress)} samples or batches, and its "
+                    "epoch begins again. To go on instead: loader.load_state_dict(loader.state_dict()). To begin again "
+                    "after a resume too, call loader.leave_pass() where the pass had been left"
+                )
+            self.progress = self.order.begin_again(self.progress)
+        self._is_saved_in_pass = self._continue_pass and self._is_begun
+        self._continue_pass = self._is_loaded = False
+        self._newest_pass += 1
+        self._pass_is_open = True
+        return self._newest_pass
+
+    def advance(self, number: int, epoch: int, progress: Progress) -> None:
+        """Be where a pass is.
+
+        Warns:
+            DataOrderWarning: another pass has begun within it, and a position was saved since.
+        """
+        if number != self._newest_pass:
+            if self._is_saved_in_pass:
+                self._warn(
+                    "a pass over it goes on after another pass that was begun within it, whose position was saved. "
+                    "Evaluate on a loader of its own"
+                )
+            self._newest_pass, self._pass_is_open, self._is_saved_in_pass = number, True, False
+        self.epoch, self.progress, self.is_exhausted = epoch, progress, False
+
+    def end_pass(self, number: int) -> None:
+        """It will not go on."""
+        if number == self._newest_pass:
+            self._pass_is_open = False
+
+    def leave_pass(self) -> None:
+        """Let the next pass begin the epoch again, if it is not another epoch."""
+        self._continue_pass = self._is_saved_in_pass = False
+
+    def _warn(self, what: str) -> None:
+        warnings.warn(
+            f"a resume of this training cannot be exact at every checkpoint: a loader has one position, and {what}.",
+            DataOrderWarning,
+            stacklevel=4,  # who iterates
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position; at the end of an epoch, the beginning of the next one."""
+        self._is_saved_in_pass = True
+        if self.is_at_end:
+            return {"epoch": self.epoch + 1, **self.order.beginning(), **self.order.description()}
+        return {"epoch": self.epoch, **self.progress, **self.order.description()}
+
+
+def nothing_left(order: EpochOrder, progress: Progress) -> bool:
+    """Whether an order of known size has no further batch."""
+    if order.size is None:
+        return False
+    return order.size - order.consumed(progress) < (order.units_per_step if order.drop_last else 1)
