@@ -156,6 +156,11 @@ class TrainConfig:
                 "--keep_last, --keep_best, --keep_every_n_steps and --keep_optimizer_last are about separated "
                 "checkpoints: they cannot go with --save_separate_optimizer=False."
             )
+        if self.on_save_error == "warn" and not self.save_separate_optimizer:
+            raise ConfigError(
+                "--on_save_error=warn is about separated checkpoints: it cannot go with "
+                "--save_separate_optimizer=False, whose saves end the run when they fail."
+            )
         self.model_config(256)  # checks the network's fields
 
     def retention(self) -> Retention | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 from collections.abc import Iterator
@@ -28,24 +27,11 @@ def small_files() -> Iterator[None]:
 
 
 def test_a_file_gets_its_name_when_it_is_durable_and_tmpdir_does_not_matter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_durable: list[str]
 ):
     monkeypatch.setenv("TMPDIR", "/proc")
-    happened: list[str] = []
-    fsync, rename = os.fsync, os.replace
-
-    def noted_fsync(descriptor: int) -> None:
-        happened.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
-        fsync(descriptor)
-
-    def noted_rename(source: Path, target: Path) -> None:
-        happened.append(f"rename to {Path(target).name}")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(os, "replace", noted_rename)
     DurableUnifiedIO().save_checkpoint(CONTENT, tmp_path / "a.ckpt")
-    assert happened == ["fsync a.ckpt.nm-incomplete", "rename to a.ckpt", f"fsync {tmp_path.name}"]
+    assert made_durable == ["fsync a.ckpt.nm-incomplete", "rename to a.ckpt", f"fsync {tmp_path.name}"]
     assert torch.load(tmp_path / "a.ckpt")["state_dict"]["w"].equal(CONTENT["state_dict"]["w"])
 
 

@@ -199,6 +199,7 @@ def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool]) ->
         (["--keep_last=0"], "keep_last: expected more than 0"),
         (["--keep_best=1", "--eval_interval=0"], "keep_best goes by the validation loss"),
         (["--keep_last=1", "--save_separate_optimizer=False"], "--keep_optimizer_last are about separated"),
+        (["--on_save_error=warn", "--save_separate_optimizer=False"], "--on_save_error=warn is about separated"),
         (["--on_save_error=ignore"], "on_save_error"),
         (["--stop_deadline_sec=0"], "stop_deadline_sec: expected more than 0"),
     ],

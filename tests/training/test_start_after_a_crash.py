@@ -80,26 +80,11 @@ def test_the_name_of_the_directory_is_durable_before_anything_is_saved_in_it(
     assert synced.index(tmp_path) < synced.index(tmp_path / "runs") < synced.index(tmp_path / "runs" / "out")
 
 
-def test_rows_of_metrics_csv_are_durable_before_they_replace_the_old_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_rows_of_metrics_csv_are_durable_before_they_replace_the_old_ones(tmp_path: Path, made_durable: list[str]):
     path = tmp_path / "metrics.csv"
     path.write_text(",".join(COLUMNS) + "\n1,2,3,4,\n2,4,3,4,\n3,6,3,4,\n")
-    happened: list[str] = []
-    fsync, rename = os.fsync, os.replace
-
-    def noted_fsync(descriptor: int) -> None:
-        happened.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
-        fsync(descriptor)
-
-    def noted_rename(source: Path, target: Path) -> None:
-        happened.append(f"rename to {Path(target).name}")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(os, "replace", noted_rename)
     StepMetrics(path, tokens_per_step=2, flush_interval_steps=1).start_at(2)
-    assert happened == ["fsync metrics.csv.nm-incomplete", "rename to metrics.csv", f"fsync {tmp_path.name}"]
+    assert made_durable == ["fsync metrics.csv.nm-incomplete", "rename to metrics.csv", f"fsync {tmp_path.name}"]
     assert path.read_text() == ",".join(COLUMNS) + "\n1,2,3,4,\n2,4,3,4,\n"
 
 
