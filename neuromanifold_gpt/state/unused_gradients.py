@@ -2,7 +2,8 @@
 
 After a step, gradients mostly stay until the loop zeroes them, and storing them would cost half of what the moments of
 Adam cost. They are told from those of an open window by what happened since: new gradients need a new graph, and
-autograd numbers the nodes of its graphs.
+autograd numbers the nodes of its graphs. A hook on every optimizer, there from the import of this module, notes the
+number at each step.
 """
 
 from __future__ import annotations
