@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from neuromanifold_gpt.state.modules import gradients, parameter_names
+from neuromanifold_gpt.state.modules import gradients
 
 
 class _OwnNodes(threading.local):
@@ -35,15 +35,14 @@ def unused_gradients(model: nn.Module, optimizers: Sequence[torch.optim.Optimize
     before this module was imported or inside ``torch.compile``, they are given: too many cost space, and nothing else.
     """
     nodes = _nodes_so_far()
-    names = parameter_names(model)
     used = {
-        names.get(id(parameter))
+        id(parameter)
         for optimizer in optimizers
         if nodes is not None and _nodes_at_step.get(optimizer) == nodes
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    return {name: gradient for name, gradient in gradients(model).items() if name not in used}
+    return gradients(model, left_out=used)
 
 
 def _note_step(optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[Any, Any]) -> None:
