@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,13 @@ def commands() -> list[list[str]]:
     return [words for words in found if words]
 
 
+@lru_cache
+def help_of(program: str) -> str:
+    return subprocess.run(
+        [sys.executable, program, "--help"], cwd=REPOSITORY, env=environment(), capture_output=True, text=True
+    ).stdout
+
+
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_every_command_of_the_documents_exists(words: list[str]):
     if words[0] == "make":
@@ -96,9 +104,7 @@ def test_every_command_of_the_documents_exists(words: list[str]):
         assert (REPOSITORY / words[1]).is_file()
         flags = [word.split("=")[0] for word in words[2:] if word.startswith("--")]
         if flags:
-            text = subprocess.run(
-                [sys.executable, words[1], "--help"], cwd=REPOSITORY, env=environment(), capture_output=True, text=True
-            ).stdout
+            text = help_of(words[1])
             assert all(flag in text for flag in flags)
     elif words[0] == "neuromanifold":
         with pytest.raises(SystemExit) as ended:

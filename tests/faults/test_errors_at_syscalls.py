@@ -85,7 +85,7 @@ def calls(server: ForkServer, prepared: dict[str, Path], directory: Path) -> Cal
 
 
 @pytest.mark.usefixtures("strace")
-@in_parts(40)
+@in_parts(40, one_in=4)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_an_error_of_any_call_is_survived_or_said(
     name: str,
@@ -112,7 +112,7 @@ def test_an_error_of_any_call_is_survived_or_said(
             training_goes_on(directory, scenario, inventory(directory))
 
 
-@in_parts(20)
+@in_parts(20, one_in=3)
 @pytest.mark.parametrize("name", ["over an existing name", "model-only", "beside what a torn write left"])
 def test_a_write_cut_short_at_any_byte_is_said(
     name: str, part: Part, server: ForkServer, prepared: dict[str, Path], tally: Tally, tmp_path: Path
@@ -152,7 +152,7 @@ def may_mount(tmp_path: Path) -> bool:
         return False
 
 
-@in_parts(6)
+@in_parts(6, one_in=2)
 @pytest.mark.parametrize("name", ["under a new name", "over an existing name"])
 def test_a_disk_that_becomes_full_at_any_block_is_said(
     name: str, part: Part, server: ForkServer, prepared: dict[str, Path], tally: Tally, tmp_path: Path

@@ -21,7 +21,7 @@ READ = "tests.faults.tasks:read"
 
 
 @pytest.mark.usefixtures("strace")
-@in_parts(6)
+@in_parts(6, one_in=6)
 @pytest.mark.parametrize("reader", READERS)
 def test_an_error_of_any_call_is_survived_or_typed(
     reader: str, part: Part, server: ForkServer, prepared: dict[str, Path], tally: Tally, tmp_path: Path

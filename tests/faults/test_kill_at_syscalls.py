@@ -18,7 +18,7 @@ ACT = "tests.faults.tasks:act"
 
 
 @pytest.mark.usefixtures("strace")
-@in_parts(8)
+@in_parts(8, one_in=4)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_kill_before_any_call_loses_nothing(
     name: str, part: Part, server: ForkServer, prepared: dict[str, Path], tally: Tally, tmp_path: Path

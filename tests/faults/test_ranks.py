@@ -74,10 +74,9 @@ COMMITTED = "remove checkpoint-step000008-model.pt.nm-previous"
     ("kill", "at"),
     [
         (0, COMMITTING),
-        (1, RENAMING),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in [(0, WRITING), (0, RENAMING), (0, COMMITTED), (1, WRITING), (1, COMMITTED)]
+            for case in [(1, RENAMING), (0, WRITING), (0, RENAMING), (0, COMMITTED), (1, WRITING), (1, COMMITTED)]
         ),
     ],
 )
@@ -100,7 +99,7 @@ def test_a_rank_that_is_killed_during_the_save_takes_nothing_along(kill: int, at
     assert names_in(out) == files_of_checkpoints(out)
 
 
-@pytest.mark.parametrize("on_save_error", ["raise", "warn"])
+@pytest.mark.parametrize("on_save_error", ["raise", pytest.param("warn", marks=pytest.mark.slow)])
 def test_in_lightning_every_rank_learns_of_a_full_disk(on_save_error: str, tmp_path: Path):
     ended = train(tmp_path, kind="lightning", refuse=8, on_save_error=on_save_error)
     for code, output in ended:
@@ -112,6 +111,7 @@ def test_in_lightning_every_rank_learns_of_a_full_disk(on_save_error: str, tmp_p
         assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path / "out")] == steps
 
 
+@pytest.mark.slow
 def test_in_a_plain_loop_every_rank_learns_of_a_full_disk(tmp_path: Path):
     for code, output in train(tmp_path, kind="plain", refuse=8):
         assert code == 0, output
@@ -119,6 +119,7 @@ def test_in_a_plain_loop_every_rank_learns_of_a_full_disk(tmp_path: Path):
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path / "out")] == [4, 12]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(rank: int, tmp_path: Path):
     for code, output in train(tmp_path, kind="lightning", stop=rank):
