@@ -59,8 +59,9 @@ browser: ## Chromium, with which the HTML report is tested; without it those tes
 sixphase: env ## The six-phase test alone
 	$(RUN)python test_training_resumption.py
 
-exactness: env ## Every cell of the exactness matrix in real processes, and the negative controls; half an hour
+exactness: env ## Every cell of the exactness matrix in real processes, the negative controls, more of train.py; half an hour
 	$(RUN)pytest -q tests/exactness/test_negative_controls.py
+	$(RUN)pytest -q -m slow tests/training
 	$(RUN)python -m tests.exactness.matrix
 
 certify: $(EXAMPLES_VENV)/.complete browser ## The slow tests of certify, and what it says of the programs in examples/

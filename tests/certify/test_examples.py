@@ -23,6 +23,7 @@ def example(name: str) -> list[str]:
     return [sys.executable, str(EXAMPLES / f"{name}.py"), "--out_dir={out}"]
 
 
+@pytest.mark.slow
 def test_a_nanogpt_style_loop_diverges_in_its_random_numbers(tmp_path: Path):
     command = example("nanogpt_style")
     certificate = certify(command, resume_command=[*command, "--resume"], work=tmp_path / "w", at_steps=[35])

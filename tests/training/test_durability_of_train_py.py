@@ -87,6 +87,7 @@ def test_sigusr1_to_every_process_of_the_job_finishes_the_step_and_saves(undistu
     assert last_step(tmp_path) == step
 
 
+@pytest.mark.slow
 def test_what_stays_is_said_by_flags_and_does_not_change_the_bytes(undisturbed: Path, tmp_path: Path):
     flags = {"keep_last": 2, "keep_best": 1, "keep_optimizer_last": 1, "eval_interval": 5, "save_interval": 5}
     code, output = train_and_stop(tmp_path, 23, signal.SIGTERM, **flags)

@@ -40,6 +40,7 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(uninterrupt
     assert {name: found[name] == content for name, content in expected.items()} == dict.fromkeys(expected, True)
 
 
+@pytest.mark.slow
 def test_resuming_with_workers_continues_with_the_same_batches(uninterrupted: Path, tmp_path: Path):
     assert train(tmp_path, max_iters=20).returncode == 0
     assert train(tmp_path, num_workers=2).returncode == 0
@@ -47,6 +48,7 @@ def test_resuming_with_workers_continues_with_the_same_batches(uninterrupted: Pa
     assert {name: found[name] == expected[name] for name in expected} == dict.fromkeys(expected, True)
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_and_cosine_decay_resume_exactly(tmp_path: Path):
     flags = {"gradient_accumulation_steps": 3, "lr_decay_iters": 25, "max_iters": 20, "eval_interval": 7}
     assert train(tmp_path / "a", **flags).returncode == 0
@@ -57,6 +59,7 @@ def test_gradient_accumulation_and_cosine_decay_resume_exactly(tmp_path: Path):
     assert {name: found[name] == expected[name] for name in expected} == dict.fromkeys(expected, True)
 
 
+@pytest.mark.slow
 def test_unified_checkpoints_resume_exactly_too(tmp_path: Path):
     flags = {"save_separate_optimizer": False, "eval_interval": 5}
     assert train(tmp_path / "a", **flags).returncode == 0
