@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.call import _call_callbacks_state_dict
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torchmetrics import Metric
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
@@ -23,7 +24,7 @@ from neuromanifold_gpt.lightning_io.data_position import DataPosition
 from neuromanifold_gpt.lightning_io.epoch_metrics import capture_epoch_metrics, metrics_of
 from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
-from neuromanifold_gpt.state.module_values import ModuleValues
+from neuromanifold_gpt.state.module_values import Fractions, ModuleValues
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, own_state
 
@@ -76,6 +77,7 @@ class ResumePointTracker:
         self._metrics: dict[str, Metric] = {}
         self._module_owned: OwnedState | None = None
         self._module_values: ModuleValues | None = None
+        self._fractions: Fractions | None = None
         self._before_validation: tuple[dict[str, Any], ...] = ({}, {}, {})
         self._validated = False
 
@@ -84,6 +86,7 @@ class ResumePointTracker:
         self._metrics = metrics_of(module)
         self._module_owned = OwnedState.of_module(module, ignored=(module.trainer,))
         self._module_values = ModuleValues(module)
+        self._fractions = Fractions(self._module_values.fractions())
 
     def reached(self, trainer: Trainer, point: str) -> None:
         """The state is whole now."""
@@ -177,6 +180,12 @@ class ResumePointTracker:
         if self._module_owned is not None and self._module_values is not None:
             self._module_owned.restore_generators(own_state(resume["module_generators"]))
             self._module_values.restore(own_state(resume["module_values"]))
+
+    def warn_of_what_is_left_out(self, module: LightningModule) -> None:
+        """Say which numbers of the module no checkpoint has, if it has no hook of its own that may save them."""
+        if self._module_values is None or self._fractions is None or is_overridden("on_save_checkpoint", module):
+            return
+        self._fractions.warn_if_changed(self._module_values.fractions())
 
     def _of_module(self) -> dict[str, Any]:
         if self._module_owned is None or self._module_values is None:

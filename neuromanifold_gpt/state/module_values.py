@@ -2,7 +2,8 @@
 
 A counter in an attribute, such as the number of updates that a warm-up inside ``forward`` goes by, decides what comes
 next as a buffer does. Attributes that never change are configuration, and are those of the resumed program. Tensors in
-plain attributes are mostly intermediate results, and numbers with a fraction mostly measured times: both stay out.
+plain attributes are mostly intermediate results, and numbers with a fraction mostly losses and measured times, which no
+two runs share: both stay out, and numbers that change are said, once.
 
 A plain loop shows its modules when it saves and when it restores, too late to see what changes: there, all are stored,
 and a restore says which of them were built as something else.
@@ -10,9 +11,11 @@ and a restore says which of them were built as something else.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +25,9 @@ from neuromanifold_gpt.state.modules import listed, unwrap
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _LARGE_BYTES = 64 << 10  # a buffer that is not persistent and larger is taken for a table, of positions say
+_CALLED_AFTER_TIMES = re.compile(
+    r"(^|_)(t\d*|time|times|tic|toc|start|started|begin|began|end|ended|elapsed|duration|sec|secs|seconds|ms|clock)(_|$)"
+)
 _OTHERS_KEEP_TRACK = ("torch.", "torchmetrics.")  # of layers whose state is in the state dict, and of metrics
 
 
@@ -70,6 +76,16 @@ class ModuleValues:
             elif path in live:
                 owners[owner]._buffers[name] = value.to(live[path].device, copy=True)
 
+    def fractions(self) -> dict[str, float]:
+        """Numbers with a fraction, by path, but those that are called after times or that a part may save itself."""
+        return {
+            f"{owner}.{name}": value
+            for owner, part in self._parts
+            if type(part).get_extra_state is nn.Module.get_extra_state
+            for name, value in vars(part).items()
+            if type(value) is float and not _CALLED_AFTER_TIMES.search(name)
+        }
+
     def _integers(self) -> Iterator[tuple[str, int]]:
         for owner, part in self._parts:
             for name, value in vars(part).items():
@@ -84,9 +100,45 @@ class ModuleValues:
                     yield f"{owner}.{name}", buffer
 
 
+class Fractions:
+    """Numbers that no checkpoint has, as they were when this was made; it does not hold the module."""
+
+    def __init__(self, before: dict[str, float]) -> None:
+        self._before = before
+        self._said: set[str] = set()
+
+    def warn_if_changed(self, now: dict[str, float]) -> None:
+        """Say which have changed.
+
+        Warns:
+            InexactResumeWarning: names those that it did not name before.
+        """
+        new = {path for path, value in now.items() if self._before.get(path, value) != value} - self._said
+        if new:
+            warnings.warn(
+                "numbers in plain attributes of modules change while they train, and no checkpoint has them: "
+                f"{listed(sorted(path.lstrip('.') for path in new))}. If training depends on them, register them as "
+                "buffers.",
+                InexactResumeWarning,
+                stacklevel=3,
+            )
+        self._said |= new
+
+
+_fractions: WeakKeyDictionary[nn.Module, Fractions] = WeakKeyDictionary()  # of plain loops, from their first save on
+
+
 def module_values(module: nn.Module) -> dict[str, Any]:
-    """What a restore may have to put back, see :meth:`ModuleValues.current`."""
-    return ModuleValues(unwrap(module)).current()
+    """What a restore may have to put back, see :meth:`ModuleValues.current`.
+
+    Warns:
+        InexactResumeWarning: numbers with a fraction have changed since the first call for this module.
+    """
+    module = unwrap(module)
+    values = ModuleValues(module)
+    now = values.fractions()
+    _fractions.setdefault(module, Fractions(now)).warn_if_changed(now)
+    return values.current()
 
 
 def restore_module_values(module: nn.Module, saved: dict[str, Any]) -> None:

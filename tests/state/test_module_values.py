@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,23 @@ class TestInAPlainLoop:
         module.recent = torch.zeros(1 << 20)
         save_checkpoint(tmp_path, step=1, model=module)
         assert load_checkpoint(tmp_path).module_values["buffers"].keys() == {".constant"}
+
+    def test_numbers_with_a_fraction_that_change_are_said_once(self, tmp_path: Path) -> None:
+        module = nn.Sequential(_Counts())
+        module[0].temperature = 1.0
+        save_checkpoint(tmp_path, step=1, model=module)
+        module[0].temperature, module[0].seconds = 0.9, 3.5
+        with pytest.warns(InexactResumeWarning, match=r"no checkpoint has them: 0.temperature\. If"):
+            save_checkpoint(tmp_path, step=2, model=module)
+        module[0].temperature = 0.8
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", InexactResumeWarning)
+            save_checkpoint(tmp_path, step=3, model=module)
+
+    def test_a_module_is_not_kept_alive(self, tmp_path: Path) -> None:
+        module = _Counts()
+        save_checkpoint(tmp_path, step=1, model=module)
+        gone = weakref.ref(module)
+        del module
+        gc.collect()
+        assert gone() is None

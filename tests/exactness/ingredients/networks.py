@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -143,6 +144,21 @@ class CountsByItself(Network):
         return self.rest(x - self.recent + 0.001 * self.calls, ids)
 
 
+class AnnealsByItself(Network):
+    """A temperature in an attribute, and a time, which says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(rest=plain())
+        self.temperature = 1.0
+        self.last_time = 0.0
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        if self.training:
+            self.temperature *= 0.97
+            self.last_time = time.perf_counter()
+        return self.rest(x / self.temperature, ids)
+
+
 def plain(kind: type[Network] = Network, **more: nn.Module) -> Network:
     """Batch norm and dropout."""
     return kind(
@@ -203,6 +219,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "sparse embedding": Embedded,
     "buffers": WithBuffers,
     "counts by itself": CountsByItself,
+    "anneals by itself": AnnealsByItself,
     "frozen": frozen,
     "unused": unused,
     "stochastic depth": StochasticDepth,

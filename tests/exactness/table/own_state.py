@@ -120,6 +120,12 @@ CELLS: list[Cell] = [
         lightning(_GROUP, f"a module counts by itself, {where}", network="counts by itself", stops=stops)
         for where, stops in {**_IN_EPOCH_OR_AT_END, "twice": (4, 10)}.items()
     ],
+    *both(
+        _GROUP,
+        "a module anneals by itself",
+        network="anneals by itself",
+        expected=warns("InexactResumeWarning", "temperature"),
+    ),
     loop(
         _GROUP,
         "a module counts by itself",
