@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from neuromanifold_gpt.checkpoint.errors import DamagedCheckpointError
 from neuromanifold_gpt.checkpoint.pickle_check import check_pickle
-from neuromanifold_gpt.checkpoint.storage import open_regular
+from neuromanifold_gpt.checkpoint.storage import open_regular, raise_if_refused
 
 _MAXIMUM_PICKLE_BYTES = 256 << 20  # of structure and plain values, beside the tensors; more is no checkpoint
 _ENCRYPTED = 0x1
@@ -39,6 +39,7 @@ def check_archive(path: Path, *, trusted: bool = False) -> None:
             _check_ends(file, archive)
             pickled = _data_of(file, _checked_records(archive))
     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, struct.error) as error:
+        raise_if_refused(path, error)
         raise DamagedCheckpointError(
             f"{path}: it is no archive that torch.save writes: {error}. Use another checkpoint."
         ) from error

@@ -18,6 +18,7 @@ What a crash leaves behind is recognised by these suffixes: see ``leftovers.py``
 from __future__ import annotations
 
 import contextlib
+import errno
 import stat
 import warnings
 from collections.abc import Iterator
@@ -160,6 +161,8 @@ def typed_errors(directory: Path, doing: str, remedy: str) -> Iterator[None]:
     except (OSError, UnreadableFileError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         assert isinstance(cause, OSError)
+        if cause.errno == errno.EISDIR:
+            remedy = "A directory has the name of a file of this checkpoint: move it away, and save again."
         raise CheckpointWriteError(
             f"{cause.filename or directory}: {doing} failed: {cause.strerror or cause}. {remedy}"
         ) from error

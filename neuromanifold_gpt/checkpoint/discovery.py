@@ -16,6 +16,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     DamagedCheckpointError,
     DamagedCheckpointWarning,
     IncompleteCheckpointError,
+    UnreadableFileError,
 )
 from neuromanifold_gpt.checkpoint.manifest import looks_like_manifest, read_manifest
 from neuromanifold_gpt.checkpoint.naming import (
@@ -105,19 +106,29 @@ def candidates(directory: Path) -> Iterator[CheckpointPaths]:
         UnreadableFileError: the directory cannot be listed.
     """
     with read_errors(directory):  # not glob(), to which a directory that cannot be listed is an empty one
-        files = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+        try:
+            files = {path.name for path in directory.iterdir()}
+        except (FileNotFoundError, NotADirectoryError):
+            files = set()
     names = {name.removesuffix(MANIFEST_SUFFIX) for name in files if name.endswith(MANIFEST_SUFFIX)}
     alone = {name.removesuffix(OPTIMIZER_SUFFIX) for name in files if name.endswith(OPTIMIZER_SUFFIX)} - names
     for name in sorted(names):
         paths = paths_of_name(directory, name)
         # A manifest that nothing can be read of, or somebody else's JSON file: the files beside it tell.
-        if looks_like_manifest(paths.manifest) or is_data_file(paths.optimizer) or is_data_file(paths.model):
+        if _claims_to_be_manifest(paths.manifest) or is_data_file(paths.optimizer) or is_data_file(paths.model):
             yield paths
     for name in sorted(alone):
         paths = paths_of_name(directory, name)
         # After a crash there is a temporary manifest, and nothing to be said: the save did not happen.
         if temporary(paths.manifest).name not in files and is_data_file(paths.optimizer):
             yield paths
+
+
+def _claims_to_be_manifest(path: Path) -> bool:
+    try:
+        return looks_like_manifest(path)
+    except UnreadableFileError:  # ours or not: the files beside it tell
+        return False
 
 
 def _age(checkpoint: Checkpoint) -> tuple[int, str, str]:

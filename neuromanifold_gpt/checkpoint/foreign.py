@@ -33,7 +33,7 @@ from neuromanifold_gpt.checkpoint.errors import (
 )
 from neuromanifold_gpt.checkpoint.pickle_check import check_pickle
 from neuromanifold_gpt.checkpoint.reader import load_archive, load_errors
-from neuromanifold_gpt.checkpoint.storage import open_regular
+from neuromanifold_gpt.checkpoint.storage import open_regular, raise_if_refused
 
 LIGHTNING_VERSION_KEY = "pytorch-lightning_version"
 
@@ -82,6 +82,7 @@ def read_any_archive(path: Path, *, verify: bool = True, trusted: bool = False) 
             if head.startswith(_PICKLE) and not trusted:
                 _check_legacy(path, file)
     except OSError as error:
+        raise_if_refused(path, error)
         raise CheckpointNotFoundError(f"{path}: there is no such file: {error.strerror}.") from error
     if head != _ZIP:
         if head and not head.startswith(_PICKLE):
@@ -184,6 +185,7 @@ def _verify_crc32(path: Path, trusted: bool) -> None:
                 return  # written with torch.utils.serialization.config.save.compute_crc32 = False
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+        raise_if_refused(path, error)
         raise DamagedCheckpointError(f"{path}: the archive is damaged: {error}. Use another checkpoint.") from error
     if damaged is not None:
         raise DamagedCheckpointError(

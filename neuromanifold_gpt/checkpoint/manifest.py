@@ -6,7 +6,6 @@ accepts the file only if writing its content again gives the same bytes: an alte
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -25,7 +24,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     UnreadableFileError,
 )
 from neuromanifold_gpt.checkpoint.naming import MANIFEST_SUFFIX, CheckpointPaths, paths_of_name, previous
-from neuromanifold_gpt.checkpoint.storage import open_regular
+from neuromanifold_gpt.checkpoint.storage import is_refusal, open_regular, raise_if_refused
 
 FORMAT = "neuromanifold_gpt separated checkpoint"
 FORMAT_VERSION = 1
@@ -102,9 +101,7 @@ def read_manifest(path: Path, paths: CheckpointPaths | None = None) -> Manifest:
         raise CheckpointNotFoundError(f"{path}: there is no such manifest.") from None
     except OSError as error:
         damaged = _damaged(path, "a readable file", str(error))
-        if error.errno in (errno.EINVAL, errno.ELOOP, errno.EISDIR):  # something else lies there
-            raise damaged from error
-        raise UnreadableFileError(str(damaged)) from error
+        raise (UnreadableFileError(str(damaged)) if is_refusal(error) else damaged) from error
     try:
         if raw.count(b",") > 2 * raw.count(b"\n"):  # ours has a line for each value: no small file of many values
             raise ValueError("more values than lines")
@@ -119,12 +116,17 @@ def read_manifest(path: Path, paths: CheckpointPaths | None = None) -> Manifest:
 
 
 def looks_like_manifest(path: Path) -> bool:
-    """Whether a path is a file that claims, in its first bytes, to be one of our manifests."""
+    """Whether a path is a file that claims, in its first bytes, to be one of our manifests.
+
+    Raises:
+        UnreadableFileError: the system refused to read it.
+    """
     try:
         with open_regular(path) as file:
             return FORMAT.encode() in file.read(64)
-    except OSError:  # a foreign file that we may not read, a pipe, a link
-        return False
+    except OSError as error:
+        raise_if_refused(path, error)
+        return False  # a pipe, a link
 
 
 def shown(name: str) -> str:

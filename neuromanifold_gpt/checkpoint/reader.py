@@ -24,12 +24,13 @@ from neuromanifold_gpt.checkpoint.digest import open_file_digest
 from neuromanifold_gpt.checkpoint.errors import (
     CheckpointNotFoundError,
     DamagedCheckpointError,
+    IncompleteCheckpointError,
     MismatchedPairError,
     UntrustedPickleError,
 )
 from neuromanifold_gpt.checkpoint.manifest import shown
 from neuromanifold_gpt.checkpoint.records import read_records
-from neuromanifold_gpt.checkpoint.storage import open_regular, read_errors
+from neuromanifold_gpt.checkpoint.storage import is_refusal, open_regular, raise_if_refused, read_errors
 from neuromanifold_gpt.checkpoint.writer import STAMP_KEY
 
 _SHOWN_TENSORS = 5
@@ -155,6 +156,7 @@ def load_errors(path: Path) -> Iterator[None]:
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:
+        raise_if_refused(path, error)
         raise DamagedCheckpointError(
             f"{path}: torch.load cannot read it: {type(error).__name__}: {str(error).strip().splitlines()[:1]}. Use "
             "another checkpoint."
@@ -227,7 +229,12 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         except FileNotFoundError:
             raise CheckpointNotFoundError(f"{path}: there is no such file.") from None
         with file:
-            yield file
+            try:
+                yield file
+            except EOFError as error:
+                raise IncompleteCheckpointError(
+                    f"{path}: {error}: it was cut off while it was read. Load again."
+                ) from error
 
 
 def _verify_file(checkpoint: Checkpoint, role: str, file: BinaryIO) -> None:
@@ -261,8 +268,8 @@ def is_data_file(path: Path) -> bool:
     """Whether a file says that it is part of a separated checkpoint."""
     try:
         open_regular(path).close()
-    except OSError:
-        return False
+    except OSError as error:
+        return is_refusal(error)
     return isinstance(_stamp_of(path), dict)
 
 

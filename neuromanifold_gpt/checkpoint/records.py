@@ -68,6 +68,6 @@ def _read_completely(descriptor: int, offset: int, chunk: memoryview) -> tuple[i
     while rest:
         count = os.preadv(descriptor, [rest], offset + len(chunk) - len(rest))
         if not count:
-            raise OSError(f"the file ends at byte {offset + len(chunk) - len(rest)}")
+            raise EOFError(f"the file ends at byte {offset + len(chunk) - len(rest)}")
         rest = rest[count:]
     return offset, chunk

@@ -62,6 +62,15 @@ def open_regular(path: Path, *, follow_links: bool = False) -> BinaryIO:
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
+# Something else lies there, or nothing; or what was read makes no sense, of which Python itself raises OSErrors.
+_NO_REFUSAL = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP}
+
+
+def is_refusal(error: OSError) -> bool:
+    """Whether the system could not or would not read a file, which may be intact."""
+    return error.errno not in _NO_REFUSAL
+
+
 @contextlib.contextmanager
 def read_errors(path: Path) -> Iterator[None]:
     """Turn an ``OSError`` of a reader, a bad block or a network mount that is gone, into one that names the file.
@@ -72,10 +81,24 @@ def read_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UnreadableFileError(
-            f"{error.filename or path}: the system refused to read it: {error.strerror or error}. It may be intact: "
-            "try again when this is repaired, or use another checkpoint."
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def raise_if_refused(path: Path, error: Exception) -> None:
+    """Tell a refusal of the system from what reading nonsense gives.
+
+    Raises:
+        UnreadableFileError: see :func:`read_errors`.
+    """
+    if isinstance(error, OSError) and is_refusal(error):
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> UnreadableFileError:
+    return UnreadableFileError(
+        f"{error.filename or path}: the system refused to read it: {error.strerror or error}. It may be intact: "
+        "try again when this is repaired, or use another checkpoint."
+    )
 
 
 def make_directory(path: Path) -> None:

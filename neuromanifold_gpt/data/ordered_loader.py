@@ -49,18 +49,16 @@ class OrderedLoader(PositionedLoader):
         self._values_in_workers: dict[str, Any] | None = None
         self._has_said = False
         collate: Callable[[Any], Any] = SeededCollate(collate_fn) if seed_samples else collate_fn
-        if num_workers:
-            collate = WatchedCollate(collate, dataset, collate_fn)
         super().__init__(
             self._samples,
             batch_sampler=_KeysFromPosition(order, self._position),
             num_workers=num_workers,
-            collate_fn=collate,
+            collate_fn=WatchedCollate(collate, dataset, collate_fn),
             **options,
         )
         self.show(dataset=dataset, batch_size=batch_size, drop_last=order.drop_last)
 
-    def state_dict(self) -> dict[str, Any]:
+    def position(self) -> dict[str, Any]:
         """The position, and what dataset and ``collate_fn`` have changed in themselves since the loader was made.
 
         Workers have copies of them: what changes there is lost, and what changes here reaches the next workers.
@@ -70,7 +68,7 @@ class OrderedLoader(PositionedLoader):
             values = self._values_in_workers
         else:
             values = self._owned.changed_values()
-        return {**super().state_dict(), **({"values": values} if values else {})}
+        return {**super().position(), **({"values": values} if values else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See :meth:`PositionedLoader.load_state_dict`."""
@@ -83,12 +81,10 @@ class OrderedLoader(PositionedLoader):
             self._values_in_workers = self._owned.changed_values()  # those that the iterator starts
         ahead = cast(_KeysFromPosition, self.batch_sampler).begin()
         for batch in self._iterator_over(dataset=self._samples):
-            if self.num_workers:
-                batch, changed_in_worker = batch
-                if changed_in_worker and not self._has_said:
-                    warn_of_values_in_workers(changed_in_worker)
-                    self._has_said = True
-            yield batch, ahead.popleft()
+            if batch.changed and not self._has_said:
+                warn_of_values_in_workers(batch.changed)
+                self._has_said = True
+            yield batch.batch, ahead.popleft()
 
     def batches_of_sample_ids(self) -> Iterator[list[Any]]:
         """Sample ids of this rank's batches, from the current position to the end of the epoch."""

@@ -152,8 +152,14 @@ class Position:
             self._pass_is_open = False
 
     def leave_pass(self) -> None:
-        """Let the next pass begin the epoch again, if it is not another epoch."""
+        """Let the next pass begin the epoch again, if it is not another epoch; also after a resume from here."""
+        if self._is_begun and not (self._is_loaded or self._pass_is_open or self.is_at_end):
+            self.progress = self.order.begin_again(self.progress)
         self._continue_pass = self._is_saved_in_pass = False
+
+    def note_save(self) -> None:
+        """A resume may continue from here."""
+        self._is_saved_in_pass = True
 
     def _warn(self, what: str) -> None:
         warnings.warn(
@@ -164,7 +170,6 @@ class Position:
 
     def state_dict(self) -> dict[str, Any]:
         """The position; at the end of an epoch, the beginning of the next one."""
-        self._is_saved_in_pass = True
         if self.is_at_end:
             return {"epoch": self.epoch + 1, **self.order.beginning(), **self.order.description()}
         return {"epoch": self.epoch, **self.progress, **self.order.description()}

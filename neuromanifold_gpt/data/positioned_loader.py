@@ -104,6 +104,11 @@ class PositionedLoader(DataLoader[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """The position behind the last batch that was handed out."""
+        self._position.note_save()
+        return self.position()
+
+    def position(self) -> dict[str, Any]:
+        """:meth:`state_dict` of a loader whose passes somebody else begins and ends."""
         return self._position.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
+from torch.utils.data import get_worker_info
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.state.module_values import ModuleValues
@@ -15,8 +16,15 @@ from neuromanifold_gpt.state.owned_state import OwnedState
 _WATCHED_BATCHES = 4  # of each worker: what counts samples or batches has changed by then
 
 
+class WatchedBatch(NamedTuple):
+    """A batch, and the names of values that its worker has changed; ``DataLoader`` pins the memory of both."""
+
+    batch: Any
+    changed: list[str]
+
+
 class WatchedCollate:
-    """``collate``, which hands the names of values that change in this worker to the main process with the batch.
+    """``collate``, which tells the main process what changes in this worker.
 
     Args:
         collate: what to do.
@@ -33,18 +41,20 @@ class WatchedCollate:
         self._changes: list[Callable[[], Iterable[str]]] = []
         self._batches = 0
 
-    def __call__(self, samples: Any) -> tuple[Any, list[str]]:
-        """The batch, and the names."""
+    def __call__(self, samples: Any) -> WatchedBatch:
+        """Collate, and look in a worker's first batches."""
+        if get_worker_info() is None:
+            return WatchedBatch(self._collate(samples), [])
         if self._batches == 0:  # behind the first reading, at which files are opened and the like
             self._changes = [OwnedState(self._roots).changed_values]
             if self._module is not None:
                 values = ModuleValues(self._module)
-                self._changes.append(lambda: [f"module{name}" for name in values.changed()["integers"]])
+                self._changes.append(lambda: [f"module.{name.lstrip('.')}" for name in values.changed()["integers"]])
         batch = self._collate(samples)
         self._batches += 1
         if self._batches > _WATCHED_BATCHES:
-            return batch, []
-        return batch, sorted(name for changes in self._changes for name in changes())
+            return WatchedBatch(batch, [])
+        return WatchedBatch(batch, sorted(name for changes in self._changes for name in changes()))
 
 
 def warn_of_values_in_workers(names: list[str]) -> None:

@@ -34,11 +34,10 @@ from neuromanifold_gpt.lightning_io.other_callbacks import (
 from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker
 from neuromanifold_gpt.lightning_io.state_loading import load_doubles, load_optimizer_states, own_names_hook
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
+from neuromanifold_gpt.state.gradients import capture_gradients, restore_gradients
 from neuromanifold_gpt.state.modules import (
-    gradients,
     module_modes,
     parameter_names,
-    restore_gradients,
     restore_modes,
     warn_if_rounded,
     warn_of_other_modes,
@@ -184,7 +183,7 @@ class ExactResume(Callback):
                 "data": loop.data,
                 "validation": loop.validation,
                 "epoch_metrics": loop.epoch_metrics,
-                "gradients": gradients(pl_module) if loop.open_window else {},
+                "gradients": capture_gradients(pl_module, all_of_them=True) if loop.open_window else {},
             }
         )
         checkpoint[RESUME_KEY] = {
@@ -261,7 +260,8 @@ class ExactResume(Callback):
             self._data.go_on_in_epoch(own_state(loaded["data"]))
         else:
             self._data.go_on_between_epochs(own_state(loaded["data"]))
-        restore_gradients(trainer.lightning_module, own_state(loaded["gradients"]))
+        if own_state(loaded["gradients"]):
+            restore_gradients(trainer.lightning_module, own_state(loaded["gradients"]))
         trainer._logger_connector._callback_metrics.update(loaded["callback_metrics"])
         if "environment" in loaded:  # a unified file has none
             here = current_environment(trainer.strategy.root_device.type, trainer.world_size)

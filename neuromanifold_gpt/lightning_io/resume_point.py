@@ -24,7 +24,7 @@ from neuromanifold_gpt.lightning_io.data_position import DataPosition
 from neuromanifold_gpt.lightning_io.epoch_metrics import capture_epoch_metrics, metrics_of
 from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
-from neuromanifold_gpt.state.module_values import Fractions, ModuleValues
+from neuromanifold_gpt.state.module_values import ModuleValues, Unsaved
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, own_state
 
@@ -77,7 +77,7 @@ class ResumePointTracker:
         self._metrics: dict[str, Metric] = {}
         self._module_owned: OwnedState | None = None
         self._module_values: ModuleValues | None = None
-        self._fractions: Fractions | None = None
+        self._unsaved: Unsaved | None = None
         self._before_validation: tuple[dict[str, Any], ...] = ({}, {}, {})
         self._validated = False
 
@@ -86,7 +86,7 @@ class ResumePointTracker:
         self._metrics = metrics_of(module)
         self._module_owned = OwnedState.of_module(module, ignored=(module.trainer,))
         self._module_values = ModuleValues(module)
-        self._fractions = Fractions(self._module_values.fractions())
+        self._unsaved = Unsaved(self._module_values.numbers())
 
     def reached(self, trainer: Trainer, point: str) -> None:
         """The state is whole now."""
@@ -183,9 +183,11 @@ class ResumePointTracker:
 
     def warn_of_what_is_left_out(self, module: LightningModule) -> None:
         """Say which numbers of the module no checkpoint has, if it has no hook of its own that may save them."""
-        if self._module_values is None or self._fractions is None or is_overridden("on_save_checkpoint", module):
+        if self._module_values is None or self._unsaved is None or is_overridden("on_save_checkpoint", module):
             return
-        self._fractions.warn_if_changed(self._module_values.fractions())
+        self._unsaved.warn_if_changed(
+            {path: value for path, value in self._module_values.numbers().items() if type(value) is float}
+        )
 
     def _of_module(self) -> dict[str, Any]:
         if self._module_owned is None or self._module_values is None:

@@ -50,7 +50,10 @@ class ValidationPosition:
             return {}
         if self._moved is None:
             self._moved = {
-                "positions": list(map(_position, self._followed.flattened)),
+                "positions": [
+                    loader.position() if isinstance(loader, PositionedLoader) else None
+                    for loader in self._followed.flattened
+                ],
                 "samplers": {
                     name: {"generators": owned.generator_states(), "values": owned.changed_values()}
                     for name, owned in self._samplers.items()
@@ -98,11 +101,3 @@ class ValidationPosition:
             if not isinstance(loader, _Stateful):
                 for name, owned in owned_by_loader(number, loader).items():
                     (self._samplers if name.endswith(".sampler") else self._data)[name] = owned
-
-
-def _position(loader: Any) -> dict[str, Any] | None:
-    if not isinstance(loader, PositionedLoader):
-        return None
-    position = loader.state_dict()
-    loader.leave_pass()  # each validation begins anew, however many batches the one before took
-    return position

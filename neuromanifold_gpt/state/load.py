@@ -87,7 +87,6 @@ def _load_separated(checkpoint: Checkpoint, load_optimizer: bool, verify: bool, 
         loaded.loader_states = own_state(content.get("data") or [[]])
         loaded.model_generators = content.get("model_generators", [])
         loaded.modes = content.get("modes", {})
-        loaded.module_values = content.get("module_values", {})
         loaded.gradients = content.get("gradients", [])
         loaded.stateful_states = content.get("stateful", {})
     return loaded

@@ -18,11 +18,10 @@ from neuromanifold_gpt.checkpoint.errors import (
     MissingOptimizerError,
     StateMismatchError,
 )
-from neuromanifold_gpt.state.module_values import restore_module_values
+from neuromanifold_gpt.state.gradients import restore_gradients
 from neuromanifold_gpt.state.modules import (
     load_module_state,
     parameter_names,
-    restore_gradients,
     restore_modes,
     unwrap,
     warn_if_rounded,
@@ -56,9 +55,8 @@ class LoadedCheckpoint:
         rng_states: random number generators of each rank; empty where the file has none.
         loader_states: position in the data of each loader, on this rank.
         model_generators: states of random number generators that the model owns, of each rank.
-        module_values: what modules keep beside their state dicts, see ``state/module_values.py``.
         modes: names of the frozen parameters, and of the modules in evaluation mode.
-        gradients: of each rank, by parameter name: those that no optimizer had used.
+        gradients: of each rank, see :func:`capture_gradients`.
         stateful_states: further objects by name.
         checkpoint: the files it came from; ``None`` for a unified checkpoint.
     """
@@ -75,7 +73,6 @@ class LoadedCheckpoint:
     loader_states: list[dict[str, Any]] = field(default_factory=list)
     model_generators: list[dict[str, Any]] = field(default_factory=list)
     modes: dict[str, list[str]] = field(default_factory=dict)
-    module_values: dict[str, Any] = field(default_factory=dict)
     gradients: list[dict[str, Any]] = field(default_factory=list)
     stateful_states: dict[str, Any] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
@@ -107,7 +104,7 @@ class LoadedCheckpoint:
         Warns:
             EnvironmentChangedWarning: torch, threads, device or determinism settings differ from the save.
             InexactResumeWarning: weights are rounded, since the model holds them in a narrower type; an optimizer was
-                built with other settings; parameters were frozen otherwise; modules kept other numbers; schedulers,
+                built with other settings; parameters were frozen otherwise; schedulers,
                 loaders or others were saved and are not given.
         """
         optimizers, schedulers = as_list(optimizers), as_list(schedulers)
@@ -138,12 +135,11 @@ class LoadedCheckpoint:
                 warn_if_rounded(model, self.model_state)
             if self.modes:
                 warn_of_other_modes(restore_modes(model, self.modes))
-            if self.module_values and strict:
-                restore_module_values(model, self.module_values)
             if self.model_generators:
                 OwnedState.of_module(unwrap(model)).restore_generators(own_state(self.model_generators))
-            if self.gradients:
-                restore_gradients(model, own_state(self.gradients))
+            gradients: dict[str, Any] = own_state(self.gradients) if self.gradients else {}
+            if gradients:
+                restore_gradients(model, gradients, optimizers)
         for optimizer, state in zip(optimizers, matched, strict=True):
             load_matched_state(optimizer, state)
         targets = [*schedulers, *loaders, *(stateful or {}).values()]

@@ -5,8 +5,8 @@ next as a buffer does. Attributes that never change are configuration, and are t
 plain attributes are mostly intermediate results, and numbers with a fraction mostly losses and measured times, which no
 two runs share: both stay out, and numbers that change are said, once.
 
-A plain loop shows its modules when it saves and when it restores, too late to see what changes: there, all are stored,
-and a restore says which of them were built as something else.
+A plain loop shows its modules when it saves: too late to tell what has changed. There nothing is stored, and what
+changes from one save to the next is said.
 """
 
 from __future__ import annotations
@@ -17,17 +17,13 @@ from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.modules import listed, unwrap
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_LARGE_BYTES = 64 << 10  # a buffer that is not persistent and larger is taken for a table, of positions say
-_CALLED_AFTER_TIMES = re.compile(
-    r"(^|_)(t\d*|time|times|tic|toc|start|started|begin|began|end|ended|elapsed|duration|sec|secs|seconds|ms|clock)(_|$)"
-)
+_CALLED_AFTER_TIMES = re.compile(r"(^|_)(time|times|tic|toc|elapsed|duration|sec|secs|seconds|ms|clock)$|^t\d*$")
 _OTHERS_KEEP_TRACK = ("torch.", "torchmetrics.")  # of layers whose state is in the state dict, and of metrics
 
 
@@ -55,11 +51,6 @@ class ModuleValues:
             "buffers": {path: buffer.detach().clone() for path, buffer in buffers.items() if path in self._changed},
         }
 
-    def current(self) -> dict[str, Any]:
-        """All but large buffers, changed or not, in the form of :meth:`changed`. The tensors are the live ones."""
-        small = [(path, buffer) for path, buffer in self._buffers() if buffer.nbytes <= _LARGE_BYTES]
-        return {"integers": dict(sorted(self._integers())), "buffers": dict(sorted(small, key=lambda item: item[0]))}
-
     def restore(self, saved: dict[str, Any]) -> None:
         """Put back :meth:`changed`; what is no longer there is passed over."""
         self._changed.update(saved["integers"], saved["buffers"])
@@ -76,15 +67,19 @@ class ModuleValues:
             elif path in live:
                 owners[owner]._buffers[name] = value.to(live[path].device, copy=True)
 
-    def fractions(self) -> dict[str, float]:
-        """Numbers with a fraction, by path, but those that are called after times or that a part may save itself."""
+    def numbers(self) -> dict[str, float]:
+        """All numbers by path, but those that are called after times, or that a part may save itself."""
         return {
             f"{owner}.{name}": value
             for owner, part in self._parts
             if type(part).get_extra_state is nn.Module.get_extra_state
             for name, value in vars(part).items()
-            if type(value) is float and not _CALLED_AFTER_TIMES.search(name)
+            if type(value) in (int, float) and name not in _OF_EVERY_MODULE and not _CALLED_AFTER_TIMES.search(name)
         }
+
+    def versions(self) -> dict[str, Any]:
+        """What shows that a number or a buffer has changed."""
+        return {**self.numbers(), **{path: (id(buffer), buffer._version) for path, buffer in self._buffers()}}
 
     def _integers(self) -> Iterator[tuple[str, int]]:
         for owner, part in self._parts:
@@ -100,77 +95,45 @@ class ModuleValues:
                     yield f"{owner}.{name}", buffer
 
 
-class Fractions:
-    """Numbers that no checkpoint has, as they were when this was made; it does not hold the module."""
+class Unsaved:
+    """Values that no checkpoint has, as they were when this was made; it does not hold the module."""
 
-    def __init__(self, before: dict[str, float]) -> None:
+    def __init__(self, before: dict[str, Any]) -> None:
         self._before = before
         self._said: set[str] = set()
 
-    def warn_if_changed(self, now: dict[str, float]) -> None:
+    def warn_if_changed(self, now: dict[str, Any]) -> None:
         """Say which have changed.
 
         Warns:
             InexactResumeWarning: names those that it did not name before.
         """
-        new = {path for path, value in now.items() if self._before.get(path, value) != value} - self._said
+        changed = {path for path, value in now.items() if repr(self._before.get(path, value)) != repr(value)}
+        new = changed - self._said
         if new:
             warnings.warn(
-                "numbers in plain attributes of modules change while they train, and no checkpoint has them: "
+                "modules change values while they train that no checkpoint has: "
                 f"{listed(sorted(path.lstrip('.') for path in new))}. If training depends on them, register them as "
-                "buffers.",
+                "persistent buffers.",
                 InexactResumeWarning,
                 stacklevel=3,
             )
         self._said |= new
 
 
-_fractions: WeakKeyDictionary[nn.Module, Fractions] = WeakKeyDictionary()  # of plain loops, from their first save on
+_unsaved: WeakKeyDictionary[nn.Module, Unsaved] = WeakKeyDictionary()  # of plain loops, from their first save on
 
 
-def module_values(module: nn.Module) -> dict[str, Any]:
-    """What a restore may have to put back, see :meth:`ModuleValues.current`.
+def warn_of_values_left_out(module: nn.Module) -> None:
+    """For plain loops, at each save.
 
     Warns:
-        InexactResumeWarning: numbers with a fraction have changed since the first call for this module.
+        InexactResumeWarning: numbers, or buffers that are not persistent, have changed since the first call for this
+            module.
     """
     module = unwrap(module)
-    values = ModuleValues(module)
-    now = values.fractions()
-    _fractions.setdefault(module, Fractions(now)).warn_if_changed(now)
-    return values.current()
-
-
-def restore_module_values(module: nn.Module, saved: dict[str, Any]) -> None:
-    """Put back :func:`module_values`; what is no longer there is passed over.
-
-    Warns:
-        InexactResumeWarning: lists those that the module was built with otherwise, since a setting may be among them.
-    """
-    values = ModuleValues(unwrap(module))
-    live = values.current()
-    integers = {path: value for path, value in saved["integers"].items() if live["integers"].get(path) != value}
-    buffers = {
-        path: value
-        for path, value in saved["buffers"].items()
-        if path in live["buffers"] and not _same(live["buffers"][path], value)
-    }
-    values.restore({"integers": integers, "buffers": buffers})
-    now = {path: value for path, value in values.current()["integers"].items() if path in integers}
-    said = [f"{path.lstrip('.')} is {now[path]}, was {live['integers'].get(path)}" for path in now]
-    said += [path.lstrip(".") for path in buffers]
-    if said:
-        warnings.warn(
-            f"what modules keep in plain integers and in buffers that are not persistent is that of the checkpoint: "
-            f"{listed(said)}. So counters go on; in persistent buffers they do without this word. If a setting that "
-            "you have changed is among them, set it again after restoring.",
-            InexactResumeWarning,
-            stacklevel=3,
-        )
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
+    now = ModuleValues(module).versions()
+    _unsaved.setdefault(module, Unsaved(now)).warn_if_changed(now)
 
 
 def _may_count(part: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -153,27 +153,6 @@ def restore_modes(module: nn.Module, modes: Mapping[str, list[str]]) -> list[str
         if _module_name(name) in evaluating:
             child.training = False
     return changed
-
-
-def gradients(module: nn.Module, *, left_out: Collection[int] = ()) -> dict[str, Tensor]:
-    """The gradient of each parameter that has one, under its clean name. The tensors are the live ones.
-
-    ``left_out`` are the ids of parameters whose gradients are not wanted.
-    """
-    return {
-        clean_name(name): parameter.grad
-        for name, parameter in unwrap(module).named_parameters()
-        if parameter.grad is not None and id(parameter) not in left_out
-    }
-
-
-def restore_gradients(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Put back :func:`gradients`; the other parameters have none then, as in a new process."""
-    for parameter in unwrap(module).parameters():
-        parameter.grad = None
-    for name, parameter in unwrap(module).named_parameters(remove_duplicate=False):
-        if clean_name(name) in saved:
-            parameter.grad = saved[clean_name(name)].to(parameter.device, copy=True)
 
 
 def warn_of_other_modes(changed: list[str]) -> None:

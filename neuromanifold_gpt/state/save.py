@@ -24,12 +24,12 @@ from neuromanifold_gpt.checkpoint.writer import (
     stage_checkpoint,
     write_checkpoint,
 )
-from neuromanifold_gpt.state.module_values import module_values
+from neuromanifold_gpt.state.gradients import capture_gradients
+from neuromanifold_gpt.state.module_values import warn_of_values_left_out
 from neuromanifold_gpt.state.modules import module_modes, module_state, parameter_names, unwrap
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks
-from neuromanifold_gpt.state.unused_gradients import unused_gradients
 
 T = TypeVar("T")
 # The layout of the model file is that of Lightning 2 weights; Lightning migrates nothing from this version on.
@@ -61,13 +61,14 @@ def save_checkpoint(
     config: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
     save_model_only: bool = False,
+    save_gradients: bool = False,
     name: str | None = None,
     retention: Retention | None = None,
 ) -> Checkpoint:
     """Save everything that training needs to continue exactly. On return it survives a power loss.
 
     Call it between two steps, or in the middle of an accumulation window: gradients that no optimizer has used yet are
-    stored too, see :func:`unused_gradients`. With ``torch.distributed`` it is collective: every rank calls it, rank 0
+    stored too, see :func:`capture_gradients`. With ``torch.distributed`` it is collective: every rank calls it, rank 0
     writes.
 
     Args:
@@ -83,6 +84,7 @@ def save_checkpoint(
             belong here: they would make the bytes of equal runs differ.
         metrics: numbers that describe the state, stored in the manifest.
         save_model_only: write no optimizer file.
+        save_gradients: store gradients too that an optimizer has used: for a loop that goes on adding to them.
         name: instead of ``checkpoint-step000050``.
         retention: which older checkpoints stay, once this one is durable. It is about those that have no ``name``.
 
@@ -96,12 +98,15 @@ def save_checkpoint(
         ValueError: ``step`` or ``epoch`` is negative.
         TypeError: one of ``loaders`` has no position to save.
     """
+    warn_of_values_left_out(model)
     step, epoch = _count("step", step), None if epoch is None else _count("epoch", epoch)
     of_this_rank = {
         "rng": capture_rng_state(),
         "model_generators": OwnedState.of_module(unwrap(model)).generator_states(),
         "data": [loader.state_dict() for loader in as_stateful("loaders", loaders)],
-        "gradients": {} if save_model_only else unused_gradients(model, as_list(optimizers)),
+        "gradients": {}
+        if save_model_only
+        else capture_gradients(model, as_list(optimizers), all_of_them=save_gradients),
     }
     rank_states = gather_across_ranks(of_this_rank)
     names = parameter_names(model)
@@ -122,7 +127,6 @@ def save_checkpoint(
         "model_generators": [state["model_generators"] for state in rank_states],
         "data": [state["data"] for state in rank_states],
         "modes": module_modes(model),
-        "module_values": module_values(model),
         "gradients": [state["gradients"] for state in rank_states],
         "stateful": {key: value.state_dict() for key, value in sorted((stateful or {}).items())},
     }

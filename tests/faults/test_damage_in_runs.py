@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from neuromanifold_gpt import CheckpointError, SeparatedCheckpoint, list_checkpoints
-from neuromanifold_gpt.checkpoint.errors import DamagedCheckpointWarning
+from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError, DamagedCheckpointWarning
 from neuromanifold_gpt.checkpoint.naming import step_name
 
 from ..lightning_io.toy import fit
@@ -36,6 +36,9 @@ def some_of_each(specimen: Specimen, count: int) -> list[Mutation]:
     return found
 
 
+IN_THE_WAY = "a directory in the place of it"
+
+
 @pytest.fixture(scope="module")
 def lightning_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run of 12 steps, and its first 9."""
@@ -43,6 +46,19 @@ def lightning_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
     fit(SeparatedCheckpoint(root / "12", every_n_train_steps=3, save_top_k=-1), max_steps=12)
     shutil.copytree(root / "12", root / "9", ignore=shutil.ignore_patterns("*step000012*"))
     return root / "12", root / "9"
+
+
+def saver_in(directory: Path) -> SeparatedCheckpoint:
+    return SeparatedCheckpoint(directory, every_n_train_steps=3, save_top_k=-1)
+
+
+def fit_to_the_end(specimen: Specimen, mutation: Mutation) -> None:
+    """A directory in the place of a file is not ours to remove: saving that step again is refused until it is gone."""
+    if mutation.what == IN_THE_WAY:
+        with pytest.raises(CheckpointWriteError, match="move it away"):
+            fit(saver_in(specimen.directory), ckpt_path="last", max_steps=12)
+        specimen.paths[mutation.role].rmdir()
+    fit(saver_in(specimen.directory), ckpt_path="last", max_steps=12)
 
 
 @in_parts(12)
@@ -57,11 +73,10 @@ def test_lightning_continues_from_the_one_before(
         with tally.trial("damage before a Lightning run", mutation):
             copied(begun, specimen.directory)
             mutation.change(specimen.paths[mutation.role])
-            saver = SeparatedCheckpoint(specimen.directory, every_n_train_steps=3, save_top_k=-1)
             with pytest.raises(CheckpointError):
-                fit(saver, ckpt_path=specimen.paths[MODEL], max_steps=12)
+                fit(saver_in(specimen.directory), ckpt_path=specimen.paths[MODEL], max_steps=12)
             with pytest.warns(DamagedCheckpointWarning) as warned:
-                fit(saver, ckpt_path="last", max_steps=12)
+                fit_to_the_end(specimen, mutation)
             lines = {str(w.message) for w in warned if w.category is DamagedCheckpointWarning}
             require(len(lines) == 1, f"says {lines}")
             require(specimen.paths[mutation.role].name in lines.pop(), "does not name the file")
@@ -85,7 +100,12 @@ def test_train_py_continues_from_the_one_before(part: Part, train_py_run: Path, 
             copied(train_py_run, specimen.directory)
             mutation.change(specimen.paths[mutation.role])
             result = train_py(specimen.directory, max_iters=30, eval_interval=0)
-            require(result.returncode == 0, result.stderr)
+            if mutation.what == IN_THE_WAY:
+                require(result.returncode == 1 and "move it away" in result.stderr, result.stderr)
+                specimen.paths[mutation.role].rmdir()
+                require(train_py(specimen.directory, max_iters=30, eval_interval=0).returncode == 0, "does not go on")
+            else:
+                require(result.returncode == 0, result.stderr)
             lines = [line for line in result.stderr.splitlines() if f"passing over {step_name(30)}" in line]
             require(len(lines) == 1 and specimen.paths[mutation.role].name in lines[0], result.stderr)
             require("Resuming from step 20" in result.stdout, result.stdout)

@@ -130,6 +130,6 @@ CELLS: list[Cell] = [
         _GROUP,
         "a module counts by itself",
         network="counts by itself",
-        expected=warns("InexactResumeWarning", "plain integers", keeps=("all",)),
+        expected=warns("InexactResumeWarning", "calls"),
     ),
 ]

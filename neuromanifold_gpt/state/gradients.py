@@ -1,0 +1,120 @@
+"""Gradients, which a save in the middle of an accumulation window must not lose.
+
+After a step, gradients mostly stay until the loop zeroes them; storing them would cost half of what the moments of Adam
+cost. So a hook on every optimizer, there from the import of this module, marks each gradient that a step has used, with
+its version: one that is added to later has another version, and one that takes its place has no mark. Of used
+gradients only the names are stored: the next thing that a loop does to them is to zero them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.foreign import clean_name
+from neuromanifold_gpt.state.modules import listed, unwrap
+
+_MARK = "_version_at_step"
+
+
+def capture_gradients(
+    module: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = (), *, all_of_them: bool = False
+) -> dict[str, Any]:
+    """The gradients of a model and of what else its optimizers have, by clean name. The tensors are the live ones.
+
+    Args:
+        module: the model.
+        optimizers: their parameters that are not the model's are named by their place.
+        all_of_them: a loop that goes on adding to gradients after it has used them needs them all.
+
+    Returns:
+        ``{"unused": {name: gradient}, "used": [name]}``. Where a step could not be marked, inside ``torch.compile`` or
+        before this module was imported, gradients count as unused.
+
+    Warns:
+        InexactResumeWarning: there are unused sparse gradients, which cannot be stored.
+    """
+    unused: dict[str, Tensor] = {}
+    used: list[str] = []
+    sparse: list[str] = []
+    for name, parameter in _parameters(module, optimizers):
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if _is_used(gradient) and not all_of_them:
+            used.append(name)
+        elif gradient.layout is torch.strided:
+            unused[name] = gradient
+        else:
+            sparse.append(name)
+    if sparse:
+        warnings.warn(
+            f"sparse gradients that no optimizer has used are not stored, so a resume from this save loses them: "
+            f"{listed(sparse)}. Save behind the step, or zero them before the save.",
+            InexactResumeWarning,
+            stacklevel=3,
+        )
+    return {"unused": unused, "used": used}
+
+
+def restore_gradients(
+    module: nn.Module, saved: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer] = ()
+) -> None:
+    """Put back what :func:`capture_gradients` found: unused gradients, zeros for used ones, none for the others."""
+    used = set(saved["used"])
+    for name, parameter in _parameters(module, optimizers):
+        parameter.grad = None
+        if name in saved["unused"]:
+            parameter.grad = saved["unused"][name].to(parameter.device, parameter.dtype, copy=True)
+        elif name in used:
+            parameter.grad = torch.zeros_like(parameter)
+            _mark(parameter.grad)
+
+
+def _parameters(
+    module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> Iterator[tuple[str, nn.Parameter | Tensor]]:
+    """Each once. Of the names of a tied one the first in the alphabet, whatever the order of modules."""
+    seen: set[int] = set()
+    for name, parameter in sorted(unwrap(module).named_parameters(remove_duplicate=False), key=_clean):
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            yield clean_name(name), parameter
+    for number, optimizer in enumerate(optimizers):
+        for g, group in enumerate(optimizer.param_groups):
+            for i, parameter in enumerate(group["params"]):
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield f"optimizer.{number}.{g}.{i}", parameter
+
+
+def _clean(item: tuple[str, nn.Parameter]) -> str:
+    return clean_name(item[0])
+
+
+def _is_used(gradient: Tensor) -> bool:
+    return not gradient.is_inference() and getattr(gradient, _MARK, None) == gradient._version
+
+
+def _mark(gradient: Tensor) -> None:
+    if not gradient.is_inference():
+        setattr(gradient, _MARK, gradient._version)
+
+
+def _mark_used(optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[Any, Any]) -> None:
+    """Some 0.3 µs a parameter."""
+    if torch.compiler.is_compiling():
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                _mark(parameter.grad)
+
+
+register_optimizer_step_post_hook(_mark_used)

@@ -1,0 +1,225 @@
+"""A save in the middle of an accumulation window stores the gradients, and one after a step does not."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+
+import pytest
+import torch
+from torch import nn, optim
+
+from neuromanifold_gpt import load_checkpoint, save_checkpoint
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.gradients import capture_gradients
+
+
+def make() -> tuple[nn.Module, optim.Optimizer]:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2))
+    return model, optim.AdamW(model.parameters(), lr=0.1)
+
+
+def backward(model: nn.Module, number: int, features: int = 4) -> None:
+    (model(torch.full((3, features), 0.5 + number)) ** 2).sum().backward()
+
+
+def unused_gradients(model: nn.Module, optimizers: list[optim.Optimizer]) -> dict[str, torch.Tensor]:
+    return capture_gradients(model, optimizers)["unused"]
+
+
+ALL = {"0.weight", "0.bias", "1.weight", "1.bias"}
+
+
+@pytest.mark.parametrize("windows", range(3))
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_what_was_added_since_the_last_step_is_unused(windows, set_to_none):
+    model, optimizer = make()
+    for window in range(windows):
+        optimizer.zero_grad(set_to_none)
+        backward(model, window)
+        optimizer.step()
+        assert unused_gradients(model, [optimizer]) == {}
+    optimizer.zero_grad(set_to_none)
+    for number in range(2):
+        backward(model, number)
+        assert set(unused_gradients(model, [optimizer])) == ALL
+
+
+def test_evaluation_after_the_step_changes_nothing():
+    model, optimizer = make()
+    backward(model, 0)
+    optimizer.step()
+    with torch.no_grad():
+        model(torch.ones(1, 4))
+    with torch.inference_mode():
+        model(torch.ones(1, 4))
+    assert unused_gradients(model, [optimizer]) == {}
+
+
+def test_several_optimizers_are_told_apart():
+    """Of a GAN, say: what the second update adds to the gradients of the first network."""
+    model, _ = make()
+    first, second = (optim.SGD(part.parameters(), lr=0.1) for part in model)
+    backward(model, 0)
+    first.step()
+    second.step()
+    assert unused_gradients(model, [first, second]) == {}
+    backward(model, 1)
+    second.step()
+    assert set(unused_gradients(model, [first, second])) == {"0.weight", "0.bias"}
+
+
+def test_parameters_of_no_optimizer_may_be_used_by_the_loop_itself():
+    model, _ = make()
+    optimizer = optim.SGD(model[1].parameters(), lr=0.1)
+    backward(model, 0)
+    optimizer.step()
+    assert set(unused_gradients(model, [optimizer])) == {"0.weight", "0.bias"}
+
+
+def test_a_closure_uses_what_it_computes():
+    model, _ = make()
+    optimizer = optim.LBFGS(model.parameters())
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        backward(model, 0)
+        return 0.0
+
+    optimizer.step(closure)
+    assert unused_gradients(model, [optimizer]) == {}
+
+
+def test_a_compiled_step_is_not_noted_and_so_too_many_are_given():
+    model, optimizer = make()
+    backward(model, 0)
+    torch.compile(optimizer.step, backend="eager")()
+    assert set(unused_gradients(model, [optimizer])) in (ALL, set())  # where torch breaks the graph, it is
+
+
+def test_graphs_and_threads_do_not_matter():
+    """Two graphs before one step; a gradient set by hand; one that another thread computes."""
+    model, optimizer = make()
+    losses = [model[0](torch.rand(3, 4)).sum() for _ in range(2)]
+    losses[0].backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    losses[1].backward()
+    assert set(unused_gradients(model, [optimizer])) == {"0.weight", "0.bias"}
+    optimizer.step()
+    assert unused_gradients(model, [optimizer]) == {}
+    model[0].bias.grad = torch.ones(5)
+    thread = threading.Thread(target=backward, args=(model[1:], 1), kwargs={"features": 5})
+    thread.start()
+    thread.join()
+    assert set(unused_gradients(model, [optimizer])) == {"0.bias", "1.weight", "1.bias"}
+
+
+def test_a_copy_of_a_model_has_used_what_the_model_has():
+    model, optimizer = make()
+    backward(model, 0)
+    optimizer.step()
+    assert capture_gradients(copy.deepcopy(model))["unused"] == {}
+
+
+def test_sparse_gradients_are_left_out_and_said(tmp_path):
+    model = nn.Embedding(4, 3, sparse=True)
+    optimizer = optim.SparseAdam(model.parameters())
+    model(torch.tensor([1, 2])).sum().backward()
+    with pytest.warns(InexactResumeWarning, match="sparse gradients .*: weight"):
+        save_checkpoint(tmp_path, step=1, model=model, optimizers=optimizer)
+    optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InexactResumeWarning)
+        save_checkpoint(tmp_path, step=2, model=model, optimizers=optimizer)
+
+
+def test_gradients_come_back_in_the_type_of_the_parameter(tmp_path):
+    model, optimizer = make()
+    backward(model, 0)
+    save_checkpoint(tmp_path, step=1, model=model, optimizers=optimizer)
+    other, other_optimizer = make()
+    other.to(torch.bfloat16)
+    with pytest.warns(InexactResumeWarning, match="rounded"):
+        load_checkpoint(tmp_path).restore(model=other, optimizers=other_optimizer)
+    assert other[0].weight.grad.dtype is torch.bfloat16
+
+
+def test_parameters_of_an_optimizer_that_are_not_the_model_s_have_gradients_too(tmp_path):
+    def parts() -> tuple[nn.Module, nn.Parameter, optim.Optimizer]:
+        model, _ = make()
+        extra = nn.Parameter(torch.ones(2))
+        return model, extra, optim.SGD([*model.parameters(), extra], lr=0.1)
+
+    model, extra, optimizer = parts()
+    (model(torch.ones(1, 4)) * extra).sum().backward()
+    save_checkpoint(tmp_path, step=1, model=model, optimizers=optimizer)
+    other, other_extra, other_optimizer = parts()
+    load_checkpoint(tmp_path).restore(model=other, optimizers=other_optimizer)
+    assert torch.equal(other_extra.grad, extra.grad)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("stop", range(1, 6))
+def test_half_of_the_parameters_at_a_time(stop, set_to_none, tmp_path):
+    """With zeros for gradients, Adam moves the half that is not used by its momentum; without gradients it does not."""
+
+    def train(model: nn.Module, optimizer: optim.Optimizer, steps: range) -> None:
+        for number in steps:
+            optimizer.zero_grad(set_to_none)
+            (model[number % 2](torch.ones(3, 4 + number % 2)) ** 2).sum().backward()
+            optimizer.step()
+
+    model, optimizer = make()
+    train(model, optimizer, range(stop))
+    save_checkpoint(tmp_path, step=stop, model=model, optimizers=optimizer)
+    other, other_optimizer = make()
+    load_checkpoint(tmp_path).restore(model=other, optimizers=other_optimizer)
+    train(model, optimizer, range(stop, 8))
+    train(other, other_optimizer, range(stop, 8))
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_a_loop_that_steps_and_does_not_zero_asks_for_all(tmp_path):
+    def train(model: nn.Module, optimizer: optim.Optimizer, steps: range) -> None:
+        for number in steps:
+            if number % 4 == 0:
+                optimizer.zero_grad()
+            backward(model, number)
+            optimizer.step()
+
+    model, optimizer = make()
+    train(model, optimizer, range(6))
+    save_checkpoint(tmp_path, step=6, model=model, optimizers=optimizer, save_gradients=True)
+    other, other_optimizer = make()
+    load_checkpoint(tmp_path).restore(model=other, optimizers=other_optimizer)
+    train(model, optimizer, range(6, 10))
+    train(other, other_optimizer, range(6, 10))
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("stop", range(1, 10))
+def test_a_loop_that_is_interrupted_anywhere_in_a_window_goes_on_exactly(stop, tmp_path):
+    def train(model: nn.Module, optimizer: optim.Optimizer, batches: range) -> None:
+        for number in batches:
+            if number % 4 == 0:
+                optimizer.zero_grad()
+            backward(model, number)
+            if number % 4 == 3:
+                optimizer.step()
+
+    model, optimizer = make()
+    train(model, optimizer, range(stop))
+    save_checkpoint(tmp_path, step=stop, model=model, optimizers=optimizer)
+    other, other_optimizer = make()
+    loaded = load_checkpoint(tmp_path)
+    assert bool(loaded.gradients[0]["unused"]) == (stop % 4 != 0)
+    loaded.restore(model=other, optimizers=other_optimizer)
+    again = save_checkpoint(tmp_path / "again", step=stop, model=other, optimizers=other_optimizer)
+    assert again.optimizer_path.read_bytes() == loaded.checkpoint.optimizer_path.read_bytes()
+    train(model, optimizer, range(stop, 12))
+    train(other, other_optimizer, range(stop, 12))
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
