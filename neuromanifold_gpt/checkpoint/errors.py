@@ -7,7 +7,7 @@
     ├── IncompleteCheckpointError     files without a manifest, or of another size than it names
     ├── DamagedCheckpointError        complete, but some byte is not the one that was written
     │   ├── MismatchedPairError       a model file of one save, an optimizer file of another
-    │   └── UnreadableFileError       the system refused to read the manifest, or to tell the size of a file
+    │   └── UnreadableFileError       the system refused to read a file or to list a directory
     ├── UnknownFormatError            readable, but not a checkpoint of any known form
     ├── UntrustedPickleError          reading it would run code
     ├── MissingOptimizerError         a model-only checkpoint was asked for optimizer state

@@ -122,7 +122,7 @@ class Position:
                 self._warn(
                     f"a pass over it was left after {self.order.consumed(self.progress)} samples or batches, and its "
                     "epoch begins again. To go on instead: loader.load_state_dict(loader.state_dict()). To begin again "
-                    "after a resume too, call loader.leave_pass() where the pass had been left"
+                    "after a resume too, call loader.leave_pass() before saving"
                 )
             self.progress = self.order.begin_again(self.progress)
         self._is_saved_in_pass = self._continue_pass and self._is_begun

@@ -94,7 +94,10 @@ class PositionedLoader(DataLoader[Any]):
         self._position.set_epoch(epoch)
 
     def leave_pass(self) -> None:
-        """Let the next pass begin the epoch again, also where a position was loaded: as if this pass had been left."""
+        """Let the next pass begin the epoch again, also where a position was loaded: as if this pass had been left.
+
+        Of a pass that has been left, a position that is saved after this is the epoch's beginning.
+        """
         self._position.leave_pass()
 
     @property

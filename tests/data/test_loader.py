@@ -269,6 +269,21 @@ class TestThePosition:
         with pytest.warns(DataOrderWarning, match="was left after 8"):
             take(loader, BATCHES)
 
+    @pytest.mark.parametrize(
+        "make", [make_loader, lambda: resumable(DataLoader(range(SIZE), BATCH, shuffle=True), seed=3)]
+    )
+    def test_of_a_pass_that_is_declared_left_is_the_beginning_of_the_epoch(self, make):
+        def ids(loader, count):
+            return [batch.tolist() for _, batch in zip(range(count), loader, strict=False)]
+
+        loader, other = make(), make()
+        ids(loader, 3)
+        loader.leave_pass()
+        other.load_state_dict(loader.state_dict())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DataOrderWarning)
+            assert ids(loader, 4) == ids(other, 4) == ids(make(), 4)
+
     @pytest.mark.parametrize("how", ["is over", "was told", "next epoch", "goes on", "at the beginning"])
     def test_needs_no_word_where_the_next_pass(self, how):
         loader = make_loader()
