@@ -41,7 +41,7 @@ suite: env strace browser
 # Faults come from the tracer and from records of what was written, so files may lie in memory, where fsync is fast.
 FAULTS_DIR ?= $(shell test -w /dev/shm && echo /dev/shm || echo /tmp)
 faults: env strace ## All kills, errors, power losses, damage and hostile files; the counts at the end; more than an hour
-	TMPDIR=$(FAULTS_DIR) $(RUN)pytest -q -n 2 -o tmp_path_retention_policy=failed tests/faults
+	TMPDIR=$(FAULTS_DIR) $(RUN)pytest -q -n 2 -o tmp_path_retention_policy=failed tests/faults tests/checkpoint/test_retention.py
 
 FUZZ_SEC ?= 300
 fuzz: env ## Coverage-guided fuzzing of manifests and unified files, FUZZ_SEC seconds each; atheris stays out of the environment
@@ -61,7 +61,7 @@ sixphase: env ## The six-phase test alone
 
 exactness: env ## Every cell of the exactness matrix in real processes, the negative controls, more of train.py; half an hour
 	$(RUN)pytest -q tests/exactness/test_negative_controls.py
-	$(RUN)pytest -q -m slow tests/training
+	$(RUN)pytest -q -m slow tests/training tests/state
 	$(RUN)python -m tests.exactness.matrix
 
 certify: $(EXAMPLES_VENV)/.complete browser ## The slow tests of certify, and what it says of the programs in examples/

@@ -67,6 +67,7 @@ def test_a_resume_without_a_bug_shows_no_difference(traces: Path):
     )
 
 
+@pytest.mark.slow
 def test_certify_looks_again_and_names_what_files_cannot_tell(programs: KnownPrograms):
     resume = [*TORCH, "--bug=data_skipped"]
     plan = Plan(at_steps=(13,))

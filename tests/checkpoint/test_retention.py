@@ -376,6 +376,7 @@ class TestBrokenOff:
                 assert names_in(directory) == files_of_checkpoints(directory)
         assert tried > 20
 
+    @pytest.mark.slow
     def test_in_every_state_that_a_power_loss_can_leave(self, prepared, tmp_path):
         chosen, states = random.Random(0), 0
         for at, directory in self.copies(prepared):
@@ -395,6 +396,7 @@ class TestBrokenOff:
         assert states > 60
 
     @pytest.mark.parametrize("for_good", [False, True])
+    @pytest.mark.slow
     def test_by_an_error_at_every_operation(self, for_good, prepared):
         for at, directory in self.copies(prepared):
             storage = FailingStorage(at, OSError(errno.EIO, "Input/output error"), for_good=for_good)

@@ -19,7 +19,6 @@ from ..checkpoint.small_saves import files_of_checkpoints, names_in
 from .ranks import TIMEOUT_SEC
 
 REPOSITORY = Path(__file__).parents[2]
-KINDS = ["plain", "lightning"]
 
 
 def train(directory: Path, **options: Any) -> list[tuple[int, str]]:
@@ -56,7 +55,7 @@ def train(directory: Path, **options: Any) -> list[tuple[int, str]]:
     return [(rank.returncode, output) for rank, output in zip(ranks, outputs, strict=True)]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["plain", pytest.param("lightning", marks=pytest.mark.slow)])
 def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     directory = tmp_path_factory.mktemp("undisturbed")
     for code, output in train(directory, kind=request.param):

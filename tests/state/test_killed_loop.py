@@ -14,6 +14,7 @@ from neuromanifold_gpt import latest_checkpoint, list_checkpoints, load_checkpoi
 
 STEPS, SAVE_EVERY, STOPPED_AT = 26, 3, 5
 
+pytestmark = pytest.mark.slow  # the matrix of tests/exactness kills loops in the suite
 LOOP = '''
 """What a user writes: dropout, augmentation in workers, a schedule, a scaler, an average of the weights."""
 

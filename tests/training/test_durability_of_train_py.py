@@ -124,7 +124,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", directory], check=True)
 
 
-@pytest.mark.parametrize("on_save_error", ["raise", "warn"])
+@pytest.mark.parametrize("on_save_error", [pytest.param("raise", marks=pytest.mark.slow), "warn"])
 def test_on_a_full_disk_the_older_checkpoint_stays_and_training_ends_or_goes_on_as_asked(
     on_save_error: str, small_disk: Path, undisturbed: Path
 ):
@@ -161,6 +161,7 @@ def test_on_a_disk_without_any_space_it_is_one_line(small_disk: Path):
     assert "No space left on device" in errors[0]
 
 
+@pytest.mark.slow
 def test_logs_that_cannot_be_written_do_not_end_a_run(small_disk: Path):
     """Room for the first logs; then for nothing, and then for all again, rows of metrics.csv included."""
     process = subprocess.Popen(

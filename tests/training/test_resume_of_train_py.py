@@ -85,6 +85,7 @@ def test_metrics_csv_has_each_step_once(uninterrupted: Path):
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_a_larger_max_iters_goes_on(uninterrupted: Path, tmp_path: Path):
     assert train(tmp_path, max_iters=10).returncode == 0
     before = data_files(tmp_path)
