@@ -21,10 +21,9 @@ from neuromanifold_gpt.checkpoint.archive import TensorRecord
 from neuromanifold_gpt.checkpoint.errors import (
     CheckpointNotFoundError,
     DamagedCheckpointError,
-    UnreadableFileError,
 )
 from neuromanifold_gpt.checkpoint.naming import MANIFEST_SUFFIX, CheckpointPaths, paths_of_name, previous
-from neuromanifold_gpt.checkpoint.storage import is_refusal, open_regular, raise_if_refused
+from neuromanifold_gpt.checkpoint.storage import open_regular, raise_if_refused
 
 FORMAT = "neuromanifold_gpt separated checkpoint"
 FORMAT_VERSION = 1
@@ -100,8 +99,8 @@ def read_manifest(path: Path, paths: CheckpointPaths | None = None) -> Manifest:
     except FileNotFoundError:
         raise CheckpointNotFoundError(f"{path}: there is no such manifest.") from None
     except OSError as error:
-        damaged = _damaged(path, "a readable file", str(error))
-        raise (UnreadableFileError(str(damaged)) if is_refusal(error) else damaged) from error
+        raise_if_refused(path, error)
+        raise _damaged(path, "a readable file", str(error)) from error
     try:
         if raw.count(b",") > 2 * raw.count(b"\n"):  # ours has a line for each value: no small file of many values
             raise ValueError("more values than lines")

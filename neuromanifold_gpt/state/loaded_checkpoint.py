@@ -104,8 +104,8 @@ class LoadedCheckpoint:
         Warns:
             EnvironmentChangedWarning: torch, threads, device or determinism settings differ from the save.
             InexactResumeWarning: weights are rounded, since the model holds them in a narrower type; an optimizer was
-                built with other settings; parameters were frozen otherwise; schedulers,
-                loaders or others were saved and are not given.
+                built with other settings; parameters were frozen otherwise; schedulers, loaders or others were saved
+                and are not given.
         """
         optimizers, schedulers = as_list(optimizers), as_list(schedulers)
         loaders = as_stateful("loaders", loaders)
