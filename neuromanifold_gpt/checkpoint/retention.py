@@ -24,7 +24,12 @@ from typing import Literal
 
 from neuromanifold_gpt.checkpoint.commit import Checkpoint, remove, write_file
 from neuromanifold_gpt.checkpoint.discovery import complete_checkpoints
-from neuromanifold_gpt.checkpoint.errors import CheckpointError, DamagedCheckpointWarning, RetentionWarning
+from neuromanifold_gpt.checkpoint.errors import (
+    CheckpointError,
+    DamagedCheckpointWarning,
+    RetentionWarning,
+    UnreadableFileError,
+)
 from neuromanifold_gpt.checkpoint.leftovers import clear_leftovers, write_errors
 from neuromanifold_gpt.checkpoint.lock import writing
 from neuromanifold_gpt.checkpoint.manifest import MODEL
@@ -232,9 +237,10 @@ def _is_intact(checkpoint: Checkpoint) -> bool:
         known, intact = _judged.get(checkpoint.paths.manifest, (None, False))
         if known == identity:
             return intact
-        _judged[checkpoint.paths.manifest] = identity, False
         verify(checkpoint)
     except (CheckpointError, OSError) as error:
+        if not isinstance(error, UnreadableFileError | OSError):  # these may pass: the next save asks again
+            _judged[checkpoint.paths.manifest] = identity, False
         _warn_of_damage(checkpoint.name, error)
         return False
     _judged[checkpoint.paths.manifest] = identity, True

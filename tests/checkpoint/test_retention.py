@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import os
 import random
+import resource
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -218,6 +220,19 @@ class TestDamage:
         assert kept(tmp_path) == [2, 3, 4]
         apply_retention(tmp_path, Retention(keep_last=2))  # said once, and read once
         assert kept(tmp_path) == [2, 3, 4]
+
+    def test_one_that_could_not_be_read_for_a_while_counts_again_later(self, tmp_path):
+        checkpoint = write(tmp_path, 1)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest_free = os.open(os.devnull, os.O_RDONLY)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+        try:
+            with pytest.warns(DamagedCheckpointWarning, match=os.strerror(errno.EMFILE)):
+                assert not retention._is_intact(checkpoint)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert retention._is_intact(checkpoint)
 
     def test_without_an_intact_one_nothing_goes(self, tmp_path):
         for step in (1, 2, 3):
