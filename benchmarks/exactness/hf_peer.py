@@ -130,7 +130,7 @@ def run(phase: Phase, cell: Cell, trace: Trace) -> None:
         args=_arguments(phase, cell),
         train_dataset=DATASETS[cell.dataset](cell.samples),
         eval_dataset=Augmented(8) if cell.validate else None,
-        data_collator=COLLATES[cell.collate] if cell.collate else default_collate,
+        data_collator=COLLATES[cell.collate]() if cell.collate else default_collate,
         optimizers=(optimizer, scheduler),
         callbacks=callbacks,
     )

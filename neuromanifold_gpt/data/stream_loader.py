@@ -16,7 +16,7 @@ from neuromanifold_gpt.data.stream_shards import Item, ShardsInTurn, StreamOptio
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import rank_and_world_size
 
-_BEGINNING = {"samples": 0, "state": None, "is_done": False}
+_BEGINNING: dict[str, Any] = {"samples": 0, "state": None, "is_done": False, "collate_fn": {}}
 
 
 class ResumableStreamLoader(PositionedLoader):
@@ -30,7 +30,7 @@ class ResumableStreamLoader(PositionedLoader):
     A stream whose iterator, or which itself, has ``state_dict`` and ``load_state_dict`` is put at its position. What it
     draws from random number generators for a sample is a function of (seed, epoch, worker, number of the sample); what
     it decides once, such as the order of its files, must be in its state. A stream without these methods is read
-    again up to the position.
+    again up to the position. What ``collate_fn`` counts goes with the position of each stream.
 
     With ``torch.distributed``, what a rank reads is the dataset's affair too, and each rank has a position of its own.
 
@@ -126,7 +126,7 @@ class _Turns:
         self._seed_is_given = seed is not None
         self._workers = loader.num_workers
         self._loader = loader  # which knows the number of batches
-        self._owned = OwnedState({"dataset": loader.dataset})
+        self._owned = OwnedState({"dataset": loader.dataset, "collate_fn": loader.collate_fn})
 
     @property
     def size(self) -> int | None:
@@ -147,12 +147,12 @@ class _Turns:
             "workers": self._workers,
             "shards": [_BEGINNING] * max(self._workers, 1),
             "next_shard": 0,
-            "dataset_values": self._owned.changed_values(),
+            "values_at_beginning": self._owned.changed_values(),
         }
 
     def begin_again(self, progress: Progress) -> Progress:
-        self._owned.restore_values(progress["dataset_values"])
-        return {**self.beginning(), "dataset_values": progress["dataset_values"]}
+        self._owned.restore_values(progress["values_at_beginning"])
+        return {**self.beginning(), "values_at_beginning": progress["values_at_beginning"]}
 
     def leave(self, epoch: int, progress: Progress) -> None:
         """Nothing: each pass begins with a new copy of the stream, or with the stream as it is."""
@@ -169,7 +169,7 @@ class _Turns:
         if not self._seed_is_given:
             self.seed = state["seed"]
         self._workers = state["workers"]
-        self._owned.restore_values(state["dataset_values"])
+        self._owned.restore_values(state["values_at_beginning"])
         return [
             f"{key} was {state[key]} and is {value}" for key, value in self.description().items() if state[key] != value
         ]

@@ -10,7 +10,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -79,10 +79,13 @@ class ShardsInTurn(IterableDataset[Item]):
                 yield shard.next_item()
 
     def _shard(self, number: int, *, own_copy: bool) -> Shard:
-        dataset = copy.deepcopy(self._dataset) if own_copy else self._dataset
+        dataset, options = self._dataset, self._options
+        if own_copy:
+            dataset, collate_fn = copy.deepcopy((dataset, options.collate_fn))
+            options = replace(options, collate_fn=collate_fn)
         workers = len(self._starts) if self._as_workers else 0
         seed = mixed(self._seed, self._epoch, number)
-        return Shard(dataset, self._options, seed, number, workers, self._starts[number])
+        return Shard(dataset, options, seed, number, workers, self._starts[number])
 
 
 class Shard:
@@ -100,6 +103,7 @@ class Shard:
         self._start = start
         self._iterator: Any = None
         self._owned = OwnedState({"dataset": dataset, "collate_fn": options.collate_fn})
+        self._collate_fn = OwnedState({"collate_fn": options.collate_fn}, ignored=(dataset,))
         self.is_done = bool(start["is_done"])
 
     def next_item(self) -> Item:
@@ -122,9 +126,10 @@ class Shard:
                 state = self._state()
             self._seed_all(_COLLATION, self._samples)
             batch = self._options.collate_fn(samples if self._options.batch_size is not None else samples[0])
-            return self._number, state, [batch]
+            return self._number, {**state, "collate_fn": self._collate_fn.changed_values()}, [batch]
 
     def _begin(self) -> None:
+        self._collate_fn.restore_values(self._start["collate_fn"])
         if self._options.worker_init_fn is not None and self._workers:
             self._options.worker_init_fn(self._number)
         self._seed_all(0)
@@ -169,7 +174,8 @@ class Shard:
             if is_stateful(owner):
                 inner = {"of": of, "state": copy.deepcopy(owner.state_dict())}
                 break
-        return {"samples": self._samples, "state": inner, "is_done": self.is_done}
+        values = self._collate_fn.changed_values()
+        return {"samples": self._samples, "state": inner, "is_done": self.is_done, "collate_fn": values}
 
     @contextmanager
     def _as_its_worker(self) -> Iterator[None]:

@@ -24,9 +24,12 @@ from neuromanifold_gpt.lightning_io.data_position import DataPosition
 from neuromanifold_gpt.lightning_io.epoch_metrics import capture_epoch_metrics, metrics_of
 from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
-from neuromanifold_gpt.state.module_values import ModuleValues, Unsaved
+from neuromanifold_gpt.state.module_values import ModuleValues
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, own_state
+from neuromanifold_gpt.state.unsaved_values import UnsavedValues, values_beside_state
+
+_OF_EVERY_LIGHTNING_MODULE = frozenset(vars(LightningModule()))
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class ResumePointTracker:
         self._metrics: dict[str, Metric] = {}
         self._module_owned: OwnedState | None = None
         self._module_values: ModuleValues | None = None
-        self._unsaved: Unsaved | None = None
+        self._unsaved: UnsavedValues | None = None
+        self._has_stepped = False  # in this process
         self._before_validation: tuple[dict[str, Any], ...] = ({}, {}, {})
         self._validated = False
 
@@ -86,13 +90,17 @@ class ResumePointTracker:
         self._metrics = metrics_of(module)
         self._module_owned = OwnedState.of_module(module, ignored=(module.trainer,))
         self._module_values = ModuleValues(module)
-        self._unsaved = Unsaved(self._module_values.numbers())
+        self._has_stepped = False
+        self._unsaved = UnsavedValues(_values_left_out(module))
 
     def reached(self, trainer: Trainer, point: str) -> None:
         """The state is whole now."""
         # When the loop is left in the middle of an epoch, hooks of the epoch's end follow that an undisturbed run would
         # not have called yet: what they change in callbacks, and means over a part of the epoch, are not part of the
         # state.
+        if self._unsaved is not None and not self._has_stepped:
+            self._unsaved.note_new(_values_left_out(trainer.lightning_module))
+            self._has_stepped = True
         stepped = self.whole is None or trainer.global_step != self.whole.global_step
         leaving = trainer.should_stop or trainer.fit_loop.epoch_loop._is_training_done
         self.whole = LoopState(
@@ -182,12 +190,9 @@ class ResumePointTracker:
             self._module_values.restore(own_state(resume["module_values"]))
 
     def warn_of_what_is_left_out(self, module: LightningModule) -> None:
-        """Say which numbers of the module no checkpoint has, if it has no hook of its own that may save them."""
-        if self._module_values is None or self._unsaved is None or is_overridden("on_save_checkpoint", module):
-            return
-        self._unsaved.warn_if_changed(
-            {path: value for path, value in self._module_values.numbers().items() if type(value) is float}
-        )
+        """Say which values of the module no checkpoint has, if it has no hook of its own that may save them."""
+        if self._unsaved is not None and not is_overridden("on_save_checkpoint", module):
+            self._unsaved.warn_if_changed(_values_left_out(module))
 
     def _of_module(self) -> dict[str, Any]:
         if self._module_owned is None or self._module_values is None:
@@ -214,6 +219,10 @@ class ResumePointTracker:
         _complete(fit_loop["epoch_loop.batch_progress"])
         point = STEP_END_VALIDATED if trainer.validating and self._validated else STEP_END
         return point, fit_loop, rng, validation
+
+
+def _values_left_out(module: LightningModule) -> dict[str, str]:
+    return values_beside_state(module, with_followed=False, ignored=_OF_EVERY_LIGHTNING_MODULE)
 
 
 def _has_gradients(trainer: Trainer) -> bool:

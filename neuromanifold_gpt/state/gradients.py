@@ -3,7 +3,7 @@
 After a step, gradients mostly stay until the loop zeroes them; storing them would cost half of what the moments of Adam
 cost. So a hook on every optimizer, there from the import of this module, marks each gradient that a step has used, with
 its version: one that is added to later has another version, and one that takes its place has no mark. Of used
-gradients only the names are stored: the next thing that a loop does to them is to zero them.
+gradients only the names are stored: the next thing that a loop does to them is to zero them. One that does not is told.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.checkpoint.foreign import clean_name
+from neuromanifold_gpt.state.gradient_additions import follow, note_step
 from neuromanifold_gpt.state.modules import listed, unwrap
 
 _MARK = "_version_at_step"
@@ -38,7 +39,8 @@ def capture_gradients(
         before this module was imported, gradients count as unused.
 
     Warns:
-        InexactResumeWarning: there are unused sparse gradients, which cannot be stored.
+        InexactResumeWarning: there are unused sparse gradients, which cannot be stored. At the next step, if it uses
+            gradients that were not zeroed since.
     """
     unused: dict[str, Tensor] = {}
     used: list[str] = []
@@ -49,6 +51,8 @@ def capture_gradients(
             continue
         if _is_used(gradient) and not all_of_them:
             used.append(name)
+            if len(used) == 1:
+                follow(name, parameter, optimizers)
         elif gradient.layout is torch.strided:
             unused[name] = gradient
         else:
@@ -75,6 +79,8 @@ def restore_gradients(
         elif name in used:
             parameter.grad = torch.zeros_like(parameter)
             _mark(parameter.grad)
+            if name == saved["used"][0]:
+                follow(name, parameter, optimizers)
 
 
 def _parameters(
@@ -111,6 +117,7 @@ def _mark_used(optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs
     """Some 0.3 µs a parameter."""
     if torch.compiler.is_compiling():
         return
+    note_step(optimizer)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:

@@ -37,6 +37,7 @@ from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import own_state, rank_and_world_size, restore_own_rng_state
 from neuromanifold_gpt.state.save import Stateful, as_list, as_stateful
 from neuromanifold_gpt.state.settings import check_classes, warn_of_ignored_settings
+from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_other_values
 
 
 @dataclass
@@ -104,8 +105,8 @@ class LoadedCheckpoint:
         Warns:
             EnvironmentChangedWarning: torch, threads, device or determinism settings differ from the save.
             InexactResumeWarning: weights are rounded, since the model holds them in a narrower type; an optimizer was
-                built with other settings; parameters were frozen otherwise; schedulers, loaders or others were saved
-                and are not given.
+                built with other settings; parameters were frozen otherwise; modules had other values that no checkpoint
+                has; schedulers, loaders or others were saved and are not given.
         """
         optimizers, schedulers = as_list(optimizers), as_list(schedulers)
         loaders = as_stateful("loaders", loaders)
@@ -133,6 +134,7 @@ class LoadedCheckpoint:
             load_module_state(model, self.model_state, strict=strict)
             if optimizers:
                 warn_if_rounded(model, self.model_state)
+                self._warn_of_values_left_out(model)
             if self.modes:
                 warn_of_other_modes(restore_modes(model, self.modes))
             if self.model_generators:
@@ -180,6 +182,11 @@ class LoadedCheckpoint:
                 "Restore without optimizers to continue from the weights alone."
             )
         return self.optimizer_states or []
+
+    def _warn_of_values_left_out(self, model: nn.Module) -> None:
+        saved = self.checkpoint.manifest.details.get(DETAILS_KEY) if self.checkpoint else None
+        if isinstance(saved, dict) and rank_and_world_size()[0] == 0:  # whose values they are
+            warn_of_other_values(model, saved)
 
     def _warn_of_other_environment(self, model: nn.Module | None) -> None:
         if self.checkpoint is None or model is None or self.optimizer_states is None:

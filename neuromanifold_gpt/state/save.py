@@ -25,11 +25,11 @@ from neuromanifold_gpt.checkpoint.writer import (
     write_checkpoint,
 )
 from neuromanifold_gpt.state.gradients import capture_gradients
-from neuromanifold_gpt.state.module_values import warn_of_values_left_out
 from neuromanifold_gpt.state.modules import module_modes, module_state, parameter_names, unwrap
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks
+from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_values_left_out
 
 T = TypeVar("T")
 # The layout of the model file is that of Lightning 2 weights; Lightning migrates nothing from this version on.
@@ -98,7 +98,7 @@ def save_checkpoint(
         ValueError: ``step`` or ``epoch`` is negative.
         TypeError: one of ``loaders`` has no position to save.
     """
-    warn_of_values_left_out(model)
+    left_out = warn_of_values_left_out(model)
     step, epoch = _count("step", step), None if epoch is None else _count("epoch", epoch)
     of_this_rank = {
         "rng": capture_rng_state(),
@@ -140,6 +140,7 @@ def save_checkpoint(
             epoch=epoch,
             metrics={key: float(value) for key, value in (metrics or {}).items()},
             environment=current_environment(_device_type(model), len(rank_states)),
+            details={DETAILS_KEY: left_out} if left_out and not save_model_only else {},
         )
         return _written(paths, staged, retention)
 

@@ -13,6 +13,7 @@ from torch.utils.data import (
     IterableDataset,
     Sampler,
     WeightedRandomSampler,
+    default_collate,
     get_worker_info,
 )
 
@@ -148,6 +149,17 @@ class Numbers:
         self.position = state["position"]
 
 
+class Counting:
+    """Collates, and gives each batch its number."""
+
+    def __init__(self):
+        self.batches = 0
+
+    def __call__(self, samples):
+        self.batches += 1
+        return [self.batches, *default_collate(samples)]
+
+
 def weighted():
     return WeightedRandomSampler(torch.arange(1.0, SIZE + 1), 30)
 
@@ -168,6 +180,8 @@ LOADERS = {
     "stateful stream": lambda w: DataLoader(StatefulStream(), 4, num_workers=w),
     "stateful iterator": lambda w: DataLoader(StatefulIteratorStream(), 4, num_workers=w, drop_last=True),
     "stream of single samples": lambda w: DataLoader(Stream(), batch_size=None, num_workers=w),
+    "stream, counted": lambda w: DataLoader(Stream(), 4, num_workers=w, collate_fn=Counting()),
+    "stateful stream, counted": lambda w: DataLoader(StatefulStream(), 4, num_workers=w, collate_fn=Counting()),
 }
 
 

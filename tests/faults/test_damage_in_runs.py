@@ -57,7 +57,7 @@ def fit_to_the_end(specimen: Specimen, mutation: Mutation) -> None:
     if mutation.what == IN_THE_WAY:
         with pytest.raises(CheckpointWriteError, match="move it away"):
             fit(saver_in(specimen.directory), ckpt_path="last", max_steps=12)
-        specimen.paths[mutation.role].rmdir()
+        shutil.rmtree(specimen.paths[mutation.role])
     fit(saver_in(specimen.directory), ckpt_path="last", max_steps=12)
 
 
@@ -102,7 +102,7 @@ def test_train_py_continues_from_the_one_before(part: Part, train_py_run: Path, 
             result = train_py(specimen.directory, max_iters=30, eval_interval=0)
             if mutation.what == IN_THE_WAY:
                 require(result.returncode == 1 and "move it away" in result.stderr, result.stderr)
-                specimen.paths[mutation.role].rmdir()
+                shutil.rmtree(specimen.paths[mutation.role])
                 require(train_py(specimen.directory, max_iters=30, eval_interval=0).returncode == 0, "does not go on")
             else:
                 require(result.returncode == 0, result.stderr)

@@ -223,3 +223,59 @@ def test_a_loop_that_is_interrupted_anywhere_in_a_window_goes_on_exactly(stop, t
     train(other, other_optimizer, range(stop, 12))
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+class TestALoopThatDoesNotZero:
+    """What the save leaves out, since a step has used it, is part of the next step there."""
+
+    def train(self, directory, zero, steps=3, micro_batches=2, **save):
+        model, optimizer = make()
+        for step in range(1, steps + 1):
+            for number in range(micro_batches):
+                backward(model, number)
+            optimizer.step()
+            if zero is not None and not (zero == "every second step" and step % 2):
+                optimizer.zero_grad(set_to_none=zero != "in place")
+            if step == 1:
+                save_checkpoint(directory, step=step, model=model, optimizers=optimizer, **save)
+
+    @pytest.mark.parametrize("zero", [None, "every second step"])
+    @pytest.mark.parametrize("micro_batches", [1, 3])
+    def test_is_told_once(self, zero, micro_batches, tmp_path):
+        with pytest.warns(InexactResumeWarning, match=r"0\.bias, for one.*save_gradients=True") as said:
+            self.train(tmp_path, zero, micro_batches=micro_batches)
+        assert len(said) == 1
+
+    @pytest.mark.parametrize("zero", ["set to none", "in place"])
+    @pytest.mark.parametrize("micro_batches", [1, 3])
+    def test_others_are_not(self, zero, micro_batches, tmp_path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", InexactResumeWarning)
+            self.train(tmp_path, zero, micro_batches=micro_batches)
+            self.train(tmp_path / "all", None, save_gradients=True)
+
+    @pytest.mark.parametrize("zeroes", [True, False])
+    def test_a_resumed_one_is_told_too(self, zeroes, tmp_path):
+        self.train(tmp_path, None, steps=1)
+        model, optimizer = make()
+        load_checkpoint(tmp_path).restore(model=model, optimizers=optimizer)
+        if zeroes:
+            optimizer.zero_grad(set_to_none=False)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            backward(model, 0)
+            optimizer.step()
+        assert [w.category for w in said] == ([] if zeroes else [InexactResumeWarning])
+
+    @pytest.mark.parametrize("set_to_none", [True, False])
+    def test_a_gan_zeroes_what_the_other_update_has_added(self, set_to_none, tmp_path):
+        model, _ = make()
+        generator, critic = (optim.SGD(part.parameters(), lr=0.1) for part in model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", InexactResumeWarning)
+            for step in range(1, 5):
+                for optimizer in (critic, generator):  # each backward pass reaches both networks
+                    optimizer.zero_grad(set_to_none)
+                    backward(model, step)
+                    optimizer.step()
+                save_checkpoint(tmp_path, step=step, model=model, optimizers=[generator, critic])

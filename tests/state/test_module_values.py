@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-import warnings
-import weakref
-from pathlib import Path
-
-import pytest
 import torch
 from torch import Tensor, nn
 
-from neuromanifold_gpt import save_checkpoint
-from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.module_values import ModuleValues
 
 
@@ -83,36 +75,3 @@ def test_metrics_and_layers_of_torch_keep_track_themselves() -> None:
     values = ModuleValues(module)
     module[0].num_features = 3
     assert values.changed()["integers"] == {}
-
-
-class TestInAPlainLoop:
-    """Nobody follows the module from its beginning there."""
-
-    def test_what_changes_between_saves_is_said_once(self, tmp_path: Path) -> None:
-        module = nn.Sequential(_Counts())
-        module[0].temperature = 1.0
-        save_checkpoint(tmp_path, step=1, model=module)
-        module[0].use(3)
-        module[0].temperature, module[0].seconds = 0.9, 3.5
-        with pytest.warns(InexactResumeWarning, match=r"no checkpoint has: 0.calls; 0.recent; 0.temperature\. If"):
-            save_checkpoint(tmp_path, step=2, model=module)
-        module[0].temperature = 0.8
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", InexactResumeWarning)
-            save_checkpoint(tmp_path, step=3, model=module)
-
-    @pytest.mark.parametrize("layout", ["coo", "csr"])
-    def test_sparse_buffers_are_in_nobody_s_way(self, layout: str, tmp_path: Path) -> None:
-        module = _Counts()
-        dense = torch.eye(2)
-        module.constant = dense.to_sparse() if layout == "coo" else dense.to_sparse_csr()
-        save_checkpoint(tmp_path, step=1, model=module)
-        save_checkpoint(tmp_path, step=2, model=module)
-
-    def test_a_module_is_not_kept_alive(self, tmp_path: Path) -> None:
-        module = _Counts()
-        save_checkpoint(tmp_path, step=1, model=module)
-        gone = weakref.ref(module)
-        del module
-        gc.collect()
-        assert gone() is None

@@ -208,6 +208,18 @@ def masked(samples: list[Any]) -> Any:
     return {**batch, "x": batch["x"] * keep * (0.9 + 0.1 * random.random() + 0.1 * np.random.rand())}
 
 
+class Growing:
+    """A collate function whose batches depend on how many it has made."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def __call__(self, samples: list[Any]) -> Any:
+        self.made += 1
+        batch = default_collate(samples)
+        return {**batch, "x": batch["x"] + 0.01 * self.made}
+
+
 def seed_worker(worker: int) -> None:
     """What PyTorch's notes on reproducibility tell users to do."""
     seed = torch.initial_seed() % 2**32
@@ -215,7 +227,7 @@ def seed_worker(worker: int) -> None:
     random.seed(seed)
 
 
-COLLATES = {"masked": masked}
+COLLATES: dict[str, Callable[[], Any]] = {"masked": lambda: masked, "counts": Growing}
 WORKER_SET_UPS = {"seed_worker": seed_worker}
 
 
@@ -228,7 +240,7 @@ def make_loader(cell: Cell, *, dataset: Any = None, kind: type[DataLoader[Any]] 
     if cell.persistent_workers:
         options["persistent_workers"] = True
     if cell.collate is not None:
-        options["collate_fn"] = COLLATES[cell.collate]
+        options["collate_fn"] = COLLATES[cell.collate]()
     if isinstance(options.get("worker_init_fn"), str):
         options["worker_init_fn"] = WORKER_SET_UPS[options["worker_init_fn"]]
     if cell.loader == "bare":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..cell import EXACT_OR_SAID, Cell, both, lightning, loop, warns
+from ..cell import EXACT, EXACT_OR_SAID, Cell, both, lightning, loop, warns
 
 _AT = {"in the middle": (10,), "at an epoch's end and again": (7, 16)}
 _ENDLESS = {"validate": False, "trainer": {"limit_train_batches": 7}}
@@ -113,6 +113,22 @@ CELLS: list[Cell] = [
         collate="masked",
         expected=_STREAM_SKIPPED,
     ),
+    *[
+        cell
+        for dataset, expected in (("stateful stream", EXACT), ("stream", _STREAM_SKIPPED))
+        for workers in (0, 2)
+        for cell in _each(
+            "data, streams",
+            "resumable",
+            f"{dataset}, collate that counts, {workers} workers",
+            dataset=dataset,
+            sampler="stream",
+            network="dropout",
+            workers=workers,
+            collate="counts",
+            expected=expected,
+        )
+    ],
     *both(
         "data, streams",
         "short batch left out",

@@ -1,0 +1,236 @@
+"""What modules change and no checkpoint has is said: from one save to the next, and at the restore."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from neuromanifold_gpt import SeparatedCheckpoint, load_checkpoint, save_checkpoint
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+
+
+class Counts(nn.Module):
+    constant: Tensor
+    recent: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.calls, self.seconds, self.temperature = 5, 0, 0.0, 1.0
+        self.layer = nn.Dropout(0.1)
+        self.register_buffer("constant", torch.ones(2), persistent=False)
+        self.register_buffer("recent", torch.zeros(2), persistent=False)
+
+
+def changed() -> nn.Sequential:
+    module = nn.Sequential(Counts())
+    module[0].calls, module[0].temperature, module[0].seconds = 3, 0.9, 3.5
+    module[0].recent += 1
+    return module
+
+
+@contextmanager
+def nothing_said() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InexactResumeWarning)
+        yield
+
+
+class TestInAPlainLoop:
+    def test_what_changes_between_saves_is_said_once(self, tmp_path: Path) -> None:
+        module = nn.Sequential(Counts())
+        save_checkpoint(tmp_path, step=1, model=module)
+        module[0].calls, module[0].temperature, module[0].seconds = 3, 0.9, 3.5
+        module[0].recent += 1
+        with pytest.warns(InexactResumeWarning, match=r"no checkpoint has: 0.calls; 0.recent; 0.temperature\. If"):
+            save_checkpoint(tmp_path, step=2, model=module)
+        module[0].temperature = 0.8
+        with nothing_said():
+            save_checkpoint(tmp_path, step=3, model=module)
+
+    def restored(self, directory: Path, module: nn.Module) -> nn.Module:
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+        module.p = optimizer.param_groups[0]["params"][0]
+        load_checkpoint(directory).restore(model=module, optimizers=optimizer)
+        return module
+
+    def save(self, directory: Path, module: nn.Module) -> None:
+        module.p = nn.Parameter(torch.zeros(1))
+        save_checkpoint(directory, step=1, model=module, optimizers=torch.optim.SGD([module.p]))
+
+    def test_what_differs_from_the_only_save_is_said_at_the_restore(self, tmp_path: Path) -> None:
+        with nothing_said():
+            self.save(tmp_path, changed())
+        resumed = nn.Sequential(Counts())
+        with pytest.warns(InexactResumeWarning, match=r"at the save.*: 0.calls; 0.recent; 0.temperature\. If") as said:
+            self.restored(tmp_path, resumed)
+        assert len(said) == 1
+        assert (resumed[0].calls, resumed[0].temperature) == (0, 1.0)
+        resumed[0].calls = 4
+        with pytest.warns(InexactResumeWarning, match=r"change values .*: 0.calls\. If"):
+            self.save(tmp_path, resumed)
+
+    def test_equal_values_are_nothing_to_say(self, tmp_path: Path) -> None:
+        self.save(tmp_path, changed())
+        with nothing_said():
+            self.restored(tmp_path, changed())
+
+    def test_weights_alone_are_restored_without_a_word(self, tmp_path: Path) -> None:
+        self.save(tmp_path, changed())
+        with nothing_said():
+            load_checkpoint(tmp_path).restore(model=nn.Sequential(Counts()).append(nn.Identity()), strict=False)
+
+    @pytest.mark.parametrize("layout", ["coo", "csr"])
+    def test_sparse_buffers_are_in_nobody_s_way(self, layout: str, tmp_path: Path) -> None:
+        module = Counts()
+        dense = torch.eye(2)
+        module.constant = dense.to_sparse() if layout == "coo" else dense.to_sparse_csr()
+        save_checkpoint(tmp_path, step=1, model=module)
+        save_checkpoint(tmp_path, step=2, model=module)
+
+    def test_a_module_is_not_kept_alive(self, tmp_path: Path) -> None:
+        module = Counts()
+        save_checkpoint(tmp_path, step=1, model=module)
+        gone = weakref.ref(module)
+        del module
+        gc.collect()
+        assert gone() is None
+
+
+KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "a tensor, replaced": (lambda: torch.zeros(2), lambda value: value + 1),
+    "a tensor, changed in place": (lambda: torch.zeros(2), lambda value: value.add_(1)),
+    "one element of a tensor of many types": (
+        lambda: torch.zeros(70, dtype=torch.bfloat16),
+        lambda value: value.index_fill_(0, torch.tensor(33), 1.0),
+    ),
+    "a complex one": (lambda: torch.zeros(2, dtype=torch.complex64), lambda value: value + 1j),
+    "a flag": (lambda: False, lambda value: True),
+    "a scalar tensor": (lambda: torch.tensor(1.0), lambda value: value * 0.5),
+    "hidden states": (
+        lambda: (torch.zeros(2), torch.zeros(2)),
+        lambda value: tuple((part + 1).detach() for part in value),
+    ),
+    "a list that grows": (list, lambda value: [*value, torch.zeros(1)]),
+    "a dict of lists": (lambda: {"a": [1.0]}, lambda value: {"a": [2.0]}),
+    "a long list": (lambda: [0.0] * 1000, lambda value: [*value, 0.0]),
+}
+PASSED_OVER: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "a result with its graph": (
+        lambda: torch.zeros(2),
+        lambda value: torch.ones(2, requires_grad=True) + 1,
+    ),
+    "a table that is built when it is needed": (lambda: None, lambda value: torch.ones(2)),
+    "an object": (object, lambda value: object()),
+    "nothing new": (lambda: [torch.ones(2), {"a": 1}], lambda value: [torch.ones(2), {"a": 1}]),
+    "no numbers at all": (lambda: torch.zeros(0), lambda value: torch.zeros(0)),
+    "the parameters": (
+        lambda: [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1), requires_grad=False)],
+        lambda value: [nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1), requires_grad=False)],
+    ),
+}
+
+
+class TestWhatCounts:
+    def save_twice(self, directory: Path, before: Callable[[], Any], then: Callable[[Any], Any]) -> None:
+        module = Counts()
+        module.kept = before()
+        save_checkpoint(directory, step=1, model=module)
+        module.kept = then(module.kept)
+        save_checkpoint(directory, step=2, model=module)
+
+    @pytest.mark.parametrize("kind", KEPT)
+    def test_said(self, kind: str, tmp_path: Path) -> None:
+        with pytest.warns(InexactResumeWarning, match=r": kept\. If"):
+            self.save_twice(tmp_path, *KEPT[kind])
+
+    @pytest.mark.parametrize("kind", PASSED_OVER)
+    def test_passed_over(self, kind: str, tmp_path: Path) -> None:
+        with nothing_said():
+            self.save_twice(tmp_path, *PASSED_OVER[kind])
+
+    def test_references_to_buffers_that_are_saved(self, tmp_path: Path) -> None:
+        module = Counts()
+        module.register_buffer("mean", torch.zeros(2))
+        module.statistics = [module.mean]
+        save_checkpoint(tmp_path, step=1, model=module)
+        module.mean += 1
+        with nothing_said():
+            save_checkpoint(tmp_path, step=2, model=module)
+
+    def test_a_module_that_saves_state_itself_is_trusted(self, tmp_path: Path) -> None:
+        class Saves(nn.Module):
+            hidden = torch.zeros(1)
+
+            def get_extra_state(self) -> Tensor:
+                return self.hidden
+
+        module = Saves()
+        for step in (1, 2):
+            module.hidden = torch.full((1,), float(step))
+            with nothing_said():
+                save_checkpoint(tmp_path, step=step, model=module)
+
+
+class Carries(LightningModule):
+    """As many modules do, it keeps its losses in a list until the epoch ends."""
+
+    def __init__(self, keeps: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.keeps, self.calls, self.table, self.outputs = keeps, 0, None, []
+        self.hidden = torch.zeros(1)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.calls += 1
+        self.table = torch.arange(3) if self.table is None else self.table
+        self.result = self.layer(batch)
+        if self.keeps:
+            self.hidden = (self.hidden + self.result.mean()).detach()
+            self.outputs.append(self.result.mean().item())
+        return self.result.mean() + self.hidden.sum()
+
+    def on_train_epoch_end(self) -> None:
+        self.outputs.clear()
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        return DataLoader(torch.arange(4.0).unsqueeze(1))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit(directory: Path, module: LightningModule, **save: Any) -> None:
+    Trainer(
+        callbacks=[SeparatedCheckpoint(directory, save_top_k=-1, **save)],
+        max_epochs=2,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    ).fit(module)
+
+
+class TestInLightning:
+    def test_what_changes_is_said_once(self, tmp_path: Path) -> None:
+        with pytest.warns(InexactResumeWarning, match=r"no checkpoint has: hidden; outputs\. If") as said:
+            fit(tmp_path, Carries(keeps=True), every_n_train_steps=3)
+        assert len([w for w in said if w.category is InexactResumeWarning]) == 1
+
+    def test_what_is_stored_or_built_or_a_result_is_not(self, tmp_path: Path) -> None:
+        with nothing_said():
+            fit(tmp_path, Carries(keeps=False), every_n_train_steps=1)
+
+    def test_an_empty_list_at_the_end_of_the_epoch_is_as_at_the_beginning(self, tmp_path: Path) -> None:
+        with pytest.warns(InexactResumeWarning, match=r"no checkpoint has: hidden\. If"):
+            fit(tmp_path, Carries(keeps=True), every_n_epochs=1, save_on_train_epoch_end=True)
