@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 from neuromanifold_gpt.data.position import EpochOrder, Position, Progress
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.data.sample_seeds import SampleKey, SeededCollate, SeededSamples
-from neuromanifold_gpt.data.worker_state import WatchedCollate, warn_of_values_in_workers
+from neuromanifold_gpt.data.watched_collate import WatchedCollate, warn_of_changes
 from neuromanifold_gpt.state.owned_state import OwnedState
 
 
@@ -82,7 +82,7 @@ class OrderedLoader(PositionedLoader):
         ahead = cast(_KeysFromPosition, self.batch_sampler).begin()
         for batch in self._iterator_over(dataset=self._samples):
             if batch.changed and not self._has_said:
-                warn_of_values_in_workers(batch.changed)
+                warn_of_changes(batch.changed, self.num_workers)
                 self._has_said = True
             yield batch.batch, ahead.popleft()
 

@@ -77,6 +77,7 @@ class Position:
         self._newest_pass = 0
         self._pass_is_open = False  # the newest one can go on
         self._is_saved_in_pass = False  # since it began, or it began where a position was loaded
+        self._interrupted_pass: tuple[int, int] | None = None  # its number, and where, if it was saved and may go on
 
     @property
     def is_at_end(self) -> bool:
@@ -100,6 +101,7 @@ class Position:
         self.epoch, self.progress = epoch, progress
         self._continue_pass = self._is_loaded = continue_pass
         self.is_exhausted = self._is_saved_in_pass = False
+        self._interrupted_pass = None
         self.moves += 1
 
     def set_epoch(self, epoch: int) -> None:
@@ -118,12 +120,12 @@ class Position:
         if self.is_at_end:
             self.set_epoch(self.epoch + 1)
         elif not self._continue_pass:
-            if self._is_saved_in_pass and not self._pass_is_open and self._is_begun:
-                self._warn(
-                    f"a pass over it was left after {self.order.consumed(self.progress)} samples or batches, and its "
-                    "epoch begins again. To go on instead: loader.load_state_dict(loader.state_dict()). To begin again "
-                    "after a resume too, call loader.leave_pass() before saving"
-                )
+            if self._is_saved_in_pass and self._is_begun:
+                consumed = self.order.consumed(self.progress)
+                if self._pass_is_open:
+                    self._interrupted_pass = self._newest_pass, consumed
+                else:
+                    self._warn_of_left_pass(consumed)
             self.progress = self.order.begin_again(self.progress)
         self._is_saved_in_pass = self._continue_pass and self._is_begun
         self._continue_pass = self._is_loaded = False
@@ -138,6 +140,7 @@ class Position:
             DataOrderWarning: another pass has begun within it, and a position was saved since.
         """
         if number != self._newest_pass:
+            self._interrupted_pass = None
             if self._is_saved_in_pass:
                 self._warn(
                     "a pass over it goes on after another pass that was begun within it, whose position was saved. "
@@ -147,9 +150,16 @@ class Position:
         self.epoch, self.progress, self.is_exhausted = epoch, progress, False
 
     def end_pass(self, number: int) -> None:
-        """It will not go on."""
+        """It will not go on.
+
+        Warns:
+            DataOrderWarning: a position in it was saved, and another pass has begun its epoch again.
+        """
         if number == self._newest_pass:
             self._pass_is_open = False
+        elif self._interrupted_pass is not None and number == self._interrupted_pass[0]:
+            self._warn_of_left_pass(self._interrupted_pass[1])
+            self._interrupted_pass = None
 
     def leave_pass(self) -> None:
         """Let the next pass begin the epoch again, if it is not another epoch; also after a resume from here."""
@@ -161,11 +171,18 @@ class Position:
         """A resume may continue from here."""
         self._is_saved_in_pass = True
 
+    def _warn_of_left_pass(self, consumed: int) -> None:
+        self._warn(
+            f"a pass over it was left after {consumed} samples or batches, and its epoch begins again. To go on "
+            "instead: loader.load_state_dict(loader.state_dict()). To begin again after a resume too, call "
+            "loader.leave_pass() before saving"
+        )
+
     def _warn(self, what: str) -> None:
         warnings.warn(
             f"a resume of this training cannot be exact at every checkpoint: a loader has one position, and {what}.",
             DataOrderWarning,
-            stacklevel=4,  # who iterates
+            stacklevel=5,  # who iterates
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -193,7 +193,7 @@ class ExactResume(Callback):
             "callback_metrics": dict(sorted({**(self._loaded or {}).get("callback_metrics", {}), **monitored}.items())),
             "loader_epochs": loop.loader_epochs,
             "modes": module_modes(pl_module),
-            "inexact": inexact_here(trainer, loop.point),
+            "inexact": inexact_here(trainer, loop.point) + self._tracker.inexact_here(loop.point, loop.fit_loop),
             "scheduler_classes": [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs],
             "settings": trainer_settings(trainer),
         }

@@ -22,6 +22,7 @@ from neuromanifold_gpt.lightning_io.boundaries import (
 )
 from neuromanifold_gpt.lightning_io.data_position import DataPosition
 from neuromanifold_gpt.lightning_io.epoch_metrics import capture_epoch_metrics, metrics_of
+from neuromanifold_gpt.lightning_io.hooks_to_come import warn_of_hooks_to_come
 from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
 from neuromanifold_gpt.state.module_values import ModuleValues
@@ -84,6 +85,7 @@ class ResumePointTracker:
         self._has_stepped = False  # in this process
         self._before_validation: tuple[dict[str, Any], ...] = ({}, {}, {})
         self._validated = False
+        self._stopped_at: int | None = None  # batches processed before a validation that only a stop has brought about
 
     def training_begins(self, module: LightningModule) -> None:
         """The module has all of its parts."""
@@ -138,18 +140,28 @@ class ResumePointTracker:
     def validation_begins(self, trainer: Trainer) -> None:
         """What is saved inside the validation goes back to here."""
         self._validated = False
-        self._before_validation = trainer.fit_loop.state_dict(), capture_rng_state(), self._validation.current()
+        fit_loop = trainer.fit_loop.state_dict()
+        if _is_due_to_a_stop(trainer):
+            self._stopped_at = _batches_processed(fit_loop)
+        self._before_validation = fit_loop, capture_rng_state(), self._validation.current()
 
     def validation_is_done(self) -> None:
         """Whatever hooks follow."""
         self._validated = True
         self._validation.has_moved()
 
+    def inexact_here(self, point: str | None, fit_loop: dict[str, Any]) -> list[str]:
+        """Why a resume from a checkpoint of this state is not exact, as far as the loop knows."""
+        if self._stopped_at != _batches_processed(fit_loop) or point not in (BETWEEN_STEPS, STEP_END_VALIDATED):
+            return []
+        return ["trainer.should_stop in the middle of an epoch made Lightning validate once more"]
+
     def current(self, trainer: Trainer) -> LoopState:
         """Where a checkpoint that is taken now resumes.
 
         Warns:
-            InexactResumeWarning: in the middle of a step, which may have changed weights or buffers.
+            InexactResumeWarning: in the middle of a step, which may have changed weights or buffers; or in a hook that
+                others were still to be called for.
         """
         fit_loop = trainer.fit_loop.state_dict()
         batches = fit_loop["epoch_loop.batch_progress"]
@@ -162,10 +174,11 @@ class ResumePointTracker:
                 InexactResumeWarning,
                 stacklevel=2,
             )
-        if self.whole is not None and same_weights:
-            before = self.whole.fit_loop["epoch_loop.batch_progress"]["total"]["processed"]
-            if inside_step or batches["total"]["processed"] == before:
-                return self.whole
+        whole = self.whole if same_weights else None
+        if whole and (inside_step or _batches_processed(fit_loop) == _batches_processed(whole.fit_loop)):
+            return whole
+        if not inside_step:
+            warn_of_hooks_to_come(trainer)
         point, fit_loop, rng, validation = self._inside_hook(
             trainer, fit_loop, capture_rng_state(), self._validation.current()
         )
@@ -223,6 +236,23 @@ class ResumePointTracker:
 
 def _values_left_out(module: LightningModule) -> dict[str, str]:
     return values_beside_state(module, with_followed=False, ignored=_OF_EVERY_LIGHTNING_MODULE)
+
+
+def _batches_processed(fit_loop: dict[str, Any]) -> int:
+    count: int = fit_loop["epoch_loop.batch_progress"]["total"]["processed"]
+    return count
+
+
+def _is_due_to_a_stop(trainer: Trainer) -> bool:
+    """Whether the validation that begins would not take place if nobody had set ``should_stop``."""
+    if trainer.sanity_checking or not trainer.should_stop:
+        return False
+    fit_loop = trainer.fit_loop
+    trainer.should_stop = False
+    try:
+        return not fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)  # type: ignore[arg-type]
+    finally:
+        trainer.should_stop = True
 
 
 def _has_gradients(trainer: Trainer) -> bool:

@@ -103,6 +103,11 @@ class OwnedState:
             elif owner in self._owners:
                 vars(self._owners[owner])[name] = _as_it_was(value, vars(self._owners[owner]).get(name))
 
+    def attributes(self) -> Iterator[tuple[str, Any]]:
+        """All attributes of all objects, by path."""
+        for path, owner in self._owners.items():
+            yield from ((f"{path}.{name}", value) for name, value in vars(owner).items())
+
     def _search(self, path: str, thing: Any, seen: set[int], depth: int) -> None:
         if id(thing) in seen or depth > _MAXIMUM_DEPTH:
             return
@@ -117,12 +122,11 @@ class OwnedState:
 
     def _values(self) -> dict[str, Any]:
         found = {}
-        for path, owner in self._owners.items():
-            for name, value in vars(owner).items():
-                if isinstance(value, _SCALARS):
-                    found[f"{path}.{name}"] = value
-                elif self._thorough and (copied := _copy_of(value)) is not None:
-                    found[f"{path}.{name}"] = copied
+        for path, value in self.attributes():
+            if isinstance(value, _SCALARS):
+                found[path] = value
+            elif self._thorough and (copied := _copy_of(value)) is not None:
+                found[path] = copied
         return found
 
 

@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from neuromanifold_gpt.state.modules import listed, unwrap
 DETAILS_KEY = "module_values"
 _CALLED_AFTER_TIMES = re.compile(r"(^|_)(time|times|tic|toc|elapsed|duration|sec|secs|seconds|ms|clock)$|^t\d*$")
 _LOOKED_AT_ITEMS = 100  # of a list or dict
+_LOOKED_AT_ITEMS_WITHIN = 10  # of one in another
 _LOOKED_AT_ELEMENTS = 1 << 16  # of a tensor, evenly spaced
 _MAXIMUM_DEPTH = 3
 
@@ -44,7 +46,7 @@ def values_beside_state(
     in_state = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
     found = {}
     for path, value in _values(module, ignored):
-        shown = _shown(value, in_state) if with_followed or type(value) is not int else None
+        shown = shown_value(value, in_state) if with_followed or type(value) is not int else None
         if shown is not None:
             found[path] = shown
     if with_followed:
@@ -127,18 +129,34 @@ def _values(module: nn.Module, ignored: Collection[str]) -> Iterator[tuple[str, 
                 yield f"{owner}.{name}", value
 
 
-def _shown(value: Any, in_state: set[int], depth: int = 0) -> str | None:
-    """``None`` of what is no value, is in the state dict, or belongs to a graph, as intermediate results do."""
+def shown_value(value: Any, in_state: Collection[int] = (), depth: int = 0) -> str | None:
+    """What shows whether a value has changed: a number itself, of tensors, arrays, lists and dicts a digest.
+
+    Args:
+        value: whatever an attribute holds.
+        in_state: ids of tensors that a checkpoint has.
+        depth: of the list or dict that it is in.
+
+    Returns:
+        ``None`` of what is no such value, or belongs to a graph, as intermediate results do.
+    """
     if type(value) in (bool, int, float):
         return repr(value)
     if isinstance(value, Tensor):
         is_result = value.requires_grad or isinstance(value, nn.Parameter) or id(value) in in_state
         return None if is_result else _digest(value)
+    if type(value) is np.ndarray and value.dtype.kind in "biufc":
+        return _digest(torch.from_numpy(value.reshape(-1)[:: _spacing(value.size)].copy()))
     if isinstance(value, list | tuple | deque | dict) and depth < _MAXIMUM_DEPTH:
-        items = value.values() if isinstance(value, dict) else value
-        shown = [_shown(item, in_state, depth + 1) for item in islice(items, _LOOKED_AT_ITEMS)]
+        count = _LOOKED_AT_ITEMS_WITHIN if depth else _LOOKED_AT_ITEMS
+        shown = [shown_value(item, in_state, depth + 1) for item in islice(items_looked_at(value), count)]
         return f"{len(value)} items {xxhash.xxh3_64_hexdigest(repr(shown).encode())}"
     return None
+
+
+def items_looked_at(container: Collection[Any]) -> Iterator[Any]:
+    """Of a dict, values."""
+    return islice(container.values() if isinstance(container, dict) else container, _LOOKED_AT_ITEMS)
 
 
 def _digest(tensor: Tensor) -> str:
@@ -147,8 +165,12 @@ def _digest(tensor: Tensor) -> str:
     if not plain or tensor.device.type == "meta" or tensor.numel() == 0:
         return kind
     flat = tensor.detach().reshape(-1)
-    some = flat[:: -(-flat.numel() // _LOOKED_AT_ELEMENTS)].cpu().contiguous()
+    some = flat[:: _spacing(flat.numel())].cpu().contiguous()
     return f"{kind} {xxhash.xxh3_64_hexdigest(some.view(torch.uint8).numpy().tobytes())}"
+
+
+def _spacing(elements: int) -> int:
+    return max(1, -(-elements // _LOOKED_AT_ELEMENTS))
 
 
 def _name(path: str) -> str:

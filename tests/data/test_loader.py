@@ -269,6 +269,25 @@ class TestThePosition:
         with pytest.warns(DataOrderWarning, match="was left after 8"):
             take(loader, BATCHES)
 
+    def test_of_a_pass_whose_iterator_was_held_is_said_when_it_is_let_go(self):
+        loader = make_loader()
+        iterator = iter(loader)
+        next(iterator)
+        next(iterator)
+        loader.state_dict()
+        another = iter(loader)
+        next(another)
+        with pytest.warns(DataOrderWarning, match="was left after 8 samples or batches, and its epoch begins again"):
+            del iterator
+        loader.state_dict()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DataOrderWarning)
+            next(another)
+            loader.load_state_dict(loader.state_dict())
+            yet_another = iter(loader)
+            next(yet_another)
+            del another
+
     @pytest.mark.parametrize(
         "make", [make_loader, lambda: resumable(DataLoader(range(SIZE), BATCH, shuffle=True), seed=3)]
     )

@@ -23,6 +23,7 @@ Ending = Literal[
     "kill in validation",  # that follows the step
     "exception",  # an error in the user's code, when the next batch is there
     "sigterm",  # what a cluster sends; Lightning's own handler answers
+    "should_stop",  # is set behind the step, and the process exits
     "same process",  # max_steps is reached, and new objects go on in the same process
     "same trainer",  # max_steps is raised, and fit is called again on the same objects
 ]

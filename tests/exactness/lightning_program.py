@@ -84,7 +84,7 @@ def make_trainer(phase: Phase, cell: Cell, checkpoint: type[ModelCheckpoint] = S
     if phase.saves:
         callbacks.append(checkpoint(phase.checkpoints, **_save_options(cell)))
     if phase.stop is not None and cell.ending not in ("finish", "same process", "same trainer", "kill while saving"):
-        callbacks.insert(0, _saving_by_hand(phase, cell) if cell.save_in_hook else _Ends(phase, cell))
+        callbacks.insert(0, _ending(phase, cell))
     if options.pop("async", False):
         options["plugins"] = [AsyncCheckpointIO()]
     if cell.ranks > 1:
@@ -109,6 +109,22 @@ def _save_options(cell: Cell) -> dict[str, Any]:
     if "interval_sec" in options:
         options["train_time_interval"] = timedelta(seconds=options.pop("interval_sec"))
     return options
+
+
+def _ending(phase: Phase, cell: Cell) -> Callback:
+    if cell.ending == "should_stop":
+        return _Stops(phase)
+    return _saving_by_hand(phase, cell) if cell.save_in_hook else _Ends(phase, cell)
+
+
+class _Stops(Callback):
+    """A user who has training stopped."""
+
+    def __init__(self, phase: Phase) -> None:
+        self._phase = phase
+
+    def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.global_step == self._phase.stop
 
 
 class _Ends(Callback):

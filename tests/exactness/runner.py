@@ -39,6 +39,7 @@ _ENDED: dict[str, tuple[int, ...]] = {
     "kill while saving": (-9,),
     "kill in validation": (-9,),
     "finish": (0,),
+    "should_stop": (0,),
     "exception": (1,),
     "sigterm": (1,),
 }

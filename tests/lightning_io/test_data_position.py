@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ class Small(LightningModule):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(8, 4), nn.Dropout(0.2), nn.Linear(4, 1))
         self.mean = MeanMetric()
-        self.seen: list[Any] = []
+        self.record = SimpleNamespace(seen=[])  # no list: the package would say that it is not saved
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         batches = list(batch.values()) if isinstance(batch, dict) else [batch]
@@ -56,12 +57,12 @@ class Small(LightningModule):
         self.mean(loss.detach())
         self.log("mean", self.mean, on_step=False, on_epoch=True)
         self.log("loss", loss, on_step=True, on_epoch=True, batch_size=4)
-        self.seen.append((loss.item(), [None if part is None else part[2].tolist() for part in batches]))
+        self.record.seen.append((loss.item(), [None if part is None else part[2].tolist() for part in batches]))
         return loss
 
     def on_train_epoch_end(self) -> None:
         metrics = self.trainer.callback_metrics
-        self.seen.append(("epoch", metrics["loss_epoch"].item(), metrics["mean"].item()))
+        self.record.seen.append(("epoch", metrics["loss_epoch"].item(), metrics["mean"].item()))
 
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.parameters(), lr=1e-2)
@@ -122,7 +123,7 @@ def test_continues_with_the_next_batch(name: str, tmp_path: Path):
     expected = by_step(tmp_path / "a")
     for step in (2, 5, 6, 7, 12):
         resumed = train(tmp_path / f"b{step}", LOADERS[name], expected[step].model_path)
-        assert resumed.seen == whole.seen[-len(resumed.seen) :], f"from step {step}"
+        assert resumed.record.seen == whole.record.seen[-len(resumed.record.seen) :], f"from step {step}"
         assert contents(by_step(tmp_path / f"b{step}")[16]) == contents(expected[16]), f"from step {step}"
 
 
@@ -135,10 +136,10 @@ def test_data_that_ends_before_its_length_ends_the_epoch_once(tmp_path: Path):
         return resumable(DataLoader(NoisySamples(), 4, sampler=Overstated(26)))
 
     whole = train(tmp_path / "a", loader)
-    assert [entry[0] for entry in whole.seen].count("epoch") == 3
+    assert [entry[0] for entry in whole.record.seen].count("epoch") == 3
     for step in (6, 7, 8, 14):
         resumed = train(tmp_path / f"b{step}", loader, by_step(tmp_path / "a")[step].model_path)
-        assert resumed.seen == whole.seen[-len(resumed.seen) :]
+        assert resumed.record.seen == whole.record.seen[-len(resumed.record.seen) :]
         assert contents(by_step(tmp_path / f"b{step}")[16]) == contents(by_step(tmp_path / "a")[16])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,72 @@ def test_a_checkpoint_taken_in_a_users_hook_resumes_exactly(hook: str, step: int
     _, resumed = fit(saver(tmp_path / "b"), ckpt_path=path, **options)
     assert resumed.history == [entry for entry in whole.history if entry[0] >= step]
     assert contents(by_step(tmp_path / "b")[20]) == contents(by_step(tmp_path / "a")[20])
+
+
+class Follows(Callback):
+    """Has nothing to do, in each of the hooks."""
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        pass
+
+    def on_validation_end(self, *arguments: Any) -> None:
+        pass
+
+    def on_train_epoch_end(self, *arguments: Any) -> None:
+        pass
+
+
+class FailInHook(Callback):
+    def __init__(self, hook: str, step: int) -> None:
+        self._step = step
+        setattr(self, hook, self._fail)
+
+    def _fail(self, trainer: Trainer, *arguments: Any, **keywords: Any) -> None:
+        if trainer.global_step == self._step and not trainer.sanity_checking:
+            raise RuntimeError("a hook that fails")
+
+
+class HasHooks(ToyModule):
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("by", ["hand", "exception"])
+@pytest.mark.parametrize(
+    ("hook", "step", "followed_by"),
+    [
+        ("on_train_batch_end", 5, "Follows, HasHooks"),
+        ("on_validation_end", 6, "Follows, EarlyStopping"),
+        ("on_train_epoch_end", 7, "Follows, EarlyStopping"),
+    ],
+)
+def test_hooks_that_a_save_inside_a_hook_forestalls_are_said(
+    hook: str, step: int, followed_by: str, by: str, tmp_path: Path
+):
+    acts: Callback = FailInHook(hook, step) if by == "exception" else SaveInHook(hook, step, tmp_path / "a.ckpt")
+    stopping = EarlyStopping("val_loss", patience=50, check_on_train_epoch_end=hook == "on_train_epoch_end")
+    save = saver(tmp_path / "a", every_n_train_steps=4, save_on_exception=by == "exception")
+
+    def run() -> None:
+        fit(Follows(), acts, Follows(), stopping, save, module=HasHooks(), val_check_interval=3)
+
+    with (
+        pytest.warns(InexactResumeWarning, match=f"saved inside {hook}, .* before it was called of {followed_by}: "),
+        pytest.raises(RuntimeError, match="a hook that fails") if by == "exception" else contextlib.nullcontext(),
+    ):
+        run()
+
+
+def test_a_save_in_the_last_of_the_hooks_forestalls_nothing(tmp_path: Path):
+    class SavesItself(ToyModule):
+        def on_train_batch_end(self, *arguments: Any) -> None:
+            if self.global_step == 5:
+                self.trainer.save_checkpoint(tmp_path / "a.ckpt")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InexactResumeWarning)
+        fit(Follows(), saver(tmp_path / "b"), module=SavesItself())
+    assert (tmp_path / "a.ckpt").exists()
 
 
 def test_a_checkpoint_taken_by_hand_after_fit_resumes_exactly(tmp_path: Path):
@@ -329,17 +396,17 @@ def test_a_loader_that_is_cycled_beside_a_longer_one_goes_on_where_it_was(tmp_pa
             return [ResumableDataLoader(NoisySamples(size), batch_size=4, shuffle=True, seed=size) for size in (26, 8)]
 
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            self.short_ids.append(batch[1][2].tolist())
+            self._recorder.short_ids.append(batch[1][2].tolist())
             return super().training_step(batch[0], batch_idx) + 0 * batch[1][0].sum()
 
     def run(directory: Path, path: Path | None = None) -> TwoLoaders:
         module = TwoLoaders()
-        module.short_ids = []
+        module._recorder.short_ids = []
         fit(saver(directory), module=module, ckpt_path=path, loaders=False, max_steps=12)
         return module
 
     whole = run(tmp_path / "a")
     for step in (1, 3, 6, 7, 8):
         resumed = run(tmp_path / f"b{step}", by_step(tmp_path / "a")[step].model_path)
-        assert resumed.short_ids == whole.short_ids[step:], f"from step {step}"
+        assert resumed._recorder.short_ids == whole._recorder.short_ids[step:], f"from step {step}"
         assert contents(by_step(tmp_path / f"b{step}")[12]) == contents(by_step(tmp_path / "a")[12])

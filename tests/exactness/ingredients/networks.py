@@ -159,6 +159,25 @@ class AnnealsByItself(Network):
         return self.rest(x / self.temperature, ids)
 
 
+class CarriesByItself(Network):
+    """A hidden state that goes from batch to batch, and a scale that the first batch sets."""
+
+    def __init__(self) -> None:
+        super().__init__(rest=plain())
+        self.hidden = (torch.zeros(FEATURES), torch.zeros(FEATURES))
+        self.register_buffer("scale", torch.ones(()))
+        self.has_scale = False
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        if self.training:
+            slow, fast = self.hidden
+            self.hidden = (0.9 * slow + 0.1 * fast, x.detach().mean(0))
+            if not self.has_scale:
+                self.scale.copy_(x.detach().std())
+                self.has_scale = True
+        return self.rest((x - self.hidden[0]) / self.scale, ids)
+
+
 def plain(kind: type[Network] = Network, **more: nn.Module) -> Network:
     """Batch norm and dropout."""
     return kind(
@@ -220,6 +239,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "buffers": WithBuffers,
     "counts by itself": CountsByItself,
     "anneals by itself": AnnealsByItself,
+    "carries by itself": CarriesByItself,
     "frozen": frozen,
     "unused": unused,
     "stochastic depth": StochasticDepth,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..cell import BATCHES_PER_EPOCH, EXACT_OR_SAID, Cell, both, lightning, loop
+from ..cell import BATCHES_PER_EPOCH, EXACT_OR_SAID, Cell, both, lightning, loop, warns
 
 _EPOCH = BATCHES_PER_EPOCH
 _DIVISIBLE = {"samples": 24}  # 6 batches an epoch, none of them short
@@ -100,6 +100,18 @@ CELLS: list[Cell] = [
             expected=EXACT_OR_SAID,
         )
         for hook in ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+    ],
+    *[
+        lightning(
+            "saved by hand",
+            f"in {hook}, before other callbacks",
+            save_in_hook=hook,
+            stops=(stop,),
+            callbacks=("counts hooks", "EarlyStopping, training loss"),
+            trainer={"val_check_interval": 3},
+            expected=warns("InexactResumeWarning", "CountsHooks"),
+        )
+        for hook, stop in {"on_train_batch_end": 5, "on_validation_end": 6, "on_train_epoch_end": 7}.items()
     ],
     lightning("saved by hand", "in on_train_start", save_in_hook="on_train_start", stops=(0,)),
     lightning(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..cell import EXACT_OR_SAID, NOT_SILENT, Cell, lightning, warns
+from ..cell import EXACT, EXACT_OR_SAID, NOT_SILENT, Cell, lightning, warns
 
 _TRAINERS: dict[str, dict[str, Any]] = {
     "validation every third batch": {"val_check_interval": 3},
@@ -124,6 +124,23 @@ CELLS: list[Cell] = [
         save={"every_n_train_steps": 4, "save_top_k": -1, "save_on_exception": True},
     ),
     lightning("callbacks", "should_stop set by the user, later", callbacks=("stops later",), stops=(10,)),
+    *[
+        lightning(
+            "callbacks",
+            f"should_stop set by the user, in this process alone, {where}",
+            callbacks=("counts hooks",),
+            ending="should_stop",
+            stops=stops,
+            **more,
+            expected=expected,
+        )
+        for where, stops, more, expected in (
+            ("in the middle", (10,), {}, warns("InexactResumeWarning", "should_stop in the middle of an epoch")),
+            ("at an epoch's end", (7,), {}, EXACT),
+            ("when a validation is due", (10,), {"trainer": {"val_check_interval": 3}}, EXACT),
+            ("without a validation", (10,), {"validate": False}, EXACT),
+        )
+    ],
     lightning("callbacks", "Timer", callbacks=("Timer",), clocks=("time_elapsed",)),
     lightning("callbacks", "ModelPruning", callbacks=("pruning",), expected=NOT_SILENT),
     lightning(

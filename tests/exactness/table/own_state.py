@@ -126,6 +126,12 @@ CELLS: list[Cell] = [
         network="anneals by itself",
         expected=warns("InexactResumeWarning", "temperature"),
     ),
+    *both(
+        _GROUP,
+        "a module carries by itself",
+        network="carries by itself",
+        expected=warns("InexactResumeWarning", "has_scale"),
+    ),
     loop(
         _GROUP,
         "a module counts by itself",

@@ -1,0 +1,110 @@
+"""Notice what dataset and ``collate_fn`` change in themselves that goes with no position.
+
+That is whatever changes inside worker processes, and, wherever it changes, what is kept in lists, dicts and arrays: a
+dataset keeps its data in such.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+from torch.utils.data import get_worker_info
+
+from neuromanifold_gpt.data.errors import DataOrderWarning
+from neuromanifold_gpt.state.module_values import ModuleValues
+from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.unsaved_values import items_looked_at, shown_value
+
+_WATCHED_BATCHES = 4  # of each process: what counts samples or batches has changed by then
+_WATCHED_ELEMENTS = 1 << 16
+
+
+class WatchedBatch(NamedTuple):
+    """A batch, and the names of what has changed where it was made; ``DataLoader`` pins the memory of both."""
+
+    batch: Any
+    changed: list[str]
+
+
+class WatchedCollate:
+    """``collate``, which tells the loader what changes in this process, in the first batches.
+
+    Args:
+        collate: what to do.
+        dataset: the object that samples are read from.
+        collate_fn: the object that is looked at, where ``collate`` wraps it.
+    """
+
+    def __init__(self, collate: Callable[[Any], Any], dataset: Any, collate_fn: Any) -> None:
+        self._collate = collate
+        self._roots = {"dataset": dataset, "collate_fn": collate_fn}
+        # A module that is trained is no part of its loaders' state; in a worker, it is a copy.
+        module = getattr(collate_fn, "__self__", None)
+        self._module = module if isinstance(module, nn.Module) else None
+        self._changes: list[Callable[[], Iterable[str]]] = []
+        self._batches = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_changes": [], "_batches": 0}  # each worker looks for those of its own copy
+
+    def __call__(self, samples: Any) -> WatchedBatch:
+        """Collate, and look."""
+        if self._batches == 0:  # behind the first reading, at which files are opened and the like
+            self._changes = self._begin()
+        batch = self._collate(samples)
+        self._batches += 1
+        if self._batches > _WATCHED_BATCHES:
+            return WatchedBatch(batch, [])
+        return WatchedBatch(batch, sorted(name for changes in self._changes for name in changes()))
+
+    def _begin(self) -> list[Callable[[], Iterable[str]]]:
+        owned = OwnedState(self._roots)
+        before = _containers(owned)
+        changes = [lambda: [path for path, shown in _containers(owned).items() if before.get(path, shown) != shown]]
+        if get_worker_info() is not None:
+            changes.append(lambda: list(owned.changed_values()))
+            if self._module is not None:
+                values = ModuleValues(self._module)
+                changes.append(lambda: [f"module.{name.lstrip('.')}" for name in values.changed()["integers"]])
+        return list(changes)
+
+
+def _containers(owned: OwnedState) -> dict[str, str]:
+    """What shows whether lists, dicts and small arrays have changed, by path; not those of objects, such as files."""
+    return {
+        path: shown
+        for path, value in owned.attributes()
+        if _holds_values(value) and (shown := shown_value(value)) is not None
+    }
+
+
+def _holds_values(value: Any) -> bool:
+    if isinstance(value, Tensor | np.ndarray):
+        return math.prod(value.shape) <= _WATCHED_ELEMENTS  # larger ones are data, perhaps in a mapped file
+    if not isinstance(value, list | tuple | deque | dict):
+        return False
+    return not value or any(shown_value(item) is not None for item in items_looked_at(value))
+
+
+def warn_of_changes(names: list[str], workers: int) -> None:
+    """Say what :class:`WatchedCollate` has found.
+
+    Warns:
+        DataOrderWarning: names the values.
+    """
+    where, remedy = "as it is read, and no position has it", "save it yourself"
+    if workers:
+        where = "in the workers, whose copies of it no checkpoint knows"
+        remedy = "set it in the main process, or use num_workers=0"
+    warnings.warn(
+        f"{', '.join(names[:6])} changes {where}: where samples depend on it, a resume in the middle of an epoch "
+        f"cannot be exact. Derive it from the sample, or {remedy}.",
+        DataOrderWarning,
+        stacklevel=4,  # who iterates
+    )

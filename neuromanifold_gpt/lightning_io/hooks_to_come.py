@@ -1,0 +1,77 @@
+"""Which hooks a save that is made inside a hook forestalls: a resume does not call that hook again, for anybody.
+
+Lightning calls a hook of one callback after another, then of the module, and at an epoch's end of ``EarlyStopping`` and
+its like last. Where in this sequence a save is made, only the frames of ``lightning/pytorch/trainer/call.py`` (2.6)
+tell: those that run, or those that an exception has left.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelSummary, ProgressBar
+from lightning.pytorch.trainer import call
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+
+_HOOKS = ("on_train_batch_end", "on_validation_end", "on_train_epoch_end")
+_WITHOUT_STATE = (Checkpoint, ModelSummary, ProgressBar)
+_LAST = (EarlyStopping, Checkpoint)  # of those at an epoch's end
+
+
+def warn_of_hooks_to_come(trainer: Trainer) -> None:
+    """For a save inside a hook, or on an exception that was raised in one.
+
+    Warns:
+        InexactResumeWarning: names who was still to be called.
+    """
+    for frame in _frames():
+        values = frame.f_locals
+        if frame.f_code in _CALLERS and values.get("trainer") is trainer and values.get("hook_name") in _HOOKS:
+            names = _names_behind(trainer, values["hook_name"], values.get("callback"))
+            if names:
+                warnings.warn(
+                    f"saved inside {values['hook_name']}, which a resume does not call again, before it was called of "
+                    f"{', '.join(names)}: a resume cannot be exact. Save when it is over, or let SeparatedCheckpoint "
+                    "do it.",
+                    InexactResumeWarning,
+                    stacklevel=3,
+                )
+            return
+
+
+_CALLERS = (call._call_callback_hooks.__code__, call._call_lightning_module_hook.__code__)
+
+
+def _frames() -> Iterator[FrameType]:
+    """From within: those that an exception under way has left, then those that run."""
+    traceback = sys.exc_info()[2]
+    left = []
+    while traceback is not None:
+        left.append(traceback.tb_frame)
+        traceback = traceback.tb_next
+    yield from reversed(left)
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _names_behind(trainer: Trainer, hook: str, current: Callback | None) -> list[str]:
+    """Who follows ``current``, a callback, or the module if there is none."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    last = [callback for callback in callbacks if hook == "on_train_epoch_end" and isinstance(callback, _LAST)]
+    sequence = [*(callback for callback in callbacks if callback not in last), None, *last]
+    names = []
+    for callback in sequence[sequence.index(current) + 1 :]:
+        if callback is None:
+            names += [type(trainer.lightning_module).__name__] * is_overridden(hook, trainer.lightning_module)
+        elif is_overridden(hook, callback, Callback) and not isinstance(callback, _WITHOUT_STATE):
+            names.append(type(callback).__name__)
+    return names

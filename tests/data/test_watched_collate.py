@@ -1,0 +1,107 @@
+"""What dataset and collate function change in themselves, and no position has, is said in the first batches."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from neuromanifold_gpt import ResumableDataLoader, resumable
+from neuromanifold_gpt.data.errors import DataOrderWarning
+
+
+class Remembers(Dataset[int]):
+    def __init__(self, kept: Any, change: Callable[[Any, int], Any]) -> None:
+        self.kept, self.change, self.values = copy.deepcopy(kept), change, list(range(1000, 1024))
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, i: int) -> int:
+        self.change(self.kept, i)
+        return self.values[i]
+
+
+class Open:
+    """As a file would be: opened when it is first needed."""
+
+
+CHANGES: dict[str, tuple[Any, Callable[[Any, int], Any]]] = {
+    "a dict": ({}, lambda kept, i: kept.update({i: 2 * i})),
+    "a dict of tensors": ({}, lambda kept, i: kept.update({i: torch.ones(1)})),
+    "a list": ([], lambda kept, i: kept.append([i])),
+    "losses by sample": ([0.0] * 24, lambda kept, i: kept.__setitem__(i, 0.5 + i)),
+    "a queue": (deque(maxlen=2), lambda kept, i: kept.append(i)),
+    "a tensor": (torch.zeros(24), lambda kept, i: kept[i].fill_(1 + i)),
+    "an array": (np.zeros((2, 24)).T, lambda kept, i: kept[i].fill(1 + i)),
+}
+NO_CHANGES: dict[str, tuple[Any, Callable[[Any, int], Any]]] = {
+    "files": ({}, lambda kept, i: kept.update({i: Open()})),
+    "set to the same": ([1.0] * 24, lambda kept, i: kept.__setitem__(i, 1.0)),
+    "texts": (["a"] * 24, lambda kept, i: kept[i]),
+    "large data": (np.zeros(100_000), lambda kept, i: kept[i]),
+}
+
+
+def loader_over(dataset: Any, workers: int, kind: str, **options: Any) -> Any:
+    if kind == "own":
+        return ResumableDataLoader(dataset, 4, num_workers=workers, **options)
+    return resumable(DataLoader(dataset, 4, num_workers=workers, **options))
+
+
+def passes(loader: Any) -> None:
+    for _ in range(2):
+        list(loader)
+
+
+@pytest.mark.parametrize("kind", ["own", "wrapped"])
+@pytest.mark.parametrize("what", CHANGES)
+def test_said_once(what: str, kind: str) -> None:
+    loader = loader_over(Remembers(*CHANGES[what]), 0, kind)
+    with pytest.warns(DataOrderWarning, match=r"^dataset\.kept changes as it is read, and no position has it") as said:
+        passes(loader)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("what", ["a dict", "losses by sample"])
+def test_said_of_workers(what: str) -> None:
+    loader = loader_over(Remembers(*CHANGES[what]), 2, "own")
+    with pytest.warns(DataOrderWarning, match=r"^dataset\.kept changes in the workers") as said:
+        passes(loader)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("what", NO_CHANGES)
+def test_not_said(what: str, workers: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataOrderWarning)
+        list(loader_over(Remembers(*NO_CHANGES[what]), workers, "own"))
+
+
+def test_collate_functions_too() -> None:
+    class Mixes:
+        def __init__(self) -> None:
+            self.before: list[Any] = []
+
+        def __call__(self, samples: list[Any]) -> Any:
+            self.before.append(samples)
+            return default_collate(samples)
+
+    with pytest.warns(DataOrderWarning, match=r"collate_fn\.before changes as it is read"):
+        list(ResumableDataLoader(range(24), 4, collate_fn=Mixes()))
+
+
+def test_a_copy_looks_for_itself() -> None:
+    loader = ResumableDataLoader([1.5] * 24, 4)
+    list(loader)
+    copied = pickle.loads(pickle.dumps(loader))
+    assert next(iter(copied)).tolist() == [1.5] * 4
