@@ -125,7 +125,7 @@ class Position:
                 if self._pass_is_open:
                     self._interrupted_pass = self._newest_pass, consumed
                 else:
-                    self._warn_of_left_pass(consumed)
+                    self._warn(_left_after(consumed))
             self.progress = self.order.begin_again(self.progress)
         self._is_saved_in_pass = self._continue_pass and self._is_begun
         self._continue_pass = self._is_loaded = False
@@ -158,7 +158,7 @@ class Position:
         if number == self._newest_pass:
             self._pass_is_open = False
         elif self._interrupted_pass is not None and number == self._interrupted_pass[0]:
-            self._warn_of_left_pass(self._interrupted_pass[1])
+            self._warn(f"{_left_after(self._interrupted_pass[1])}, once no variable holds its iterator")
             self._interrupted_pass = None
 
     def leave_pass(self) -> None:
@@ -171,18 +171,11 @@ class Position:
         """A resume may continue from here."""
         self._is_saved_in_pass = True
 
-    def _warn_of_left_pass(self, consumed: int) -> None:
-        self._warn(
-            f"a pass over it was left after {consumed} samples or batches, and its epoch begins again. To go on "
-            "instead: loader.load_state_dict(loader.state_dict()). To begin again after a resume too, call "
-            "loader.leave_pass() before saving"
-        )
-
     def _warn(self, what: str) -> None:
         warnings.warn(
             f"a resume of this training cannot be exact at every checkpoint: a loader has one position, and {what}.",
             DataOrderWarning,
-            stacklevel=5,  # who iterates
+            stacklevel=4,  # who iterates
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -190,6 +183,14 @@ class Position:
         if self.is_at_end:
             return {"epoch": self.epoch + 1, **self.order.beginning(), **self.order.description()}
         return {"epoch": self.epoch, **self.progress, **self.order.description()}
+
+
+def _left_after(consumed: int) -> str:
+    return (
+        f"a pass over it was left after {consumed} samples or batches, and its epoch begins again. To go on instead: "
+        "loader.load_state_dict(loader.state_dict()). To begin again after a resume too, call loader.leave_pass() "
+        "before saving"
+    )
 
 
 def nothing_left(order: EpochOrder, progress: Progress) -> bool:

@@ -30,7 +30,8 @@ class ResumableStreamLoader(PositionedLoader):
     A stream whose iterator, or which itself, has ``state_dict`` and ``load_state_dict`` is put at its position. What it
     draws from random number generators for a sample is a function of (seed, epoch, worker, number of the sample); what
     it decides once, such as the order of its files, must be in its state. A stream without these methods is read
-    again up to the position. What ``collate_fn`` counts goes with the position of each stream.
+    again up to the position. Numbers, strings and flags that ``collate_fn`` changes in itself go
+    with the position of each stream.
 
     With ``torch.distributed``, what a rank reads is the dataset's affair too, and each rank has a position of its own.
 
@@ -126,7 +127,8 @@ class _Turns:
         self._seed_is_given = seed is not None
         self._workers = loader.num_workers
         self._loader = loader  # which knows the number of batches
-        self._owned = OwnedState({"dataset": loader.dataset, "collate_fn": loader.collate_fn})
+        self._dataset = OwnedState({"dataset": loader.dataset})
+        self._collate_fn = OwnedState({"collate_fn": loader.collate_fn}, ignored=self._dataset.objects())
 
     @property
     def size(self) -> int | None:
@@ -147,12 +149,19 @@ class _Turns:
             "workers": self._workers,
             "shards": [_BEGINNING] * max(self._workers, 1),
             "next_shard": 0,
-            "values_at_beginning": self._owned.changed_values(),
+            "values_at_beginning": {
+                **self._dataset.changed_values(),
+                **(self._collate_fn.changed_values() if self._workers == 0 else {}),  # workers have copies
+            },
         }
 
     def begin_again(self, progress: Progress) -> Progress:
-        self._owned.restore_values(progress["values_at_beginning"])
+        self._restore(progress)
         return {**self.beginning(), "values_at_beginning": progress["values_at_beginning"]}
+
+    def _restore(self, progress: Progress) -> None:
+        for owned in (self._dataset, self._collate_fn):
+            owned.restore_values(progress["values_at_beginning"])
 
     def leave(self, epoch: int, progress: Progress) -> None:
         """Nothing: each pass begins with a new copy of the stream, or with the stream as it is."""
@@ -169,7 +178,7 @@ class _Turns:
         if not self._seed_is_given:
             self.seed = state["seed"]
         self._workers = state["workers"]
-        self._owned.restore_values(state["values_at_beginning"])
+        self._restore(state)
         return [
             f"{key} was {state[key]} and is {value}" for key, value in self.description().items() if state[key] != value
         ]

@@ -10,7 +10,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -73,25 +73,30 @@ class ShardsInTurn(IterableDataset[Item]):
         alive = [self._shard(number, own_copy=len(turns) > 1 or (self._as_workers and not info)) for number in turns]
         for shard in alive:
             shard.shows_progress = shard is alive[0] and host == 0
-        # One that has ended keeps its turn until all have: elsewhere, others go on in theirs.
-        while not all(shard.is_done for shard in alive):
-            for shard in alive:
-                yield shard.next_item()
+        here = OwnedState({"collate_fn": self._options.collate_fn}) if self._as_workers and not info else None
+        try:
+            # One that has ended keeps its turn until all have: elsewhere, others go on in theirs.
+            while not all(shard.is_done for shard in alive):
+                for shard in alive:
+                    yield shard.next_item()
+        finally:
+            if here is not None:  # what workers change is gone with them
+                here.restore_values({})
 
     def _shard(self, number: int, *, own_copy: bool) -> Shard:
-        dataset, options = self._dataset, self._options
-        if own_copy:
-            dataset, collate_fn = copy.deepcopy((dataset, options.collate_fn))
-            options = replace(options, collate_fn=collate_fn)
+        dataset = copy.deepcopy(self._dataset) if own_copy else self._dataset
         workers = len(self._starts) if self._as_workers else 0
         seed = mixed(self._seed, self._epoch, number)
-        return Shard(dataset, options, seed, number, workers, self._starts[number])
+        shard = Shard(dataset, self._options, seed, number, workers, self._starts[number])
+        shard.shares_collate_fn = own_copy
+        return shard
 
 
 class Shard:
     """One stream, from a position on."""
 
     shows_progress = False
+    shares_collate_fn = False  # with other shards, each of which would have one of its own in its worker
 
     def __init__(
         self, dataset: Any, options: StreamOptions, seed: int, number: int, workers: int, start: dict[str, Any]
@@ -103,7 +108,10 @@ class Shard:
         self._start = start
         self._iterator: Any = None
         self._owned = OwnedState({"dataset": dataset, "collate_fn": options.collate_fn})
-        self._collate_fn = OwnedState({"collate_fn": options.collate_fn}, ignored=(dataset,))
+        # What belongs to the dataset as well is read again, or in its state.
+        shared = OwnedState({"dataset": dataset}).objects()
+        self._collate_fn = OwnedState({"collate_fn": options.collate_fn}, ignored=shared)
+        self._collate_values: dict[str, Any] = start["collate_fn"]
         self.is_done = bool(start["is_done"])
 
     def next_item(self) -> Item:
@@ -125,11 +133,11 @@ class Shard:
             if self.is_done:
                 state = self._state()
             self._seed_all(_COLLATION, self._samples)
-            batch = self._options.collate_fn(samples if self._options.batch_size is not None else samples[0])
-            return self._number, {**state, "collate_fn": self._collate_fn.changed_values()}, [batch]
+            batch = self._collated(samples)
+            return self._number, {**state, "collate_fn": self._collate_values}, [batch]
 
     def _begin(self) -> None:
-        self._collate_fn.restore_values(self._start["collate_fn"])
+        self._collate_fn.restore_values(self._collate_values)
         if self._options.worker_init_fn is not None and self._workers:
             self._options.worker_init_fn(self._number)
         self._seed_all(0)
@@ -146,6 +154,13 @@ class Shard:
         with tqdm(total=samples, desc="Reading the stream again", disable=hidden, file=sys.stderr) as bar:
             while self._samples < samples and self._next_sample() is not _NOTHING:
                 bar.update()
+
+    def _collated(self, samples: list[Any]) -> Any:
+        if self.shares_collate_fn:
+            self._collate_fn.restore_values(self._collate_values)
+        batch = self._options.collate_fn(samples if self._options.batch_size is not None else samples[0])
+        self._collate_values = self._collate_fn.changed_values()
+        return batch
 
     @property
     def _batch_size(self) -> int:
@@ -174,8 +189,12 @@ class Shard:
             if is_stateful(owner):
                 inner = {"of": of, "state": copy.deepcopy(owner.state_dict())}
                 break
-        values = self._collate_fn.changed_values()
-        return {"samples": self._samples, "state": inner, "is_done": self.is_done, "collate_fn": values}
+        return {
+            "samples": self._samples,
+            "state": inner,
+            "is_done": self.is_done,
+            "collate_fn": self._collate_values,
+        }
 
     @contextmanager
     def _as_its_worker(self) -> Iterator[None]:

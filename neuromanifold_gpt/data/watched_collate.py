@@ -19,9 +19,9 @@ from torch.utils.data import get_worker_info
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.state.module_values import ModuleValues
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.unsaved_values import items_looked_at, shown_value
+from neuromanifold_gpt.state.shown_values import shown_value
 
-_WATCHED_BATCHES = 4  # of each process: what counts samples or batches has changed by then
+_WATCHED_BATCHES = 5  # of each process: what counts samples or batches has changed by then
 _WATCHED_ELEMENTS = 1 << 16
 
 
@@ -55,41 +55,39 @@ class WatchedCollate:
 
     def __call__(self, samples: Any) -> WatchedBatch:
         """Collate, and look."""
-        if self._batches == 0:  # behind the first reading, at which files are opened and the like
-            self._changes = self._begin()
         batch = self._collate(samples)
         self._batches += 1
-        if self._batches > _WATCHED_BATCHES:
-            return WatchedBatch(batch, [])
-        return WatchedBatch(batch, sorted(name for changes in self._changes for name in changes()))
+        changed = sorted({name for changes in self._changes for name in changes()})
+        if self._batches == 1:  # behind the first batch, at which files are opened and the like
+            self._changes = self._begin()
+        elif self._batches == _WATCHED_BATCHES:
+            self._changes = []  # which hold what the dataset held
+        return WatchedBatch(batch, changed)
 
     def _begin(self) -> list[Callable[[], Iterable[str]]]:
         owned = OwnedState(self._roots)
         before = _containers(owned)
-        changes = [lambda: [path for path, shown in _containers(owned).items() if before.get(path, shown) != shown]]
+        changes: list[Callable[[], Iterable[str]]] = [
+            lambda: [path for path, shown in _containers(owned).items() if before.get(path, shown) != shown]
+        ]
         if get_worker_info() is not None:
-            changes.append(lambda: list(owned.changed_values()))
+            changes.append(owned.changed_values)
             if self._module is not None:
                 values = ModuleValues(self._module)
                 changes.append(lambda: [f"module.{name.lstrip('.')}" for name in values.changed()["integers"]])
-        return list(changes)
+        return changes
 
 
 def _containers(owned: OwnedState) -> dict[str, str]:
     """What shows whether lists, dicts and small arrays have changed, by path; not those of objects, such as files."""
-    return {
-        path: shown
-        for path, value in owned.attributes()
-        if _holds_values(value) and (shown := shown_value(value)) is not None
-    }
+    values = {path: value for path, value in owned.attributes() if _is_watched(value)}
+    return {path: shown for path, value in values.items() if (shown := shown_value(value)) is not None}
 
 
-def _holds_values(value: Any) -> bool:
+def _is_watched(value: Any) -> bool:
     if isinstance(value, Tensor | np.ndarray):
         return math.prod(value.shape) <= _WATCHED_ELEMENTS  # larger ones are data, perhaps in a mapped file
-    if not isinstance(value, list | tuple | deque | dict):
-        return False
-    return not value or any(shown_value(item) is not None for item in items_looked_at(value))
+    return isinstance(value, list | tuple | deque | dict)
 
 
 def warn_of_changes(names: list[str], workers: int) -> None:

@@ -14,64 +14,78 @@ from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelSummary,
+    ProgressBar,
+    Timer,
+)
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 
 _HOOKS = ("on_train_batch_end", "on_validation_end", "on_train_epoch_end")
-_WITHOUT_STATE = (Checkpoint, ModelSummary, ProgressBar)
 _LAST = (EarlyStopping, Checkpoint)  # of those at an epoch's end
+_ONLY_LOOK = (Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ModelSummary, ProgressBar, Timer)
+_CALLERS = (call._call_callback_hooks.__code__, call._call_lightning_module_hook.__code__)
 
 
 def warn_of_hooks_to_come(trainer: Trainer) -> None:
-    """For a save inside a hook, or on an exception that was raised in one.
+    """For a save inside a hook of training, or on an exception that was raised in one.
 
     Warns:
         InexactResumeWarning: names who was still to be called.
     """
+    if trainer.sanity_checking:
+        return
     for frame in _frames():
-        values = frame.f_locals
-        if frame.f_code in _CALLERS and values.get("trainer") is trainer and values.get("hook_name") in _HOOKS:
+        values = frame.f_locals if frame.f_code in _CALLERS else {}
+        if values.get("trainer") is trainer and values.get("hook_name") in _HOOKS:
             names = _names_behind(trainer, values["hook_name"], values.get("callback"))
             if names:
                 warnings.warn(
                     f"saved inside {values['hook_name']}, which a resume does not call again, before it was called of "
-                    f"{', '.join(names)}: a resume cannot be exact. Save when it is over, or let SeparatedCheckpoint "
-                    "do it.",
+                    f"{', '.join(names)}: what it would have changed there is lost. Save when it is over, or let "
+                    "SeparatedCheckpoint do it.",
                     InexactResumeWarning,
                     stacklevel=3,
                 )
             return
 
 
-_CALLERS = (call._call_callback_hooks.__code__, call._call_lightning_module_hook.__code__)
-
-
 def _frames() -> Iterator[FrameType]:
-    """From within: those that an exception under way has left, then those that run."""
-    traceback = sys.exc_info()[2]
-    left = []
-    while traceback is not None:
-        left.append(traceback.tb_frame)
-        traceback = traceback.tb_next
-    yield from reversed(left)
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        yield frame
+    """From within: those that an exception has left which Lightning answers now, then those that run."""
+    running: FrameType | None = sys._getframe(1)
+    left: list[FrameType] = []
+    frame = running
+    while frame is not None and frame.f_code is not call._interrupt.__code__:
         frame = frame.f_back
+    if frame is not None:
+        traceback = frame.f_locals["exception"].__traceback__
+        while traceback is not None:
+            left.insert(0, traceback.tb_frame)
+            traceback = traceback.tb_next
+    yield from left
+    while running is not None:
+        yield running
+        running = running.f_back
 
 
 def _names_behind(trainer: Trainer, hook: str, current: Callback | None) -> list[str]:
     """Who follows ``current``, a callback, or the module if there is none."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     last = [callback for callback in callbacks if hook == "on_train_epoch_end" and isinstance(callback, _LAST)]
-    sequence = [*(callback for callback in callbacks if callback not in last), None, *last]
+    first = [callback for callback in callbacks if not any(callback is other for other in last)]
+    sequence = [*first, None, *last]
+    place = next((place for place, callback in enumerate(sequence) if callback is current), len(sequence))
     names = []
-    for callback in sequence[sequence.index(current) + 1 :]:
+    for callback in sequence[place + 1 :]:
         if callback is None:
             names += [type(trainer.lightning_module).__name__] * is_overridden(hook, trainer.lightning_module)
-        elif is_overridden(hook, callback, Callback) and not isinstance(callback, _WITHOUT_STATE):
+        elif is_overridden(hook, callback, Callback) and not isinstance(callback, _ONLY_LOOK):
             names.append(type(callback).__name__)
     return names

@@ -30,7 +30,8 @@ from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, own_state
 from neuromanifold_gpt.state.unsaved_values import UnsavedValues, values_beside_state
 
-_OF_EVERY_LIGHTNING_MODULE = frozenset(vars(LightningModule()))
+# The hyper-parameters are in the checkpoint.
+_IGNORED_ATTRIBUTES = frozenset({*vars(LightningModule()), "_hparams", "_hparams_initial"})
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class ResumePointTracker:
         # not have called yet: what they change in callbacks, and means over a part of the epoch, are not part of the
         # state.
         if self._unsaved is not None and not self._has_stepped:
-            self._unsaved.note_new(_values_left_out(trainer.lightning_module))
+            self._unsaved.look(_values_left_out(trainer.lightning_module))
             self._has_stepped = True
         stepped = self.whole is None or trainer.global_step != self.whole.global_step
         leaving = trainer.should_stop or trainer.fit_loop.epoch_loop._is_training_done
@@ -235,7 +236,7 @@ class ResumePointTracker:
 
 
 def _values_left_out(module: LightningModule) -> dict[str, str]:
-    return values_beside_state(module, with_followed=False, ignored=_OF_EVERY_LIGHTNING_MODULE)
+    return values_beside_state(module, with_followed=False, ignored=_IGNORED_ATTRIBUTES)
 
 
 def _batches_processed(fit_loop: dict[str, Any]) -> int:

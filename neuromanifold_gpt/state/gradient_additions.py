@@ -1,13 +1,15 @@
 """Notice loops that go on adding to gradients which a step has used, and which a save has therefore left out.
 
-One parameter stands for all. From a save on, each addition to its gradient is followed until the next step: a gradient
-that was zeroed in between has been changed once more, or is another tensor.
+One parameter stands for all, the smallest. From a save on, each addition to its gradient is followed until the next
+step: a gradient that was zeroed in between is zero, has been changed once more, or is another tensor.
 """
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,24 +17,32 @@ from torch import Tensor
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 
-_MARK = "_followed_by"
+_MARK = "_followed_as"
+_numbers = itertools.count(1)
 
 
 class _Follower:
-    def __init__(self, name: str, parameter: Tensor, gradient: Tensor) -> None:
+    def __init__(self, name: str, parameter: Tensor, gradient: Tensor, owner: torch.optim.Optimizer) -> None:
         self._name = name
+        self._number = next(_numbers)
         self._version = gradient._version
+        self._may_vanish = bool(gradient.any())  # not where a restore has put zeros in its place
         self._additions = 0
         self._is_zeroed = False
-        setattr(gradient, _MARK, self)
-        self._handle = parameter.register_post_accumulate_grad_hook(self._added)
+        setattr(gradient, _MARK, self._number)
+        self._parameter = weakref.ref(parameter)
+        self.end = weakref.finalize(owner, parameter.register_hook(self._adds).remove)
 
-    def _added(self, parameter: Tensor) -> None:
-        gradient = parameter.grad
+    def _adds(self, _: Tensor) -> None:
+        """A backward pass is about to add to the gradient."""
+        parameter = self._parameter()
+        gradient = None if parameter is None else parameter.grad
+        if gradient is None or getattr(gradient, _MARK, 0) != self._number or gradient._version != self._version:
+            self._is_zeroed = True
+        elif self._may_vanish and self._additions == 0:  # zeroed through .data, which no version shows
+            self._is_zeroed = not gradient.any()
         self._additions += 1
         self._version += 1
-        if getattr(gradient, _MARK, None) is not self or gradient is None or gradient._version != self._version:
-            self._is_zeroed = True
 
     def stepped(self) -> bool:
         """Whether that was the step that uses what was added."""
@@ -42,23 +52,22 @@ class _Follower:
                 "the save between the two has not stored them: a resume from it is not exact. Zero them after each "
                 "step, or pass save_gradients=True.",
                 InexactResumeWarning,
-                stacklevel=2,
+                stacklevel=5,  # who steps
             )
         return self._additions > 0
-
-    def end(self) -> None:
-        self._handle.remove()
 
 
 _followers: WeakKeyDictionary[torch.optim.Optimizer, _Follower] = WeakKeyDictionary()
 
 
-def follow(name: str, parameter: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Follow the gradient of a parameter, which a step has used, up to the next step that uses it."""
-    owner = next((optimizer for optimizer in optimizers if _has(optimizer, parameter)), None)
-    if owner is not None and parameter.grad is not None and parameter.is_leaf and parameter.requires_grad:
-        _end(owner)
-        _followers[owner] = _Follower(name, parameter, parameter.grad)
+def follow(used: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Follow the gradient of one of these parameters, which steps have used, up to the next step that uses it."""
+    for name, parameter in sorted(used.items(), key=lambda item: item[1].numel()):
+        owner = next((optimizer for optimizer in optimizers if _has(optimizer, parameter)), None)
+        if owner is not None and parameter.grad is not None and parameter.is_leaf and parameter.requires_grad:
+            _end(owner)
+            _followers[owner] = _Follower(name, parameter, parameter.grad, owner)
+            return
 
 
 def note_step(optimizer: torch.optim.Optimizer) -> None:

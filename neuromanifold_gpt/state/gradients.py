@@ -43,20 +43,19 @@ def capture_gradients(
             gradients that were not zeroed since.
     """
     unused: dict[str, Tensor] = {}
-    used: list[str] = []
+    used: dict[str, Tensor] = {}
     sparse: list[str] = []
     for name, parameter in _parameters(module, optimizers):
         gradient = parameter.grad
         if gradient is None:
             continue
         if _is_used(gradient) and not all_of_them:
-            used.append(name)
-            if len(used) == 1:
-                follow(name, parameter, optimizers)
+            used[name] = parameter
         elif gradient.layout is torch.strided:
             unused[name] = gradient
         else:
             sparse.append(name)
+    follow(used, optimizers)
     if sparse:
         warnings.warn(
             f"sparse gradients that no optimizer has used are not stored, so a resume from this save loses them: "
@@ -64,23 +63,23 @@ def capture_gradients(
             InexactResumeWarning,
             stacklevel=3,
         )
-    return {"unused": unused, "used": used}
+    return {"unused": unused, "used": list(used)}
 
 
 def restore_gradients(
     module: nn.Module, saved: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer] = ()
 ) -> None:
     """Put back what :func:`capture_gradients` found: unused gradients, zeros for used ones, none for the others."""
-    used = set(saved["used"])
+    names, used = set(saved["used"]), {}
     for name, parameter in _parameters(module, optimizers):
         parameter.grad = None
         if name in saved["unused"]:
             parameter.grad = saved["unused"][name].to(parameter.device, parameter.dtype, copy=True)
-        elif name in used:
+        elif name in names:
             parameter.grad = torch.zeros_like(parameter)
             _mark(parameter.grad)
-            if name == saved["used"][0]:
-                follow(name, parameter, optimizers)
+            used[name] = parameter
+    follow(used, optimizers)
 
 
 def _parameters(

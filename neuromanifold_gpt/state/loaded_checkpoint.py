@@ -185,8 +185,8 @@ class LoadedCheckpoint:
 
     def _warn_of_values_left_out(self, model: nn.Module) -> None:
         saved = self.checkpoint.manifest.details.get(DETAILS_KEY) if self.checkpoint else None
-        if isinstance(saved, dict) and rank_and_world_size()[0] == 0:  # whose values they are
-            warn_of_other_values(model, saved)
+        rank, _ = rank_and_world_size()
+        warn_of_other_values(model, saved if isinstance(saved, dict) else {}, silently=rank > 0)
 
     def _warn_of_other_environment(self, model: nn.Module | None) -> None:
         if self.checkpoint is None or model is None or self.optimizer_states is None:

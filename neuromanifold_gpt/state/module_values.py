@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
@@ -77,4 +78,6 @@ def non_persistent_buffers(parts: Iterable[tuple[str, nn.Module]]) -> Iterator[t
 
 def is_kept_by_others(part: nn.Module) -> bool:
     """Whether it is a layer of torch, whose state is in the state dict, or a metric."""
-    return type(part).__module__.startswith(("torch.", "torchmetrics."))
+    kind = type_before_parametrizations(part)
+    is_metric = any(base.__module__.startswith("torchmetrics.") for base in kind.__mro__)
+    return is_metric or kind.__module__.startswith("torch.")

@@ -103,6 +103,10 @@ class OwnedState:
             elif owner in self._owners:
                 vars(self._owners[owner])[name] = _as_it_was(value, vars(self._owners[owner]).get(name))
 
+    def objects(self) -> tuple[Any, ...]:
+        """All objects that were found."""
+        return (*self._owners.values(), *self._generators.values())
+
     def attributes(self) -> Iterator[tuple[str, Any]]:
         """All attributes of all objects, by path."""
         for path, owner in self._owners.items():

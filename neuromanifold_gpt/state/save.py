@@ -98,8 +98,8 @@ def save_checkpoint(
         ValueError: ``step`` or ``epoch`` is negative.
         TypeError: one of ``loaders`` has no position to save.
     """
-    left_out = warn_of_values_left_out(model)
     step, epoch = _count("step", step), None if epoch is None else _count("epoch", epoch)
+    left_out = {} if save_model_only else warn_of_values_left_out(model)
     of_this_rank = {
         "rng": capture_rng_state(),
         "model_generators": OwnedState.of_module(unwrap(model)).generator_states(),
@@ -140,7 +140,7 @@ def save_checkpoint(
             epoch=epoch,
             metrics={key: float(value) for key, value in (metrics or {}).items()},
             environment=current_environment(_device_type(model), len(rank_states)),
-            details={DETAILS_KEY: left_out} if left_out and not save_model_only else {},
+            details={DETAILS_KEY: left_out} if left_out else {},
         )
         return _written(paths, staged, retention)
 

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import threading
 import warnings
 
 import numpy as np
@@ -253,6 +254,63 @@ def test_a_stream_without_state_is_read_again_with_one_warning_and_a_bar(capfd):
         take(resumed, 1)
     assert len(caught) == 1
     assert "Reading the stream again: 100%" in capfd.readouterr().err
+
+
+def test_what_a_stream_shares_with_its_collate_fn_is_counted_once():
+    class Counter:
+        def __init__(self):
+            self.samples = 0
+
+    class Counted(Stream):
+        def __init__(self, counter):
+            self.counter = counter
+
+        def __iter__(self):
+            for i in self.ids():
+                self.counter.samples += 1
+                yield i
+
+    class Tells:
+        def __init__(self, counter):
+            self.counter = counter
+
+        def __call__(self, samples):
+            return [self.counter.samples, *samples]
+
+    def loader():
+        counter = Counter()
+        return resumable(DataLoader(Counted(counter), 4, collate_fn=Tells(counter)))
+
+    whole, states = take(loader(), 6)
+    resumed = loader()
+    resumed.load_state_dict(states[2])
+    with pytest.warns(ReadAgainWarning):
+        rest, _ = take(resumed, 3)
+    assert rest == whole[3:]
+
+
+def test_fewer_workers_need_no_copy_of_what_collates():
+    class Locked(Counting):
+        def __init__(self):
+            super().__init__()
+            self.lock = threading.Lock()
+
+    def loader(workers):
+        return resumable(DataLoader(StatefulStream(), 4, num_workers=workers, collate_fn=Locked()))
+
+    whole, states = take(loader(2), 7)
+    resumed = loader(0)
+    resumed.load_state_dict(states[2])
+    assert take(resumed, 4)[0] == whole[3:]
+
+
+def test_what_hooks_set_in_a_collate_fn_stays():
+    collate = Counting()
+    loader = resumable(DataLoader(StatefulStream(), 4, collate_fn=collate))
+    batches = iter(loader)
+    assert next(batches)[0] == 1
+    collate.batches = 100
+    assert next(batches)[0] == 101
 
 
 def test_a_stream_with_state_is_not_read_again(capfd):

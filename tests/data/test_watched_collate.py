@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -98,6 +100,42 @@ def test_collate_functions_too() -> None:
 
     with pytest.warns(DataOrderWarning, match=r"collate_fn\.before changes as it is read"):
         list(ResumableDataLoader(range(24), 4, collate_fn=Mixes()))
+
+
+def test_tables_that_the_first_batch_fills_are_none() -> None:
+    class Collates:
+        def __init__(self) -> None:
+            self.warned: dict[str, bool] = {}
+
+        def __call__(self, samples: list[Any]) -> Any:
+            self.warned["padding"] = True
+            return default_collate(samples)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataOrderWarning)
+        list(ResumableDataLoader(range(24), 4, collate_fn=Collates()))
+
+
+def test_what_the_dataset_has_had_is_let_go() -> None:
+    class Shards(Dataset[int]):
+        def __init__(self) -> None:
+            self.shard = Open()
+            self.seen = [weakref.ref(self.shard)]
+
+        def __len__(self) -> int:
+            return 32
+
+        def __getitem__(self, i: int) -> int:
+            if i % 8 == 0:
+                self.shard = Open()
+                self.seen.append(weakref.ref(self.shard))
+            return i
+
+    dataset = Shards()
+    loader = ResumableDataLoader(dataset, 4)
+    list(loader)
+    gc.collect()
+    assert [shard() is not None for shard in dataset.seen[1:]] == [False, False, False, True]
 
 
 def test_a_copy_looks_for_itself() -> None:

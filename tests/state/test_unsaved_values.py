@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from torch.utils.data import DataLoader
+from torchmetrics import Metric
 
 from neuromanifold_gpt import SeparatedCheckpoint, load_checkpoint, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
@@ -107,6 +110,11 @@ class TestInAPlainLoop:
         assert gone() is None
 
 
+class Failing(dict[str, int]):
+    def values(self) -> Any:
+        raise RuntimeError("dictionary changed size during iteration")
+
+
 KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "a tensor, replaced": (lambda: torch.zeros(2), lambda value: value + 1),
     "a tensor, changed in place": (lambda: torch.zeros(2), lambda value: value.add_(1)),
@@ -124,6 +132,15 @@ KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "a list that grows": (list, lambda value: [*value, torch.zeros(1)]),
     "a dict of lists": (lambda: {"a": [1.0]}, lambda value: {"a": [2.0]}),
     "a long list": (lambda: [0.0] * 1000, lambda value: [*value, 0.0]),
+    "a number of NumPy's": (lambda: 1.0, lambda value: np.float64(0.5)),
+    "a huge number": (lambda: 1 << 20000, lambda value: value + 1),
+    "an array": (lambda: np.zeros(3, ">f4"), lambda value: value + 1),
+    "a conjugate": (lambda: torch.ones(2, dtype=torch.complex64).conj(), lambda value: value * 1j),
+    "an expanded tensor": (lambda: torch.zeros(3, 1).expand(3, 1 << 40), lambda value: value[:, :9] + 1),
+    "a transposed one": (
+        lambda: torch.zeros(300, 400).T,
+        lambda value: value.clone().index_fill_(0, torch.tensor(0), 1),
+    ),
 }
 PASSED_OVER: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "a result with its graph": (
@@ -131,6 +148,12 @@ PASSED_OVER: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         lambda value: torch.ones(2, requires_grad=True) + 1,
     ),
     "a table that is built when it is needed": (lambda: None, lambda value: torch.ones(2)),
+    "a dict of tables": (dict, lambda value: {3: torch.ones(2)}),
+    "a nested tensor": (
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        lambda value: torch.nested.nested_tensor([torch.ones(2), torch.ones(4)]),
+    ),
+    "an empty dict that fails": (Failing, lambda value: Failing()),
     "an object": (object, lambda value: object()),
     "nothing new": (lambda: [torch.ones(2), {"a": 1}], lambda value: [torch.ones(2), {"a": 1}]),
     "no numbers at all": (lambda: torch.zeros(0), lambda value: torch.zeros(0)),
@@ -167,6 +190,59 @@ class TestWhatCounts:
         module.mean += 1
         with nothing_said():
             save_checkpoint(tmp_path, step=2, model=module)
+
+    def test_views_of_parameters(self, tmp_path: Path) -> None:
+        module = nn.Sequential(Counts(), nn.Linear(2, 2))
+        module.views = [module[1].weight.data[:1]]
+        save_checkpoint(tmp_path, step=1, model=module)
+        module[1].weight.data += 1
+        with nothing_said():
+            save_checkpoint(tmp_path, step=2, model=module)
+
+    def test_metrics_of_users_and_parametrized_parts(self, tmp_path: Path) -> None:
+        class Accuracy(Metric):
+            def __init__(self) -> None:
+                super().__init__()
+                self.add_state("right", torch.tensor(0))
+
+            def update(self) -> None:
+                self.right += 1
+
+            def compute(self) -> Tensor:
+                return self.right
+
+        class Part(nn.Linear):
+            hidden = torch.zeros(1)
+
+        module = nn.Sequential(Accuracy(), parametrizations.weight_norm(Part(2, 2)))
+        save_checkpoint(tmp_path, step=1, model=module)
+        module[0].update()
+        with nothing_said():
+            save_checkpoint(tmp_path, step=2, model=module)
+            module[1].hidden = torch.ones(1)
+            save_checkpoint(tmp_path, step=3, model=module)
+        module[1].hidden = torch.ones(1) + 1
+        with pytest.warns(InexactResumeWarning, match=r": 1\.hidden\. If"):
+            save_checkpoint(tmp_path, step=4, model=module)
+
+    def test_results_that_an_evaluation_leaves_without_their_graph(self, tmp_path: Path) -> None:
+        module = Counts()
+        weight = nn.Parameter(torch.ones(2))
+        for step in range(1, 4):
+            module.attention = weight * step
+            with nothing_said():
+                save_checkpoint(tmp_path, step=2 * step, model=module)
+            module.attention = module.attention.detach()
+            with nothing_said():
+                save_checkpoint(tmp_path, step=2 * step + 1, model=module)
+
+    def test_many_filters_and_names_with_commas_are_no_reason_to_doubt_the_manifest(self, tmp_path: Path) -> None:
+        module = nn.ModuleDict({f"a,b,c,d,e,{i}": Counts() for i in range(50)})
+        module["head"] = nn.Linear(1, 1)
+        for i, part in enumerate(module.values()):
+            part.register_buffer("filter", torch.randn(1, 1, 5, i + 1), persistent=False)
+        saved = save_checkpoint(tmp_path, step=1, model=module, optimizers=torch.optim.SGD(module.parameters(), 0.1))
+        assert load_checkpoint(tmp_path).checkpoint == saved
 
     def test_a_module_that_saves_state_itself_is_trusted(self, tmp_path: Path) -> None:
         class Saves(nn.Module):
