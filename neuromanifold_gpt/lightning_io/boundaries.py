@@ -43,7 +43,8 @@ class LoopBoundaries:
     Args:
         trainer: its fit loop is followed from now on.
         on_boundary: called with :data:`BETWEEN_STEPS` or :data:`BETWEEN_EPOCHS`.
-        on_fit_left: called when the loop stops in the middle of an epoch, after the hooks of the epoch's end.
+        on_fit_left: called when the loop stops in the middle of an epoch, after the hooks of the epoch's end, or when
+            it has been resumed and nothing was left to train.
         on_resume: called once, with nothing, at the point given to :meth:`resume_at`.
         data: told when Lightning gets loaders, makes iterators and fetches batches.
     """
@@ -76,6 +77,7 @@ class LoopBoundaries:
         )
         _wrap(self._fit_loop, "on_advance_start", instead=self._resume_between_epochs)
         _wrap(self._fit_loop, "on_advance_end", after=self._after_epoch)
+        _wrap(self._fit_loop, "run", after=self._after_fit)
 
     def resume_at(self, point: str, loop_state: dict[str, Any]) -> None:
         """Go on from ``point`` with the counters of ``loop_state``, a ``fit_loop.state_dict()``."""
@@ -93,6 +95,10 @@ class LoopBoundaries:
         if is_over or self._fit_loop.epoch_loop._num_ready_batches_reached():
             self._on_boundary(BETWEEN_EPOCHS)
         else:
+            self._on_fit_left()
+
+    def _after_fit(self) -> None:
+        if self._resume_point is not None:
             self._on_fit_left()
 
     def _window_is_open(self) -> bool:

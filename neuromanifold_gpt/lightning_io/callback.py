@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from neuromanifold_gpt.checkpoint.commit import open_complete
-from neuromanifold_gpt.checkpoint.discovery import latest_checkpoint
+from neuromanifold_gpt.checkpoint.discovery import latest_checkpoint, list_checkpoints
 from neuromanifold_gpt.checkpoint.errors import CheckpointError, CheckpointWriteError
 from neuromanifold_gpt.checkpoint.lock import RUN, DirectoryLock
 from neuromanifold_gpt.checkpoint.naming import MODEL_SUFFIX, paths_of_model_file
@@ -118,6 +118,7 @@ class SeparatedCheckpoint(SavesAtBoundaries):
         )
         self._retention = retention
         self._lock: DirectoryLock | None = None
+        self._is_just_loaded = False
 
     # ------------------------------------------------------ when to save: as ModelCheckpoint decides, but later
 
@@ -158,6 +159,24 @@ class SeparatedCheckpoint(SavesAtBoundaries):
         finally:
             self.teardown(trainer, pl_module, "fit")
 
+    def on_boundary(self, trainer: Trainer) -> None:
+        """As :class:`SavesAtBoundaries`; also what a kill between the last two saves of a run has left undone."""
+        super().on_boundary(trainer)
+        is_just_loaded, self._is_just_loaded = self._is_just_loaded, False
+        is_saved = self._last_global_step_saved == trainer.global_step
+        if is_just_loaded and is_saved and self.save_last and on_rank_0(trainer, lambda: self._last_is_behind(trainer)):
+            self._last_checkpoint_saved = str(Path(str(trainer.ckpt_path)).absolute())  # not the one decided on
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _last_is_behind(self, trainer: Trainer) -> bool:
+        """Whether there is a checkpoint of this step here, from which training was resumed, and ``last`` is older."""
+        here = Path(str(self.dirpath)).absolute()
+        path = Path(self.format_checkpoint_name(self._monitor_candidates(trainer), self.CHECKPOINT_NAME_LAST))
+        if Path(str(trainer.ckpt_path)).absolute().parent != here:
+            return False
+        last = [checkpoint for checkpoint in list_checkpoints(here) if checkpoint.model_path.name == path.name]
+        return not last or last[0].step < trainer.global_step
+
     def _after_save(self, trainer: Trainer, saved: str) -> None:
         policy, directory = self._retention, Path(str(self.dirpath)).absolute()
         if policy is None:
@@ -193,6 +212,7 @@ class SeparatedCheckpoint(SavesAtBoundaries):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up :meth:`state_dict`; checkpoints that are no longer there are forgotten."""
+        self._is_just_loaded = True
         state = dict(state_dict)
         if "dirpath" not in state:
             make_absolute(state, str(self.dirpath))

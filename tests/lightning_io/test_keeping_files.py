@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,14 @@ import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from neuromanifold_gpt import ResumableDataLoader, Retention, SeparatedCheckpoint, list_checkpoints, save_checkpoint
+from neuromanifold_gpt import (
+    ResumableDataLoader,
+    Retention,
+    SeparatedCheckpoint,
+    list_checkpoints,
+    save_checkpoint,
+    verify_checkpoint,
+)
 from neuromanifold_gpt.checkpoint.errors import CheckpointLockedError, CheckpointWriteError, SaveFailedWarning
 from neuromanifold_gpt.checkpoint.lock import LOCK_NAME
 from neuromanifold_gpt.checkpoint.writer import stage_checkpoint, write_checkpoint
@@ -325,3 +333,45 @@ def test_warnings_are_not_needed_for_a_run_in_which_nothing_fails(tmp_path: Path
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=r".*(num_workers|logging interval|`isinstance).*")
         fit(saver(tmp_path, retention=Retention(keep_last=2), on_save_error="warn"))
+
+
+@pytest.mark.parametrize("stale", ["older", "missing"])
+@pytest.mark.parametrize("last", [True, "link"])
+def test_a_kill_before_last_follows_the_final_step_leaves_it_to_the_next_run(last: Any, stale: str, tmp_path: Path):
+    """Nothing is left to train then: Lightning does not call a hook of training."""
+    directory = tmp_path / "run"
+
+    def run(max_steps: int, ckpt_path: str | None = None) -> None:
+        fit(
+            SeparatedCheckpoint(directory, every_n_train_steps=3, save_top_k=-1, save_last=last),
+            ckpt_path=ckpt_path,
+            max_steps=max_steps,
+        )
+
+    def files(where: Path) -> dict[str, Any]:
+        return {
+            path.name: path.read_bytes() for path in where.iterdir() if path.suffix == ".pt" and not path.is_symlink()
+        }
+
+    run(6)
+    shutil.copytree(directory, tmp_path / "then", symlinks=True)
+    run(9, "last")
+    shutil.copytree(directory, tmp_path / "undisturbed", symlinks=True)
+    for path in directory.glob("last*"):
+        path.unlink()
+    if stale == "older":
+        for path in (tmp_path / "then").glob("last*"):
+            shutil.move(path, directory)
+    run(9, "last")
+    assert files(directory) == files(tmp_path / "undisturbed")
+    assert verify_checkpoint(directory / "last-model.pt").checkpoint.step == 9
+
+
+def test_a_run_in_another_directory_with_nothing_left_to_train_saves_nothing(tmp_path: Path):
+    fit(SeparatedCheckpoint(tmp_path / "a", every_n_train_steps=3, save_last=True), max_steps=6)
+    fit(
+        SeparatedCheckpoint(tmp_path / "b", every_n_train_steps=3, save_last=True),
+        ckpt_path=tmp_path / "a" / "last-model.pt",
+        max_steps=6,
+    )
+    assert list_checkpoints(tmp_path / "b") == []
