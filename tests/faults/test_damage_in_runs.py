@@ -78,8 +78,9 @@ def test_lightning_continues_from_the_one_before(
             with pytest.warns(DamagedCheckpointWarning) as warned:
                 fit_to_the_end(specimen, mutation)
             lines = {str(w.message) for w in warned if w.category is DamagedCheckpointWarning}
-            require(len(lines) == 1, f"says {lines}")
-            require(specimen.paths[mutation.role].name in lines.pop(), "does not name the file")
+            runs = 2 if mutation.what == IN_THE_WAY else 1  # the second finds no file in the place of the directory
+            require(1 <= len(lines) <= runs, f"says {lines}")
+            require(all(specimen.paths[mutation.role].name in line for line in lines), "does not name the file")
             found = {checkpoint.name: bytes_of(checkpoint) for checkpoint in list_checkpoints(specimen.directory)}
             require(found == expected, f"ends with {sorted(found)}, or in other bytes")
 

@@ -42,7 +42,7 @@ def undisturbed_train_py(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("strace")
-@in_parts(20)
+@in_parts(20, in_suite=0)
 def test_train_py_killed_at_a_call_of_a_later_save(
     part: Part, undisturbed_train_py: Path, tally: Tally, tmp_path: Path
 ):
