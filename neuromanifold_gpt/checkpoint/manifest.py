@@ -18,10 +18,7 @@ from typing import Any
 import xxhash
 
 from neuromanifold_gpt.checkpoint.archive import TensorRecord
-from neuromanifold_gpt.checkpoint.errors import (
-    CheckpointNotFoundError,
-    DamagedCheckpointError,
-)
+from neuromanifold_gpt.checkpoint.errors import CheckpointNotFoundError, DamagedCheckpointError
 from neuromanifold_gpt.checkpoint.naming import MANIFEST_SUFFIX, CheckpointPaths, paths_of_name, previous
 from neuromanifold_gpt.checkpoint.storage import open_regular, raise_if_refused
 

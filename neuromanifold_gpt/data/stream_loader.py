@@ -30,8 +30,8 @@ class ResumableStreamLoader(PositionedLoader):
     A stream whose iterator, or which itself, has ``state_dict`` and ``load_state_dict`` is put at its position. What it
     draws from random number generators for a sample is a function of (seed, epoch, worker, number of the sample); what
     it decides once, such as the order of its files, must be in its state. A stream without these methods is read
-    again up to the position. Numbers, strings and flags that ``collate_fn`` changes in itself go
-    with the position of each stream.
+    again up to the position. Numbers, strings and flags that ``collate_fn`` changes in itself go with the position of
+    each stream.
 
     With ``torch.distributed``, what a rank reads is the dataset's affair too, and each rank has a position of its own.
 

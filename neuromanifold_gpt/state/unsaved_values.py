@@ -85,7 +85,7 @@ class UnsavedValues:
     """Follows the values of a module, which it does not hold."""
 
     def __init__(self, before: dict[str, str]) -> None:
-        self._before = dict(before)
+        self._before: dict[str, str] = {}
         self._passed_over: set[str] = set()  # said, or known as results of each step
         self.look(before)
 

@@ -76,5 +76,6 @@ def test_accelerate_diverges_in_torchs_random_numbers(tmp_path: Path):
     [found] = certificate.interrupted
     assert found.judgement.verdict is Verdict.DIVERGED
     assert found.judgement.first_step == found.restarts[0].first_step
+    assert found.judgement.first_step % 9 == 1  # behind a save, 28 unless the kill comes late
     assert found.diagnosis is not None
     assert found.diagnosis.component == "random number generators"

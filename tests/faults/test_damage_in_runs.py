@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -52,13 +54,16 @@ def saver_in(directory: Path) -> SeparatedCheckpoint:
     return SeparatedCheckpoint(directory, every_n_train_steps=3, save_top_k=-1)
 
 
-def fit_to_the_end(specimen: Specimen, mutation: Mutation) -> None:
-    """A directory in the place of a file is not ours to remove: saving that step again is refused until it is gone."""
-    if mutation.what == IN_THE_WAY:
-        with pytest.raises(CheckpointWriteError, match="move it away"):
-            fit(saver_in(specimen.directory), ckpt_path="last", max_steps=12)
-        shutil.rmtree(specimen.paths[mutation.role])
-    fit(saver_in(specimen.directory), ckpt_path="last", max_steps=12)
+def fit_over(specimen: Specimen, mutation: Mutation) -> None:
+    """Train on over the damage, of which one line is said, with the name of the file."""
+    # A directory is not ours to remove: saving that step again is refused until it is gone.
+    in_the_way = mutation.what == IN_THE_WAY
+    refused = pytest.raises(CheckpointWriteError, match="move it away") if in_the_way else contextlib.nullcontext()
+    with pytest.warns(DamagedCheckpointWarning) as warned, refused:
+        fit(saver_in(specimen.directory), ckpt_path="last", max_steps=12)
+    lines = {str(w.message) for w in warned if w.category is DamagedCheckpointWarning}
+    require(len(lines) == 1, f"says {lines}")
+    require(specimen.paths[mutation.role].name in lines.pop(), "does not name the file")
 
 
 @in_parts(12)
@@ -75,12 +80,12 @@ def test_lightning_continues_from_the_one_before(
             mutation.change(specimen.paths[mutation.role])
             with pytest.raises(CheckpointError):
                 fit(saver_in(specimen.directory), ckpt_path=specimen.paths[MODEL], max_steps=12)
-            with pytest.warns(DamagedCheckpointWarning) as warned:
-                fit_to_the_end(specimen, mutation)
-            lines = {str(w.message) for w in warned if w.category is DamagedCheckpointWarning}
-            runs = 2 if mutation.what == IN_THE_WAY else 1  # the second finds no file in the place of the directory
-            require(1 <= len(lines) <= runs, f"says {lines}")
-            require(all(specimen.paths[mutation.role].name in line for line in lines), "does not name the file")
+            fit_over(specimen, mutation)
+            if mutation.what == IN_THE_WAY:
+                shutil.rmtree(specimen.paths[mutation.role])
+                with warnings.catch_warnings():  # what is left of that step may be nothing to speak of
+                    warnings.simplefilter("ignore", DamagedCheckpointWarning)
+                    fit(saver_in(specimen.directory), ckpt_path="last", max_steps=12)
             found = {checkpoint.name: bytes_of(checkpoint) for checkpoint in list_checkpoints(specimen.directory)}
             require(found == expected, f"ends with {sorted(found)}, or in other bytes")
 
