@@ -105,7 +105,7 @@ class RestartReader:
 
     def _restart(self, attempt: Attempt, following: Attempt, saved_at: dict[str, int | None]) -> Restart:
         last = attempt.trained(self._main).last
-        checkpoint = self._newest(attempt, last, saved_at)
+        checkpoint = self._newest(attempt, following, last, saved_at)
         step = self._step(checkpoint, saved_at) if checkpoint is not None else None
         existing = {file for saved in attempt.whole for file in saved.files}
         if checkpoint is None:  # one that the restart read was whole for sure
@@ -143,18 +143,30 @@ class RestartReader:
             had_ended=attempt.exit_code == 0 and last is not None and bool(self._steps) and last >= self._steps[-1],
         )
 
-    def _newest(self, attempt: Attempt, last: int | None, saved_at: dict[str, int | None]) -> SavedCheckpoint | None:
-        """The newest whole checkpoint that training had left behind: one that is just done may not be announced yet."""
+    def _newest(
+        self, attempt: Attempt, following: Attempt, last: int | None, saved_at: dict[str, int | None]
+    ) -> SavedCheckpoint | None:
+        """The newest whole checkpoint that training had left behind, or that the next start went on from.
+
+        One that is just done may not be announced yet; what goes on from it shows that it was.
+        """
         behind = []
         for saved in attempt.whole:
             step = self._step(saved, saved_at)
             untouched = not any(file in attempt.saved_at for file in saved.files)
-            if untouched or step is None or last is None or step < last:
+            was_left = untouched or step is None or last is None or step < last
+            if was_left or self._went_on_from(saved, step, following):
                 behind.append((step if step is not None else -1, saved))
         kinds = [pair for pair in behind if not pair[1].is_best] or behind
         fullest = max((saved.leaves for _, saved in kinds), default=0)
         kinds = [pair for pair in kinds if pair[1].leaves >= _SAME_KIND * fullest]
         return max(kinds, key=lambda pair: pair[0])[1] if kinds else None
+
+    def _went_on_from(self, saved: SavedCheckpoint, step: int | None, following: Attempt) -> bool:
+        """Whether a start read all of a checkpoint and trained nothing that came before it."""
+        first, is_bound = self._first(following)
+        nothing_before = first is None or (not is_bound and step is not None and first > step)
+        return nothing_before and following.read >= {*saved.files}
 
     def _step(self, saved: SavedCheckpoint, saved_at: dict[str, int | None]) -> int | None:
         if self._on_scale and saved.step is not None:

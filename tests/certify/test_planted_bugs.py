@@ -98,6 +98,17 @@ def test_one_that_trained_to_its_end_after_sigterm_has_shown_no_resume(programs:
     assert any("trained on to its end after SIGTERM" in note for note in found.judgement.notes)
 
 
+def test_one_that_finishes_its_last_save_after_sigterm_has_nothing_left_to_do(programs: KnownPrograms):
+    plan = Plan(during_save=1, signal_names=("TERM",))  # of two saves the last: the first has no other beside it
+    certificate = programs.certify([*NUMPY, "--bug=polite", "--steps=10", "--sleep_ms=20"], plan=plan)
+    [found] = certificate.interrupted
+    assert found.judgement.verdict is Verdict.EXACT, found.judgement
+    assert any("nothing was left to do" in note for note in found.judgement.notes)
+    [restart] = found.restarts
+    assert (restart.interrupted_at, restart.checkpoint_step, restart.first_step) == (10, 10, None)
+    assert certificate.verdict is Verdict.NOT_PROVEN  # no resume was seen
+
+
 def test_one_that_hangs_does_not_resume(programs: KnownPrograms):
     [found] = programs.certify(NUMPY, [*NUMPY, "--bug=hang"], stall_sec=1.5).interrupted
     assert found.judgement.verdict is Verdict.DOES_NOT_RESUME
