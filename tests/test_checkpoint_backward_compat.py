@@ -7,7 +7,6 @@ import pickle
 import warnings
 from collections import OrderedDict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +22,8 @@ from neuromanifold_gpt.checkpoint.errors import (
     StateMismatchError,
     UnknownFormatError,
 )
+
+from .record import Record
 
 
 class Loop:
@@ -278,7 +279,7 @@ def module_class() -> Any:
             self.save_hyperparameters()
             torch.manual_seed(0)
             self.module = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 1))
-            self.record = SimpleNamespace(losses=[])  # no list: the package would say that it is not saved
+            self.record = Record(losses=[])
 
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             loss = (self.module(batch) - batch.sum(1, keepdim=True)).square().mean()

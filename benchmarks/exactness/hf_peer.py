@@ -125,12 +125,13 @@ def run(phase: Phase, cell: Cell, trace: Trace) -> None:
     callbacks: list[TrainerCallback] = [_Ends(phase, cell)]
     callbacks += [EarlyStoppingCallback(*_STOPPERS[name]) for name in cell.callbacks]
     _TracingTrainer.cell, _TracingTrainer.trace = cell, trace
+    dataset = DATASETS[cell.dataset](cell.samples)
     trainer = _TracingTrainer(
         model=_TiedModel(network) if "tied" in cell.network else _Model(network),
         args=_arguments(phase, cell),
-        train_dataset=DATASETS[cell.dataset](cell.samples),
+        train_dataset=dataset,
         eval_dataset=Augmented(8) if cell.validate else None,
-        data_collator=COLLATES[cell.collate]() if cell.collate else default_collate,
+        data_collator=COLLATES[cell.collate](dataset) if cell.collate else default_collate,
         optimizers=(optimizer, scheduler),
         callbacks=callbacks,
     )

@@ -13,6 +13,7 @@ from neuromanifold_gpt.data.errors import ReadAgainWarning
 from neuromanifold_gpt.data.position import Position, Progress
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.data.stream_shards import Item, ShardsInTurn, StreamOptions
+from neuromanifold_gpt.data.watched_collate import warn_of_changes
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import rank_and_world_size
 
@@ -61,6 +62,7 @@ class ResumableStreamLoader(PositionedLoader):
             seed_samples=seed_samples,
         )
         self._turns = _Turns(loader, seed, default_seed)
+        self._has_said = False
         self._position = Position(self._turns)
         super().__init__(
             cast(Any, loader.dataset),
@@ -91,7 +93,10 @@ class ResumableStreamLoader(PositionedLoader):
             dataset=stream, num_workers=hosts, sampler=self._tasks, drop_last=False
         )
         self._say_how_it_continues(progress, hosts)
-        for number, state, batch in items:
+        for number, state, batch, not_kept in items:
+            if not_kept and not self._has_said:
+                self._has_said = True
+                warn_of_changes(not_kept, workers=0)
             shards_now = [state if other == number else start for other, start in enumerate(progress["shards"])]
             progress = {**progress, "shards": shards_now, "next_shard": (number + 1) % shards}
             if batch:

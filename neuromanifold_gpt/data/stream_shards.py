@@ -10,7 +10,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -19,10 +19,12 @@ from tqdm import tqdm
 
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.sample_seeds import isolated_generators, seed_generators
+from neuromanifold_gpt.data.watched_collate import WATCHED_BATCHES, shown_containers
 from neuromanifold_gpt.state.owned_state import OwnedState, is_stateful
 
-# The number of a shard, the state to begin from behind the batch, and the batch: a list of one, or of none at the end.
-Item = tuple[int, dict[str, Any], list[Any]]
+# The number of a shard, the state to begin from behind the batch, the batch (a list of one, or of none at the end), and
+# names of what has changed that is not in that state.
+Item = tuple[int, dict[str, Any], list[Any], list[str]]
 _COLLATION = -1  # in place of the number of a sample
 _NOTHING = object()
 
@@ -84,10 +86,14 @@ class ShardsInTurn(IterableDataset[Item]):
                 here.restore_values({})
 
     def _shard(self, number: int, *, own_copy: bool) -> Shard:
-        dataset = copy.deepcopy(self._dataset) if own_copy else self._dataset
+        dataset, options = self._dataset, self._options
+        if own_copy:
+            dataset = copy.deepcopy(dataset)
+            if getattr(options.collate_fn, "__self__", None) is self._dataset:
+                options = replace(options, collate_fn=getattr(dataset, options.collate_fn.__name__))
         workers = len(self._starts) if self._as_workers else 0
         seed = mixed(self._seed, self._epoch, number)
-        shard = Shard(dataset, self._options, seed, number, workers, self._starts[number])
+        shard = Shard(dataset, options, seed, number, workers, self._starts[number])
         shard.shares_collate_fn = own_copy
         return shard
 
@@ -104,20 +110,21 @@ class Shard:
         self._dataset, self._options, self._seed = dataset, options, seed
         self._number, self._workers = number, workers
         self._samples = 0  # that were read, those ahead included
+        self._batches = 0  # in this process
         self._ahead: list[Any] = []
         self._start = start
         self._iterator: Any = None
         self._owned = OwnedState({"dataset": dataset, "collate_fn": options.collate_fn})
         # What belongs to the dataset as well is read again, or in its state.
-        shared = OwnedState({"dataset": dataset}).objects()
-        self._collate_fn = OwnedState({"collate_fn": options.collate_fn}, ignored=shared)
+        self._of_dataset = OwnedState({"dataset": dataset})
+        self._collate_fn = OwnedState({"collate_fn": options.collate_fn}, ignored=self._of_dataset.objects())
         self._collate_values: dict[str, Any] = start["collate_fn"]
         self.is_done = bool(start["is_done"])
 
     def next_item(self) -> Item:
         """The next batch, or the end."""
         if self.is_done:
-            return self._number, self._state(), []
+            return self._number, self._state(), [], []
         with isolated_generators(), self._as_its_worker():
             if self._iterator is None:
                 self._begin()
@@ -125,16 +132,14 @@ class Shard:
             self._fill(samples, self._batch_size)
             if not samples or (self._options.drop_last and len(samples) < self._batch_size):
                 self.is_done = True
-                return self._number, self._state(), []
+                return self._number, self._state(), [], []
+            self._seed_all(_COLLATION, self._samples)
+            batch, not_kept = self._collated(samples)
             state = self._state()
             # Whether there is another batch is known before this one is handed out, so that its state can tell.
             self._fill(self._ahead, self._batch_size if self._options.drop_last else 1)
             self.is_done = len(self._ahead) < (self._batch_size if self._options.drop_last else 1)
-            if self.is_done:
-                state = self._state()
-            self._seed_all(_COLLATION, self._samples)
-            batch = self._collated(samples)
-            return self._number, {**state, "collate_fn": self._collate_values}, [batch]
+            return self._number, self._state() if self.is_done else state, [batch], not_kept
 
     def _begin(self) -> None:
         self._collate_fn.restore_values(self._collate_values)
@@ -155,12 +160,23 @@ class Shard:
             while self._samples < samples and self._next_sample() is not _NOTHING:
                 bar.update()
 
-    def _collated(self, samples: list[Any]) -> Any:
+    def _collated(self, samples: list[Any]) -> tuple[Any, list[str]]:
         if self.shares_collate_fn:
             self._collate_fn.restore_values(self._collate_values)
+        self._batches += 1
+        # Behind the first batch, at which files are opened and the like.
+        before = self._not_kept() if 1 < self._batches <= WATCHED_BATCHES else {}
         batch = self._options.collate_fn(samples if self._options.batch_size is not None else samples[0])
+        after = self._not_kept() if before else {}
         self._collate_values = self._collate_fn.changed_values()
-        return batch
+        return batch, sorted(path for path, shown in before.items() if after.get(path, shown) != shown)
+
+    def _not_kept(self) -> dict[str, str]:
+        """What shows changes that neither a position has nor reading the stream again repeats."""
+        if is_stateful(self._dataset) or is_stateful(self._iterator):
+            return shown_containers(self._collate_fn)
+        of_dataset = shown_containers(self._of_dataset, also=(bool, int, float, str))
+        return {**shown_containers(self._collate_fn), **of_dataset}
 
     @property
     def _batch_size(self) -> int:

@@ -21,7 +21,7 @@ from neuromanifold_gpt.state.module_values import ModuleValues
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.shown_values import shown_value
 
-_WATCHED_BATCHES = 5  # of each process: what counts samples or batches has changed by then
+WATCHED_BATCHES = 5  # of each process: what counts samples or batches has changed by then
 _WATCHED_ELEMENTS = 1 << 16
 
 
@@ -60,15 +60,15 @@ class WatchedCollate:
         changed = sorted({name for changes in self._changes for name in changes()})
         if self._batches == 1:  # behind the first batch, at which files are opened and the like
             self._changes = self._begin()
-        elif self._batches == _WATCHED_BATCHES:
+        elif self._batches == WATCHED_BATCHES:
             self._changes = []  # which hold what the dataset held
         return WatchedBatch(batch, changed)
 
     def _begin(self) -> list[Callable[[], Iterable[str]]]:
         owned = OwnedState(self._roots)
-        before = _containers(owned)
+        before = shown_containers(owned)
         changes: list[Callable[[], Iterable[str]]] = [
-            lambda: [path for path, shown in _containers(owned).items() if before.get(path, shown) != shown]
+            lambda: [path for path, shown in shown_containers(owned).items() if before.get(path, shown) != shown]
         ]
         if get_worker_info() is not None:
             changes.append(owned.changed_values)
@@ -78,9 +78,14 @@ class WatchedCollate:
         return changes
 
 
-def _containers(owned: OwnedState) -> dict[str, str]:
-    """What shows whether lists, dicts and small arrays have changed, by path; not those of objects, such as files."""
-    values = {path: value for path, value in owned.attributes() if _is_watched(value)}
+def shown_containers(owned: OwnedState, also: tuple[type, ...] = ()) -> dict[str, str]:
+    """What shows whether lists, dicts and small arrays have changed, by path; not those of objects, such as files.
+
+    Args:
+        owned: what is looked at.
+        also: further types of attributes.
+    """
+    values = {path: value for path, value in owned.attributes() if isinstance(value, also) or _is_watched(value)}
     return {path: shown for path, value in values.items() if (shown := shown_value(value)) is not None}
 
 
@@ -96,7 +101,7 @@ def warn_of_changes(names: list[str], workers: int) -> None:
     Warns:
         DataOrderWarning: names the values.
     """
-    where, remedy = "as it is read, and no position has it", "save it yourself"
+    where, remedy = "as batches are made, and no position has it", "save it yourself"
     if workers:
         where = "in the workers, whose copies of it no checkpoint knows"
         remedy = "set it in the main process, or use num_workers=0"

@@ -128,7 +128,7 @@ class ExactResume(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The module and the data are set up."""
         warn_of_shared_loaders(trainer)
-        self._tracker.training_begins(pl_module)
+        self._tracker.training_begins(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The weights are loaded; what users load later is theirs."""
@@ -161,7 +161,7 @@ class ExactResume(Callback):
                 "this save comes too early: the optimizers of the checkpoint that training resumes from are not loaded "
                 "yet. Save in on_train_start, or later."
             )
-        self._tracker.warn_of_what_is_left_out(pl_module)
+        self._tracker.warn_of_what_is_left_out(trainer)
         loop = self._tracker.current(trainer)
         checkpoint["loops"]["fit_loop"] = loop.fit_loop
         checkpoint["epoch"] = loop.epoch
@@ -178,7 +178,7 @@ class ExactResume(Callback):
         ranks = gather_across_ranks(
             {
                 "rng_states": loop.rng,
-                "module_generators": loop.module_generators,
+                "own_generators": loop.own_generators,
                 "module_values": loop.module_values,
                 "data": loop.data,
                 "validation": loop.validation,
@@ -273,5 +273,5 @@ class ExactResume(Callback):
         warn_of_ignored_settings(trainer.optimizers, self._optimizer_settings)
         self._optimizer_settings = []
         warn_of_changed_settings(trainer, loaded["settings"])
-        self._tracker.restore_module(loaded)
+        self._tracker.restore_beside_state(loaded)
         restore_own_rng_state(loaded["rng_states"])

@@ -7,9 +7,8 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.call import _call_callbacks_state_dict
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torchmetrics import Metric
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
@@ -24,14 +23,12 @@ from neuromanifold_gpt.lightning_io.data_position import DataPosition
 from neuromanifold_gpt.lightning_io.epoch_metrics import capture_epoch_metrics, metrics_of
 from neuromanifold_gpt.lightning_io.hooks_to_come import warn_of_hooks_to_come
 from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs
+from neuromanifold_gpt.lightning_io.users_parts import owners_of_generators, values_left_out
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
 from neuromanifold_gpt.state.module_values import ModuleValues
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, own_state
-from neuromanifold_gpt.state.unsaved_values import UnsavedValues, values_beside_state
-
-# The hyper-parameters are in the checkpoint.
-_IGNORED_ATTRIBUTES = frozenset({*vars(LightningModule()), "_hparams", "_hparams_initial"})
+from neuromanifold_gpt.state.unsaved_values import UnsavedValues
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class LoopState:
         epoch: epoch of the last of them.
         fit_loop: the counters, ``fit_loop.state_dict()``.
         rng: random number generators of this process.
-        module_generators: those that the module owns.
+        own_generators: those that the module, callbacks and the data module own.
         module_values: what else it changes beside its state dict, see :class:`ModuleValues`.
         data: position in the training data, see :class:`DataPosition`.
         validation: what decides the batches of the next validation, see :class:`ValidationPosition`.
@@ -60,7 +57,7 @@ class LoopState:
     epoch: int
     fit_loop: dict[str, Any]
     rng: dict[str, Any]
-    module_generators: dict[str, Any]
+    own_generators: dict[str, Any]
     module_values: dict[str, Any]
     data: dict[str, Any]
     validation: dict[str, Any]
@@ -80,7 +77,7 @@ class ResumePointTracker:
         self._validation = validation
         self._loader_epochs = loader_epochs
         self._metrics: dict[str, Metric] = {}
-        self._module_owned: OwnedState | None = None
+        self._owned: OwnedState | None = None
         self._module_values: ModuleValues | None = None
         self._unsaved: UnsavedValues | None = None
         self._has_stepped = False  # in this process
@@ -88,13 +85,14 @@ class ResumePointTracker:
         self._validated = False
         self._stopped_at: int | None = None  # batches processed before a validation that only a stop has brought about
 
-    def training_begins(self, module: LightningModule) -> None:
+    def training_begins(self, trainer: Trainer) -> None:
         """The module has all of its parts."""
+        module = trainer.lightning_module
         self._metrics = metrics_of(module)
-        self._module_owned = OwnedState.of_module(module, ignored=(module.trainer,))
+        self._owned = OwnedState.of_module(module, owners_of_generators(trainer), ignored=(trainer,))
         self._module_values = ModuleValues(module)
         self._has_stepped = False
-        self._unsaved = UnsavedValues(_values_left_out(module))
+        self._unsaved = UnsavedValues(values_left_out(trainer))
 
     def reached(self, trainer: Trainer, point: str) -> None:
         """The state is whole now."""
@@ -102,7 +100,7 @@ class ResumePointTracker:
         # not have called yet: what they change in callbacks, and means over a part of the epoch, are not part of the
         # state.
         if self._unsaved is not None and not self._has_stepped:
-            self._unsaved.look(_values_left_out(trainer.lightning_module))
+            self._unsaved.look(values_left_out(trainer))
             self._has_stepped = True
         stepped = self.whole is None or trainer.global_step != self.whole.global_step
         leaving = trainer.should_stop or trainer.fit_loop.epoch_loop._is_training_done
@@ -112,7 +110,7 @@ class ResumePointTracker:
             epoch=trainer.current_epoch - (point == BETWEEN_EPOCHS),
             fit_loop=trainer.fit_loop.state_dict(),
             rng=capture_rng_state(),
-            **self._of_module(),
+            **self._beside_state(),
             data=self._data.current(),
             validation=self._validation.current(),
             loader_epochs=self._loader_epochs.current(),
@@ -130,7 +128,7 @@ class ResumePointTracker:
             epoch=checkpoint["epoch"],
             fit_loop=copy.deepcopy(checkpoint["loops"]["fit_loop"]),
             rng=own_state(resume["rng_states"]),
-            module_generators=own_state(resume["module_generators"]),
+            own_generators=own_state(resume["own_generators"]),
             module_values=own_state(resume["module_values"]),
             data=own_state(resume["data"]),
             validation=own_state(resume["validation"]),
@@ -189,7 +187,7 @@ class ResumePointTracker:
             epoch=trainer.current_epoch,
             fit_loop=fit_loop,
             rng=rng,
-            **self._of_module(),
+            **self._beside_state(),
             data=self._data.current(),
             validation=validation,
             loader_epochs=self._loader_epochs.current(),
@@ -197,22 +195,22 @@ class ResumePointTracker:
             open_window=trainer.fit_loop._should_accumulate() and _has_gradients(trainer),
         )
 
-    def restore_module(self, resume: dict[str, Any]) -> None:
-        """What the module owns apart from its state dict, as a checkpoint has it for this rank."""
-        if self._module_owned is not None and self._module_values is not None:
-            self._module_owned.restore_generators(own_state(resume["module_generators"]))
+    def restore_beside_state(self, resume: dict[str, Any]) -> None:
+        """What no state dict has, as a checkpoint has it for this rank."""
+        if self._owned is not None and self._module_values is not None:
+            self._owned.restore_generators(own_state(resume["own_generators"]))
             self._module_values.restore(own_state(resume["module_values"]))
 
-    def warn_of_what_is_left_out(self, module: LightningModule) -> None:
-        """Say which values of the module no checkpoint has, if it has no hook of its own that may save them."""
-        if self._unsaved is not None and not is_overridden("on_save_checkpoint", module):
-            self._unsaved.warn_if_changed(_values_left_out(module))
+    def warn_of_what_is_left_out(self, trainer: Trainer) -> None:
+        """Say which values of the module, callbacks and the data module no checkpoint has."""
+        if self._unsaved is not None:
+            self._unsaved.warn_if_changed(values_left_out(trainer))
 
-    def _of_module(self) -> dict[str, Any]:
-        if self._module_owned is None or self._module_values is None:
-            return {"module_generators": {}, "module_values": {"integers": {}, "buffers": {}}}
+    def _beside_state(self) -> dict[str, Any]:
+        if self._owned is None or self._module_values is None:
+            return {"own_generators": {}, "module_values": {"integers": {}, "buffers": {}}}
         return {
-            "module_generators": self._module_owned.generator_states(),
+            "own_generators": self._owned.generator_states(),
             "module_values": self._module_values.changed(),
         }
 
@@ -233,10 +231,6 @@ class ResumePointTracker:
         _complete(fit_loop["epoch_loop.batch_progress"])
         point = STEP_END_VALIDATED if trainer.validating and self._validated else STEP_END
         return point, fit_loop, rng, validation
-
-
-def _values_left_out(module: LightningModule) -> dict[str, str]:
-    return values_beside_state(module, with_followed=False, ignored=_IGNORED_ATTRIBUTES)
 
 
 def _batches_processed(fit_loop: dict[str, Any]) -> int:

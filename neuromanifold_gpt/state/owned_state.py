@@ -55,15 +55,17 @@ class OwnedState:
         self._as_made = self._values()
 
     @classmethod
-    def of_module(cls, module: nn.Module, ignored: tuple[Any, ...] = ()) -> OwnedState:
-        """What a model and its parts own, apart from parameters and buffers."""
+    def of_module(
+        cls, module: nn.Module, others: dict[str, Any] | None = None, ignored: tuple[Any, ...] = ()
+    ) -> OwnedState:
+        """What a model and its parts own, apart from parameters and buffers, and what others do, by name."""
         roots = {
             f"{name}.{attribute}".lstrip("."): value
             for name, part in module.named_modules()
             for attribute, value in vars(part).items()
             if attribute not in _OF_EVERY_MODULE
         }
-        return cls(roots, ignored)
+        return cls({**roots, **(others or {})}, ignored)
 
     def reseed(self, seed: int) -> None:
         """Seed every generator, each with a number of its own; ``seed`` is one of 64 bits."""

@@ -1,5 +1,6 @@
-"""A short text that shows whether a value has changed: of numbers what they are, of tensors, arrays, lists and dicts a
-digest. It is made in the middle of training, of whatever users' objects hold, so it costs little and never fails.
+"""A short text that shows whether a value has changed: of numbers what they are, of tensors, arrays, containers and
+users' objects a digest. It is made in the middle of training, of whatever users' objects hold, so it costs little and
+never fails.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from neuromanifold_gpt.state.users_objects import attributes_of
+
 RESULT = "a result with its graph"
-_LOOKED_AT_ITEMS = (100, 10, 10)  # of a list or dict, of one in it, and of one in that
+_LOOKED_AT_ITEMS = (100, 10, 10)  # of a container or object, of one in it, and of one in that; deeper, its length
 _LOOKED_AT_ELEMENTS = 1 << 16  # of a tensor or array
 _LOOKED_AT_ELEMENTS_WITHIN = 1 << 10  # of one in a list or dict, where larger ones than the above are passed over
 
@@ -29,8 +32,9 @@ def shown_value(value: Any, state_storages: Collection[int] = ()) -> str | None:
         state_storages: addresses of memory that a checkpoint has.
 
     Returns:
-        ``None`` of what is no number, tensor, array, list or dict of such; of an empty dict, as tables are before they
-        are filled; and of what is in the state dict. :data:`RESULT` of tensors that belong to a graph.
+        ``None`` of what is no number, text, tensor, array, or container or object with such; of an empty dict, as
+        tables are before they are filled; and of what is in the state dict. :data:`RESULT` of tensors that belong to a
+        graph.
     """
     try:
         return _shown(value, state_storages, 0)
@@ -54,12 +58,25 @@ def _shown(value: Any, state_storages: Collection[int], depth: int) -> str | Non
         return RESULT if value.requires_grad else _tensor_digest(value, depth)
     if isinstance(value, np.ndarray):
         return _array_digest(value, depth)
-    if isinstance(value, list | tuple | deque | dict) and depth < len(_LOOKED_AT_ITEMS):
-        items = list(islice(value.values() if isinstance(value, dict) else value, _LOOKED_AT_ITEMS[depth]))
-        shown = [_shown(item, state_storages, depth + 1) for item in items]
-        is_passed_over = isinstance(value, dict) if not items else not any(shown)
-        return None if is_passed_over else f"{len(value)} {_text_digest(shown)}"
-    return None
+    if isinstance(value, str | bytes):
+        return _text_digest(value)
+    if isinstance(value, set | frozenset):
+        return _text_digest(sorted(map(repr, value))) if len(value) <= _LOOKED_AT_ITEMS[0] else str(len(value))
+    if isinstance(value, list | tuple | deque | dict):
+        return _items_digest(value, value.values() if isinstance(value, dict) else value, state_storages, depth)
+    attributes = attributes_of(value)
+    return _items_digest(attributes, attributes.values(), state_storages, depth) if attributes else None
+
+
+def _items_digest(
+    container: Collection[Any], values: Collection[Any], state_storages: Collection[int], depth: int
+) -> str | None:
+    if depth == len(_LOOKED_AT_ITEMS):
+        return str(len(container))
+    items = list(islice(values, _LOOKED_AT_ITEMS[depth]))
+    shown = [_shown(item, state_storages, depth + 1) for item in items]
+    is_passed_over = isinstance(container, dict) if not items else not any(shown)
+    return None if is_passed_over else f"{len(container)} {_text_digest(shown)}"
 
 
 def _address(tensor: Tensor) -> int:

@@ -1,14 +1,13 @@
 """What modules change while they train and no checkpoint has: it is not stored, so it is said.
 
-Flags, numbers, tensors, lists and dicts in plain attributes may decide what comes next: a codebook that is initialized
-by the first batch, a temperature that anneals, the hidden state that a recurrent model carries from batch to batch.
-Most of them are results that nobody reads again, and times, which no two runs share: both are a reason not to store
-them.
+Flags, numbers, tensors, containers and users' objects in plain attributes may decide what comes next: a codebook that
+is initialized by the first batch, a temperature that anneals, the hidden state that a recurrent model carries from
+batch to batch, a replay buffer. Most of them are results that nobody reads again, and times, which no two runs share:
+both are a reason not to store them.
 """
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -20,9 +19,9 @@ from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE, is_kept_by_others, non_persistent_buffers
 from neuromanifold_gpt.state.modules import listed, unwrap
 from neuromanifold_gpt.state.shown_values import RESULT, shown_value, storages_of
+from neuromanifold_gpt.state.users_objects import is_called_after_a_time
 
 DETAILS_KEY = "module_values"
-_CALLED_AFTER_TIMES = re.compile(r"(^|_)(time|times|tic|toc|elapsed|duration|sec|secs|seconds|ms|clock)$|^t\d*$")
 
 
 def values_beside_state(
@@ -104,14 +103,17 @@ class UnsavedValues:
         new = sorted(path for path in now.keys() - self._passed_over if self._before[path] != now[path])
         if new:
             warnings.warn(
-                f"modules change values while they train that no checkpoint has: {listed(new)}. {_REMEDY}",
+                f"values change in training that no checkpoint has: {listed(new)}. {_REMEDY}",
                 InexactResumeWarning,
                 stacklevel=4,
             )
         self._passed_over.update(new)
 
 
-_REMEDY = "If training depends on them, register them as persistent buffers, or save them in a get_extra_state."
+_REMEDY = (
+    "If training depends on them, save them: a module has persistent buffers and get_extra_state, other objects have "
+    "state_dict."
+)
 _followed: WeakKeyDictionary[nn.Module, UnsavedValues] = WeakKeyDictionary()  # of plain loops
 
 
@@ -121,5 +123,5 @@ def _values(module: nn.Module, ignored: Collection[str]) -> Iterator[tuple[str, 
         if is_kept_by_others(part) or type(part).get_extra_state is not nn.Module.get_extra_state:
             continue
         for name, value in vars(part).items():
-            if name not in OF_EVERY_MODULE and name not in ignored and not _CALLED_AFTER_TIMES.search(name):
+            if name not in OF_EVERY_MODULE and name not in ignored and not is_called_after_a_time(name):
                 yield f"{owner}.{name}", value

@@ -161,6 +161,30 @@ class Counting:
         return [self.batches, *default_collate(samples)]
 
 
+class CollatingStream(StatefulStream):
+    """Collates by itself, and has the number of batches in its state."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = 0
+
+    def collate(self, samples):
+        self.batches += 1
+        return [self.batches, *default_collate(samples)]
+
+    def state_dict(self):
+        return {**super().state_dict(), "batches": self.batches}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.batches = state["batches"]
+
+
+def collated_by_stream(workers):
+    stream = CollatingStream()
+    return DataLoader(stream, 4, num_workers=workers, collate_fn=stream.collate)
+
+
 def weighted():
     return WeightedRandomSampler(torch.arange(1.0, SIZE + 1), 30)
 
@@ -182,6 +206,7 @@ LOADERS = {
     "stateful iterator": lambda w: DataLoader(StatefulIteratorStream(), 4, num_workers=w, drop_last=True),
     "stream of single samples": lambda w: DataLoader(Stream(), batch_size=None, num_workers=w),
     "stream, counted": lambda w: DataLoader(Stream(), 4, num_workers=w, collate_fn=Counting()),
+    "stream that collates": collated_by_stream,
     "stateful stream, counted": lambda w: DataLoader(StatefulStream(), 4, num_workers=w, collate_fn=Counting()),
 }
 
@@ -302,6 +327,40 @@ def test_fewer_workers_need_no_copy_of_what_collates():
     resumed = loader(0)
     resumed.load_state_dict(states[2])
     assert take(resumed, 4)[0] == whole[3:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_no_position_of_a_stream_has_is_said_once(workers):
+    class Mixes:
+        def __init__(self):
+            self.before, self.batches = [], 0
+
+        def __call__(self, samples):
+            self.before.append(samples[0])
+            self.batches += 1
+            return default_collate(samples)
+
+    class Counted(Stream):
+        def __init__(self):
+            self.batches = self.samples = 0
+
+        def __iter__(self):
+            for sample in super().__iter__():
+                self.samples += 1
+                yield sample
+
+        def collate(self, samples):
+            self.batches += 1
+            return default_collate(samples)
+
+    counted = Counted()
+    for stream, collate, name in (
+        (Stream(), Mixes(), r"collate_fn\.before"),
+        (counted, counted.collate, r"dataset\.batches"),
+    ):
+        with pytest.warns(DataOrderWarning, match=rf"^{name} changes as batches are made") as said:
+            take(resumable(DataLoader(stream, 4, num_workers=workers, collate_fn=collate)), 12)
+        assert len(said) == 1
 
 
 def test_what_hooks_set_in_a_collate_fn_stays():

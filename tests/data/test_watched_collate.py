@@ -68,7 +68,9 @@ def passes(loader: Any) -> None:
 @pytest.mark.parametrize("what", CHANGES)
 def test_said_once(what: str, kind: str) -> None:
     loader = loader_over(Remembers(*CHANGES[what]), 0, kind)
-    with pytest.warns(DataOrderWarning, match=r"^dataset\.kept changes as it is read, and no position has it") as said:
+    with pytest.warns(
+        DataOrderWarning, match=r"^dataset\.kept changes as batches are made, and no position has it"
+    ) as said:
         passes(loader)
     assert len(said) == 1
 
@@ -98,7 +100,7 @@ def test_collate_functions_too() -> None:
             self.before.append(samples)
             return default_collate(samples)
 
-    with pytest.warns(DataOrderWarning, match=r"collate_fn\.before changes as it is read"):
+    with pytest.warns(DataOrderWarning, match=r"collate_fn\.before changes as batches are made"):
         list(ResumableDataLoader(range(24), 4, collate_fn=Mixes()))
 
 

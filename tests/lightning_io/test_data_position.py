@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from neuromanifold_gpt import CheckpointError, ResumableDataLoader, SeparatedChe
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
 from neuromanifold_gpt.data.errors import ReadAgainWarning
 
+from ..record import Record
 from .toy import NoisySamples, ToyModule, by_step, contents, fit
 
 pytestmark = [
@@ -49,7 +49,7 @@ class Small(LightningModule):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(8, 4), nn.Dropout(0.2), nn.Linear(4, 1))
         self.mean = MeanMetric()
-        self.record = SimpleNamespace(seen=[])  # no list: the package would say that it is not saved
+        self.record = Record(seen=[])
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         batches = list(batch.values()) if isinstance(batch, dict) else [batch]
@@ -180,12 +180,12 @@ def test_one_loader_for_training_and_validation_is_said(tmp_path: Path):
 
 class SaveIn(Callback):
     def __init__(self, hook: str, path: Path, call: int = 1) -> None:
-        self._calls, self._call, self._path = 0, call, path
+        self._record, self._call, self._path = Record(calls=0), call, path
         setattr(self, hook, self._save)
 
     def _save(self, trainer: Trainer, *arguments: Any, **keywords: Any) -> None:
-        self._calls += 1
-        if self._calls == self._call:
+        self._record.calls += 1
+        if self._record.calls == self._call:
             trainer.save_checkpoint(self._path)
 
 

@@ -6,7 +6,6 @@ import logging
 import random
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from neuromanifold_gpt import Checkpoint, ResumableDataLoader, list_checkpoints
+
+from ..record import Record
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
@@ -44,7 +45,7 @@ class ToyModule(LightningModule):
         self.net = nn.Sequential(
             nn.Linear(8, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, 1)
         )
-        self._recorder = SimpleNamespace(rows=[])  # no list: the package would say that it is not saved
+        self._recorder = Record(rows=[])
 
     @property
     def history(self) -> list[tuple[int, float, float, list[int]]]:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import gc
+import io
+import random
+import time
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchmetrics import Metric
 
-from neuromanifold_gpt import SeparatedCheckpoint, load_checkpoint, save_checkpoint
+from neuromanifold_gpt import SeparatedCheckpoint, list_checkpoints, load_checkpoint, resumable, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 
 
@@ -80,7 +86,7 @@ class TestInAPlainLoop:
         assert len(said) == 1
         assert (resumed[0].calls, resumed[0].temperature) == (0, 1.0)
         resumed[0].calls = 4
-        with pytest.warns(InexactResumeWarning, match=r"change values .*: 0.calls\. If"):
+        with pytest.warns(InexactResumeWarning, match=r"values change .*: 0.calls\. If"):
             self.save(tmp_path, resumed)
 
     def test_equal_values_are_nothing_to_say(self, tmp_path: Path) -> None:
@@ -115,6 +121,60 @@ class Failing(dict[str, int]):
         raise RuntimeError("dictionary changed size during iteration")
 
 
+class Buffer:
+    """As learning by reinforcement has: what was seen lately, in objects within an object."""
+
+    def __init__(self) -> None:
+        self.seen: deque[Any] = deque(maxlen=8)
+
+    def added(self, seen: Any = None) -> Buffer:
+        self.seen.append(seen)
+        return self
+
+
+class Slotted:
+    __slots__ = ("count", "later")
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+
+class Saves(Buffer):
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+class Records(Buffer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.file = io.StringIO()
+
+
+class Samples(Buffer, Dataset[int]):
+    """Its position in the data, or a warning of the loader's, has what it changes."""
+
+
+class Timed:
+    def __init__(self) -> None:
+        self.last_time, self.size = time.perf_counter(), 1
+
+
+def counter() -> Callable[[], int]:
+    count = 0
+
+    def counted() -> int:
+        nonlocal count
+        count += 1
+        return count
+
+    return counted
+
+
+def called(counted: Callable[[], int]) -> Callable[[], int]:
+    counted()
+    return counted
+
+
 KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "a tensor, replaced": (lambda: torch.zeros(2), lambda value: value + 1),
     "a tensor, changed in place": (lambda: torch.zeros(2), lambda value: value.add_(1)),
@@ -132,6 +192,19 @@ KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "a list that grows": (list, lambda value: [*value, torch.zeros(1)]),
     "a dict of lists": (lambda: {"a": [1.0]}, lambda value: {"a": [2.0]}),
     "a long list": (lambda: [0.0] * 1000, lambda value: [*value, 0.0]),
+    "a replay buffer": (Buffer, lambda value: value.added(1)),
+    "one in an agent": (
+        lambda: SimpleNamespace(buffer=Buffer()),
+        lambda value: SimpleNamespace(buffer=value.buffer.added(1)),
+    ),
+    "objects in objects": (lambda: [[Slotted(1)]], lambda value: [[Slotted(2)]]),
+    "many in objects": (
+        lambda: SimpleNamespace(agent=SimpleNamespace(buffer=Buffer())),
+        lambda value: SimpleNamespace(agent=SimpleNamespace(buffer=value.agent.buffer.added((1, object())))),
+    ),
+    "a variable of a function around": (counter, called),
+    "a text": (lambda: "warm-up", lambda value: "decay"),
+    "a set": (lambda: {1, "a"}, lambda value: value | {2}),
     "a number of NumPy's": (lambda: 1.0, lambda value: np.float64(0.5)),
     "a huge number": (lambda: 1 << 20000, lambda value: value + 1),
     "an array": (lambda: np.zeros(3, ">f4"), lambda value: value + 1),
@@ -155,6 +228,12 @@ PASSED_OVER: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     ),
     "an empty dict that fails": (Failing, lambda value: Failing()),
     "an object": (object, lambda value: object()),
+    "what has a state_dict": (Saves, lambda value: value.added()),
+    "a record of the run": (Records, lambda value: value.added()),
+    "a dataset": (Samples, lambda value: value.added()),
+    "an object of a library": (lambda: Fraction(1, 2), lambda value: Fraction(1, 3)),
+    "a time in an object": (lambda: SimpleNamespace(a=Timed()), lambda value: SimpleNamespace(a=Timed())),
+    "a set in another order": (lambda: {1, 9}, lambda value: {9, 1}),
     "nothing new": (lambda: [torch.ones(2), {"a": 1}], lambda value: [torch.ones(2), {"a": 1}]),
     "no numbers at all": (lambda: torch.zeros(0), lambda value: torch.zeros(0)),
     "the parameters": (
@@ -286,15 +365,73 @@ class Carries(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def fit(directory: Path, module: LightningModule, **save: Any) -> None:
+def fit(
+    directory: Path,
+    module: LightningModule,
+    *callbacks: Callback,
+    data: LightningDataModule | None = None,
+    **save: Any,
+) -> None:
     Trainer(
-        callbacks=[SeparatedCheckpoint(directory, save_top_k=-1, **save)],
+        callbacks=[*callbacks, SeparatedCheckpoint(directory, save_top_k=-1, **save)],
         max_epochs=2,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         accelerator="cpu",
-    ).fit(module)
+    ).fit(module, datamodule=data)
+
+
+class Scales(Callback):
+    """Changes the batches by what it has counted and drawn."""
+
+    def __init__(self) -> None:
+        self.batches, self.rng, self.started_sec = 0, random.Random(3), 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Tensor, batch_idx: int) -> None:
+        self.batches += 1
+        self.started_sec = time.perf_counter()
+        batch *= 1 + 0.1 * self.batches * self.rng.random()
+
+
+class ScalesAndSaves(Scales):
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.batches = state_dict["batches"]
+
+
+class Draws(Callback):
+    """Changes the batches by what a generator of its own draws."""
+
+    def __init__(self, drawn: list[float]) -> None:
+        self.rng, self._drawn = random.Random(3), Recorder(drawn)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Tensor, batch_idx: int) -> None:
+        self._drawn.values.append(self.rng.random())
+
+
+class Recorder(Records):
+    def __init__(self, values: list[float]) -> None:
+        super().__init__()
+        self.values = values
+
+
+class Grows(LightningDataModule):
+    def __init__(self, in_collate: bool = False) -> None:
+        super().__init__()
+        self.batches, self._collate = 0, self.counted if in_collate else None
+
+    def counted(self, samples: list[Tensor]) -> Tensor:
+        self.batches += 1
+        return torch.stack(samples) * self.batches
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        return resumable(DataLoader(torch.arange(4.0).unsqueeze(1), collate_fn=self._collate))
+
+    def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Tensor:
+        return batch if self._collate is not None else self.counted([batch])[0]
 
 
 class TestInLightning:
@@ -310,3 +447,35 @@ class TestInLightning:
     def test_an_empty_list_at_the_end_of_the_epoch_is_as_at_the_beginning(self, tmp_path: Path) -> None:
         with pytest.warns(InexactResumeWarning, match=r"no checkpoint has: hidden\. If"):
             fit(tmp_path, Carries(keeps=True), every_n_epochs=1, save_on_train_epoch_end=True)
+
+    def test_what_callbacks_change_is_said_by_their_names(self, tmp_path: Path) -> None:
+        with pytest.warns(InexactResumeWarning, match=r"no checkpoint has: Scales-2\.batches; Scales\.batches\. If"):
+            fit(tmp_path, Carries(keeps=False), Scales(), Scales(), every_n_train_steps=3)
+
+    def test_a_callback_that_saves_state_itself_is_trusted(self, tmp_path: Path) -> None:
+        with nothing_said():
+            fit(tmp_path, Carries(keeps=False), ScalesAndSaves(), every_n_train_steps=3)
+
+    def test_generators_of_callbacks_go_on(self, tmp_path: Path) -> None:
+        drawn: list[float] = []
+        with nothing_said():
+            fit(tmp_path, Carries(keeps=False), Draws(drawn), every_n_train_steps=1)
+        again: list[float] = []
+        trainer = Trainer(
+            callbacks=[Draws(again), SeparatedCheckpoint(tmp_path)],
+            max_epochs=2,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            accelerator="cpu",
+        )
+        trainer.fit(Carries(keeps=False), ckpt_path=list_checkpoints(tmp_path)[2].model_path)
+        assert again == drawn[3:]
+
+    def test_what_a_data_module_changes_is_said(self, tmp_path: Path) -> None:
+        with pytest.warns(InexactResumeWarning, match=r"no checkpoint has: Grows\.batches\. If"):
+            fit(tmp_path, Carries(keeps=False), data=Grows(), every_n_train_steps=3)
+
+    def test_what_it_collates_by_goes_with_the_position(self, tmp_path: Path) -> None:
+        with nothing_said():
+            fit(tmp_path, Carries(keeps=False), data=Grows(in_collate=True), every_n_train_steps=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -60,6 +61,27 @@ class CountsHooks(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.counts, self.drawn = dict(state["counts"]), state["drawn"].clone()
+
+
+class ScalesByCount(Callback):
+    """Training depends on what it has counted, which it does not save."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.count += 1
+        batch["x"] *= 1 + 0.01 * self.count
+
+
+class ScalesByChance(Callback):
+    """Training depends on what it draws from a generator of its own."""
+
+    def __init__(self) -> None:
+        self.rng = random.Random(4)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        batch["x"] *= 1 + 0.1 * self.rng.random()
 
 
 class DrawsEverywhere(Callback):
@@ -139,6 +161,8 @@ CALLBACKS: dict[str, Callable[[Path], list[Callback]]] = {
     "BackboneFinetuning": lambda d: [BackboneFinetuning(unfreeze_backbone_at_epoch=1, backbone_initial_lr=1e-3)],
     "accumulation schedule": lambda d: [GradientAccumulationScheduler({0: 2, 1: 3})],
     "counts hooks": lambda d: [CountsHooks()],
+    "scales by count": lambda d: [ScalesByCount()],
+    "scales by chance": lambda d: [ScalesByChance()],
     "draws everywhere": lambda d: [DrawsEverywhere()],
     "LearningRateMonitor": lambda d: [LearningRateMonitor("step")],
     "Timer": lambda d: [Timer(timedelta(hours=1))],

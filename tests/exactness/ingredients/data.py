@@ -177,6 +177,30 @@ class StatefulStream(Stream):
         self.next_number, self.passes = state["next_number"], state["passes"]
 
 
+class CollatingStream(Stream):
+    """Makes batches by itself, and counts them."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__(samples)
+        self.made = 0
+
+    def collate(self, samples: list[Any]) -> Any:
+        self.made += 1
+        batch = default_collate(samples)
+        return {**batch, "x": batch["x"] + 0.01 * self.made}
+
+
+class StatefulCollatingStream(StatefulStream, CollatingStream):
+    """With the count in its state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "made": self.made}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.made = state["made"]
+
+
 class SizedStatefulStream(StatefulStream):
     """With a length."""
 
@@ -198,6 +222,8 @@ DATASETS: dict[str, Callable[[int], Any]] = {
     "shuffled stream": ShuffledStream,
     "stateful stream": StatefulStream,
     "sized stateful stream": SizedStatefulStream,
+    "stream that collates": CollatingStream,
+    "stateful stream that collates": StatefulCollatingStream,
 }
 
 
@@ -220,6 +246,19 @@ class Growing:
         return {**batch, "x": batch["x"] + 0.01 * self.made}
 
 
+class Mixing:
+    """A collate function that adds a sample of the batch before."""
+
+    def __init__(self) -> None:
+        self.before: list[Any] = []
+
+    def __call__(self, samples: list[Any]) -> Any:
+        batch = default_collate(samples)
+        mixed = batch["x"] + 0.1 * self.before[-1] if self.before else batch["x"]
+        self.before.append(batch["x"][0])
+        return {**batch, "x": mixed}
+
+
 def seed_worker(worker: int) -> None:
     """What PyTorch's notes on reproducibility tell users to do."""
     seed = torch.initial_seed() % 2**32
@@ -227,7 +266,12 @@ def seed_worker(worker: int) -> None:
     random.seed(seed)
 
 
-COLLATES: dict[str, Callable[[], Any]] = {"masked": lambda: masked, "counts": Growing}
+COLLATES: dict[str, Callable[[Any], Any]] = {
+    "masked": lambda data: masked,
+    "counts": lambda data: Growing(),
+    "mixes": lambda data: Mixing(),
+    "the data's": lambda data: data.collate,
+}
 WORKER_SET_UPS = {"seed_worker": seed_worker}
 
 
@@ -240,7 +284,7 @@ def make_loader(cell: Cell, *, dataset: Any = None, kind: type[DataLoader[Any]] 
     if cell.persistent_workers:
         options["persistent_workers"] = True
     if cell.collate is not None:
-        options["collate_fn"] = COLLATES[cell.collate]()
+        options["collate_fn"] = COLLATES[cell.collate](data)
     if isinstance(options.get("worker_init_fn"), str):
         options["worker_init_fn"] = WORKER_SET_UPS[options["worker_init_fn"]]
     if cell.loader == "bare":

@@ -50,6 +50,22 @@ class CollatesItself(LightningDataModule):
         return DataLoader(Augmented(8), 4, collate_fn=self.collate)
 
 
+class CountsBatches(LightningDataModule):
+    """Training depends on what it has counted, which it does not save."""
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__()
+        self.cell = cell
+        self.count = 0
+
+    def train_dataloader(self) -> Any:
+        return make_loader(self.cell)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        self.count += 1
+        return {**batch, "x": batch["x"] * (1 + 0.01 * self.count)}
+
+
 class Collates(Plain):
     """``collate_fn`` is a method of the module that is trained, and changes with what it counts."""
 
@@ -126,6 +142,7 @@ class ValidatesOnAll(Plain):
 
 DATA_MODULES: dict[str, type[LightningDataModule]] = {
     "collates itself": CollatesItself,
+    "counts batches": CountsBatches,
     "collated by the module": CollatedByModule,
     "data by epoch": DataByEpoch,
     "shuffled validation": ShuffledValidation,

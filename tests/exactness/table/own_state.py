@@ -132,6 +132,28 @@ CELLS: list[Cell] = [
         network="carries by itself",
         expected=warns("InexactResumeWarning", "has_scale"),
     ),
+    *both(
+        _GROUP,
+        "a module replays by itself",
+        network="replays by itself",
+        expected=warns("InexactResumeWarning", "memory"),
+    ),
+    lightning(
+        _GROUP,
+        "a callback that counts",
+        callbacks=("scales by count",),
+        expected=warns("InexactResumeWarning", "ScalesByCount.count"),
+    ),
+    *[
+        lightning(_GROUP, f"a callback that draws, {where}", callbacks=("scales by chance",), stops=stops)
+        for where, stops in {**_IN_EPOCH_OR_AT_END, "twice": (4, 10)}.items()
+    ],
+    lightning(
+        _GROUP,
+        "a data module that counts",
+        data_module="counts batches",
+        expected=warns("InexactResumeWarning", "CountsBatches.count"),
+    ),
     loop(
         _GROUP,
         "a module counts by itself",

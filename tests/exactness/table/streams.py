@@ -129,6 +129,36 @@ CELLS: list[Cell] = [
             expected=expected,
         )
     ],
+    *[
+        cell
+        for workers in (0, 2)
+        for cell in _each(
+            "data, streams",
+            "resumable",
+            f"stateful stream that collates, {workers} workers",
+            dataset="stateful stream that collates",
+            sampler="stream",
+            network="dropout",
+            workers=workers,
+            collate="the data's",
+        )
+    ],
+    *[
+        cell
+        for workers in (0, 2)
+        for dataset, collate in (("stream that collates", "the data's"), ("stateful stream", "mixes"))
+        for cell in both(
+            "data, streams",
+            f"{dataset}, {collate}, {workers} workers",
+            loader="resumable",
+            dataset=dataset,
+            sampler="stream",
+            network="dropout",
+            workers=workers,
+            collate=collate,
+            expected=warns("DataOrderWarning", "changes as batches are made"),
+        )
+    ],
     *both(
         "data, streams",
         "short batch left out",
