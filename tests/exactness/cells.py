@@ -35,7 +35,7 @@ CELLS: list[Cell] = [
 CELLS_BY_NAME: dict[str, Cell] = {cell.name: cell for cell in CELLS}
 assert len(CELLS_BY_NAME) == len(CELLS), "two cells have the same name"
 
-_SAMPLED_OF_GROUP = 3
+_SAMPLED_OF_GROUP = 2
 
 
 def _takes_long(cell: Cell) -> bool:
