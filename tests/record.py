@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from types import SimpleNamespace
 from typing import Any
 
 
 class Record(SimpleNamespace):
-    """By its ``state_dict``, the package takes it for saved; of a list it would say that no checkpoint has it."""
+    """With a file, as records have; of a list the package would say that no checkpoint has it."""
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
+    def __init__(self, **kept: Any) -> None:
+        super().__init__(file=io.StringIO(), **kept)

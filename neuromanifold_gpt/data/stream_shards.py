@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker as torch_worker
@@ -20,13 +20,26 @@ from tqdm import tqdm
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.sample_seeds import isolated_generators, seed_generators
 from neuromanifold_gpt.data.watched_collate import WATCHED_BATCHES, shown_containers
-from neuromanifold_gpt.state.owned_state import OwnedState, is_stateful
+from neuromanifold_gpt.state.owned_state import OwnedState, is_stateful, share_objects
 
-# The number of a shard, the state to begin from behind the batch, the batch (a list of one, or of none at the end), and
-# names of what has changed that is not in that state.
-Item = tuple[int, dict[str, Any], list[Any], list[str]]
 _COLLATION = -1  # in place of the number of a sample
 _NOTHING = object()
+
+
+class Item(NamedTuple):
+    """What a turn of a shard gives; ``DataLoader`` pins the memory of all of it.
+
+    Attributes:
+        shard: its number.
+        state: to begin from, behind the batch.
+        batch: a list of one, or of none at the end.
+        not_kept: names of what has changed that is not in the state.
+    """
+
+    shard: int
+    state: dict[str, Any]
+    batch: list[Any]
+    not_kept: list[str]
 
 
 @dataclass(frozen=True)
@@ -88,9 +101,11 @@ class ShardsInTurn(IterableDataset[Item]):
     def _shard(self, number: int, *, own_copy: bool) -> Shard:
         dataset, options = self._dataset, self._options
         if own_copy:
-            dataset = copy.deepcopy(dataset)
-            if getattr(options.collate_fn, "__self__", None) is self._dataset:
-                options = replace(options, collate_fn=getattr(dataset, options.collate_fn.__name__))
+            if share_objects(dataset, options.collate_fn):  # as in a worker, to which both go at once
+                dataset, collate_fn = copy.deepcopy((dataset, options.collate_fn))
+                options = replace(options, collate_fn=collate_fn)
+            else:
+                dataset = copy.deepcopy(dataset)
         workers = len(self._starts) if self._as_workers else 0
         seed = mixed(self._seed, self._epoch, number)
         shard = Shard(dataset, options, seed, number, workers, self._starts[number])
@@ -117,6 +132,8 @@ class Shard:
         self._owned = OwnedState({"dataset": dataset, "collate_fn": options.collate_fn})
         # What belongs to the dataset as well is read again, or in its state.
         self._of_dataset = OwnedState({"dataset": dataset})
+        # What a collate function does not refer to, it does not change; a thread of the dataset may.
+        self._collates_by_dataset = share_objects(dataset, options.collate_fn)
         self._collate_fn = OwnedState({"collate_fn": options.collate_fn}, ignored=self._of_dataset.objects())
         self._collate_values: dict[str, Any] = start["collate_fn"]
         self.is_done = bool(start["is_done"])
@@ -124,7 +141,7 @@ class Shard:
     def next_item(self) -> Item:
         """The next batch, or the end."""
         if self.is_done:
-            return self._number, self._state(), [], []
+            return Item(self._number, self._state(), [], [])
         with isolated_generators(), self._as_its_worker():
             if self._iterator is None:
                 self._begin()
@@ -132,14 +149,14 @@ class Shard:
             self._fill(samples, self._batch_size)
             if not samples or (self._options.drop_last and len(samples) < self._batch_size):
                 self.is_done = True
-                return self._number, self._state(), [], []
+                return Item(self._number, self._state(), [], [])
             self._seed_all(_COLLATION, self._samples)
             batch, not_kept = self._collated(samples)
             state = self._state()
             # Whether there is another batch is known before this one is handed out, so that its state can tell.
             self._fill(self._ahead, self._batch_size if self._options.drop_last else 1)
             self.is_done = len(self._ahead) < (self._batch_size if self._options.drop_last else 1)
-            return self._number, self._state() if self.is_done else state, [batch], not_kept
+            return Item(self._number, self._state() if self.is_done else state, [batch], not_kept)
 
     def _begin(self) -> None:
         self._collate_fn.restore_values(self._collate_values)
@@ -173,7 +190,7 @@ class Shard:
 
     def _not_kept(self) -> dict[str, str]:
         """What shows changes that neither a position has nor reading the stream again repeats."""
-        if is_stateful(self._dataset) or is_stateful(self._iterator):
+        if not self._collates_by_dataset or is_stateful(self._dataset) or is_stateful(self._iterator):
             return shown_containers(self._collate_fn)
         of_dataset = shown_containers(self._of_dataset, also=(bool, int, float, str))
         return {**shown_containers(self._collate_fn), **of_dataset}

@@ -161,7 +161,7 @@ class ExactResume(Callback):
                 "this save comes too early: the optimizers of the checkpoint that training resumes from are not loaded "
                 "yet. Save in on_train_start, or later."
             )
-        self._tracker.warn_of_what_is_left_out(trainer)
+        self._tracker.warn_of_what_is_left_out()
         loop = self._tracker.current(trainer)
         checkpoint["loops"]["fit_loop"] = loop.fit_loop
         checkpoint["epoch"] = loop.epoch

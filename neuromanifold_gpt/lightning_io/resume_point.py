@@ -23,12 +23,12 @@ from neuromanifold_gpt.lightning_io.data_position import DataPosition
 from neuromanifold_gpt.lightning_io.epoch_metrics import capture_epoch_metrics, metrics_of
 from neuromanifold_gpt.lightning_io.hooks_to_come import warn_of_hooks_to_come
 from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs
-from neuromanifold_gpt.lightning_io.users_parts import owners_of_generators, values_left_out
+from neuromanifold_gpt.lightning_io.users_parts import UsersParts
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
 from neuromanifold_gpt.state.module_values import ModuleValues
+from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, own_state
-from neuromanifold_gpt.state.unsaved_values import UnsavedValues
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ class ResumePointTracker:
         self._metrics: dict[str, Metric] = {}
         self._owned: OwnedState | None = None
         self._module_values: ModuleValues | None = None
-        self._unsaved: UnsavedValues | None = None
+        self._parts: UsersParts | None = None
         self._has_stepped = False  # in this process
-        self._before_validation: tuple[dict[str, Any], ...] = ({}, {}, {})
+        self._before_validation: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
         self._validated = False
         self._stopped_at: int | None = None  # batches processed before a validation that only a stop has brought about
 
@@ -89,18 +89,19 @@ class ResumePointTracker:
         """The module has all of its parts."""
         module = trainer.lightning_module
         self._metrics = metrics_of(module)
-        self._owned = OwnedState.of_module(module, owners_of_generators(trainer), ignored=(trainer,))
+        self._parts = UsersParts(trainer)
+        self._owned = self._parts.generators()
         self._module_values = ModuleValues(module)
         self._has_stepped = False
-        self._unsaved = UnsavedValues(values_left_out(trainer))
 
     def reached(self, trainer: Trainer, point: str) -> None:
         """The state is whole now."""
         # When the loop is left in the middle of an epoch, hooks of the epoch's end follow that an undisturbed run would
         # not have called yet: what they change in callbacks, and means over a part of the epoch, are not part of the
         # state.
-        if self._unsaved is not None and not self._has_stepped:
-            self._unsaved.look(values_left_out(trainer))
+        if self._parts is not None and not self._has_stepped:
+            self._parts.look()
+            self._owned = self._parts.generators()  # the first batch may have made some
             self._has_stepped = True
         stepped = self.whole is None or trainer.global_step != self.whole.global_step
         leaving = trainer.should_stop or trainer.fit_loop.epoch_loop._is_training_done
@@ -109,10 +110,9 @@ class ResumePointTracker:
             global_step=trainer.global_step,
             epoch=trainer.current_epoch - (point == BETWEEN_EPOCHS),
             fit_loop=trainer.fit_loop.state_dict(),
-            rng=capture_rng_state(),
-            **self._beside_state(),
+            **self._draws(),
+            module_values=self._values(),
             data=self._data.current(),
-            validation=self._validation.current(),
             loader_epochs=self._loader_epochs.current(),
             epoch_metrics=capture_epoch_metrics(trainer, self._metrics) if point == BETWEEN_STEPS else {},
             open_window=not stepped and _has_gradients(trainer),
@@ -142,7 +142,7 @@ class ResumePointTracker:
         fit_loop = trainer.fit_loop.state_dict()
         if _is_due_to_a_stop(trainer):
             self._stopped_at = _batches_processed(fit_loop)
-        self._before_validation = fit_loop, capture_rng_state(), self._validation.current()
+        self._before_validation = fit_loop, self._draws()
 
     def validation_is_done(self) -> None:
         """Whatever hooks follow."""
@@ -178,59 +178,72 @@ class ResumePointTracker:
             return whole
         if not inside_step:
             warn_of_hooks_to_come(trainer)
-        point, fit_loop, rng, validation = self._inside_hook(
-            trainer, fit_loop, capture_rng_state(), self._validation.current()
-        )
+        point, fit_loop, draws = self._inside_hook(trainer, fit_loop, self._draws())
         return LoopState(
             point=None if inside_step else point,
             global_step=trainer.global_step,
             epoch=trainer.current_epoch,
             fit_loop=fit_loop,
-            rng=rng,
-            **self._beside_state(),
+            **draws,
+            module_values=self._values(),
             data=self._data.current(),
-            validation=validation,
             loader_epochs=self._loader_epochs.current(),
             epoch_metrics=capture_epoch_metrics(trainer, self._metrics),
             open_window=trainer.fit_loop._should_accumulate() and _has_gradients(trainer),
         )
 
     def restore_beside_state(self, resume: dict[str, Any]) -> None:
-        """What no state dict has, as a checkpoint has it for this rank."""
-        if self._owned is not None and self._module_values is not None:
-            self._owned.restore_generators(own_state(resume["own_generators"]))
-            self._module_values.restore(own_state(resume["module_values"]))
+        """What no state dict has, as a checkpoint has it for this rank.
 
-    def warn_of_what_is_left_out(self, trainer: Trainer) -> None:
+        Warns:
+            InexactResumeWarning: generators are not there yet.
+        """
+        if self._parts is None or self._module_values is None:
+            return
+        self._module_values.restore(own_state(resume["module_values"]))
+        self._owned = self._parts.generators()  # hooks may have made some since training began
+        missing = self._owned.restore_generators(own_state(resume["own_generators"]))
+        if missing:
+            warnings.warn(
+                f"the checkpoint has random number generators that nobody has here: {listed(missing)}. Make them "
+                "before training begins, in __init__ or on_train_start.",
+                InexactResumeWarning,
+                stacklevel=2,
+            )
+
+    def warn_of_what_is_left_out(self) -> None:
         """Say which values of the module, callbacks and the data module no checkpoint has."""
-        if self._unsaved is not None:
-            self._unsaved.warn_if_changed(values_left_out(trainer))
+        if self._parts is not None:
+            self._parts.warn_of_what_is_left_out()
 
-    def _beside_state(self) -> dict[str, Any]:
-        if self._owned is None or self._module_values is None:
-            return {"own_generators": {}, "module_values": {"integers": {}, "buffers": {}}}
-        return {
-            "own_generators": self._owned.generator_states(),
-            "module_values": self._module_values.changed(),
-        }
+    def _values(self) -> dict[str, Any]:
+        return self._module_values.changed() if self._module_values is not None else {"integers": {}, "buffers": {}}
 
     def _inside_hook(
-        self, trainer: Trainer, fit_loop: dict[str, Any], rng: dict[str, Any], validation: dict[str, Any]
-    ) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]:
+        self, trainer: Trainer, fit_loop: dict[str, Any], draws: dict[str, Any]
+    ) -> tuple[str, dict[str, Any], dict[str, Any]]:
         """A user saves in a hook of his own, after the step and before the state is whole."""
         epoch = fit_loop["epoch_progress"]
         if epoch["current"]["processed"] > epoch["current"]["completed"]:
             _complete(epoch)
-            return EPOCH_END, fit_loop, rng, validation
+            return EPOCH_END, fit_loop, draws
         if epoch["current"]["started"] == epoch["current"]["processed"]:
             for counts in (epoch["total"], epoch["current"]):
                 counts["ready"] = counts["started"]  # the epoch's beginning will count it
-            return BETWEEN_EPOCHS, fit_loop, rng, validation
+            return BETWEEN_EPOCHS, fit_loop, draws
         if trainer.validating and not self._validated:
-            fit_loop, rng, validation = copy.deepcopy(self._before_validation)  # the validation starts again
+            fit_loop, draws = copy.deepcopy(self._before_validation)  # the validation starts again
         _complete(fit_loop["epoch_loop.batch_progress"])
         point = STEP_END_VALIDATED if trainer.validating and self._validated else STEP_END
-        return point, fit_loop, rng, validation
+        return point, fit_loop, draws
+
+    def _draws(self) -> dict[str, Any]:
+        """What decides the random numbers to come."""
+        return {
+            "rng": capture_rng_state(),
+            "validation": self._validation.current(),
+            "own_generators": self._owned.generator_states() if self._owned is not None else {},
+        }
 
 
 def _batches_processed(fit_loop: dict[str, Any]) -> int:

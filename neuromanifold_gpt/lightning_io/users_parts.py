@@ -13,51 +13,80 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.shown_values import shown_value
-from neuromanifold_gpt.state.unsaved_values import values_beside_state
-from neuromanifold_gpt.state.users_objects import is_of_users_class, plain_attributes
+from neuromanifold_gpt.state.shown_values import kept_by, shown_value
+from neuromanifold_gpt.state.unsaved_values import UnsavedValues, values_beside_state
+from neuromanifold_gpt.state.users_objects import all_attributes, is_called_after_a_time, is_of_users_class
 
 # The hyper-parameters are in the checkpoint.
 _OF_EVERY_MODULE = frozenset({*vars(LightningModule()), "_hparams", "_hparams_initial"})
 _OF_EVERY_DATA_MODULE = frozenset({*vars(LightningDataModule()), "_hparams", "_hparams_initial"})
 
 
-def values_left_out(trainer: Trainer) -> dict[str, str]:
-    """What :func:`shown_value` shows of all that has no hook of its own that may save it, by path."""
-    module = trainer.lightning_module
-    found: dict[str, str] = {}
-    if not is_overridden("on_save_checkpoint", module):
-        found = values_beside_state(module, with_followed=False, ignored=_OF_EVERY_MODULE)
-    shown = {path: shown_value(value) for path, value in _attributes(trainer)}
-    return {**found, **{path: text for path, text in shown.items() if text is not None}}
+class UsersParts:
+    """Follows the module, the callbacks and the data module of a trainer whose training begins."""
 
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        data: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
+        self._has_data_module = (
+            data is not None and _saves_nothing(data, LightningDataModule) and not _goes_with_position(data, trainer)
+        )
+        self._unsaved = UnsavedValues(self._values())
 
-def owners_of_generators(trainer: Trainer) -> dict[str, Any]:
-    """Attributes that may be, or have, generators, by path; those of training loaders go with the position."""
-    kinds = (Dataset, DataLoader, Sampler)
-    return {path: value for path, value in _attributes(trainer) if not isinstance(value, kinds)}
+    def look(self) -> None:
+        """What was not there when training began, begins as it is now."""
+        self._unsaved.look(self._values())
 
+    def warn_of_what_is_left_out(self) -> None:
+        """Say which values no checkpoint has.
 
-def _attributes(trainer: Trainer) -> Iterator[tuple[str, Any]]:
-    """Of users' callbacks and data module that save nothing themselves."""
-    seen: Counter[str] = Counter()
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
-        if _saves_nothing(callback, Callback) and not isinstance(callback, Checkpoint):
-            name = type(callback).__name__
-            seen[name] += 1
-            owner = name if seen[name] == 1 else f"{name}-{seen[name]}"
-            yield from (
-                (f"{owner}.{attribute}", value) for attribute, value in (plain_attributes(callback) or {}).items()
-            )
-    module: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
-    if module is not None and _saves_nothing(module, LightningDataModule) and not _is_held_by_loaders(module, trainer):
-        for attribute, value in (plain_attributes(module) or {}).items():
-            if attribute not in _OF_EVERY_DATA_MODULE:
-                yield f"{type(module).__name__}.{attribute}", value
+        Warns:
+            InexactResumeWarning: names those that have changed and were not named before.
+        """
+        self._unsaved.warn_if_changed(self._values())
+
+    def generators(self) -> OwnedState:
+        """That are there now, in whatever holds them."""
+        others = {
+            path: value
+            for path, value in self._attributes()
+            if not issubclass(type(value), Dataset | DataLoader | Sampler)  # goes with the positions of loaders
+        }
+        return OwnedState.of_module(self._trainer.lightning_module, others, ignored=(self._trainer,))
+
+    def _values(self) -> dict[str, str]:
+        trainer, module = self._trainer, self._trainer.lightning_module
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        saved = [*trainer.optimizers, *schedulers, *callbacks, trainer.datamodule]  # type: ignore[attr-defined]
+        found: dict[str, str] = {}
+        if not is_overridden("on_save_checkpoint", module):
+            found = values_beside_state(module, with_followed=False, ignored=_OF_EVERY_MODULE, kept=saved)
+        kept = kept_by(module) | {id(thing) for thing in saved}
+        for path, value in self._attributes():
+            name = path.rpartition(".")[2]
+            if not is_called_after_a_time(name) and (shown := shown_value(value, kept)) is not None:
+                found[path] = shown
+        return found
+
+    def _attributes(self) -> Iterator[tuple[str, Any]]:
+        """Of users' callbacks and data module that save nothing themselves."""
+        seen: Counter[str] = Counter()
+        callbacks: list[Callback] = self._trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if _saves_nothing(callback, Callback) and not isinstance(callback, Checkpoint):
+                name = type(callback).__name__
+                seen[name] += 1
+                owner = name if seen[name] == 1 else f"{name}-{seen[name]}"
+                yield from ((f"{owner}.{attribute}", value) for attribute, value in all_attributes(callback).items())
+        if self._has_data_module:
+            data: LightningDataModule = self._trainer.datamodule  # type: ignore[attr-defined]
+            for attribute, value in all_attributes(data).items():
+                if attribute not in _OF_EVERY_DATA_MODULE:
+                    yield f"{type(data).__name__}.{attribute}", value
 
 
 def _saves_nothing(thing: Any, base: type) -> bool:
@@ -66,7 +95,8 @@ def _saves_nothing(thing: Any, base: type) -> bool:
     return inherited and is_of_users_class(thing)
 
 
-def _is_held_by_loaders(module: LightningDataModule, trainer: Trainer) -> bool:
-    """By their ``collate_fn``, say: then what it counts goes with their position."""
-    owners = (OwnedState({"loader": loader}).objects() for loader in tree_leaves(trainer.train_dataloader))
-    return any(thing is module for things in owners for thing in things)
+def _goes_with_position(data: LightningDataModule, trainer: Trainer) -> bool:
+    """Whether a loader that makes its batches in this process holds it, by its ``collate_fn``, say."""
+    loaders = [loader for loader in tree_leaves(trainer.train_dataloader) if isinstance(loader, DataLoader)]
+    here = [loader for loader in loaders if not loader.num_workers and not isinstance(loader.dataset, IterableDataset)]
+    return any(thing is data for loader in here for thing in OwnedState({"loader": loader}).objects())

@@ -134,7 +134,7 @@ class LoadedCheckpoint:
             load_module_state(model, self.model_state, strict=strict)
             if optimizers:
                 warn_if_rounded(model, self.model_state)
-                self._warn_of_values_left_out(model)
+                self._warn_of_values_left_out(model, [*optimizers, *schedulers, *loaders, *(stateful or {}).values()])
             if self.modes:
                 warn_of_other_modes(restore_modes(model, self.modes))
             if self.model_generators:
@@ -183,10 +183,10 @@ class LoadedCheckpoint:
             )
         return self.optimizer_states or []
 
-    def _warn_of_values_left_out(self, model: nn.Module) -> None:
+    def _warn_of_values_left_out(self, model: nn.Module, kept: list[Any]) -> None:
         saved = self.checkpoint.manifest.details.get(DETAILS_KEY) if self.checkpoint else None
         rank, _ = rank_and_world_size()
-        warn_of_other_values(model, saved if isinstance(saved, dict) else {}, silently=rank > 0)
+        warn_of_other_values(model, saved if isinstance(saved, dict) else {}, kept, silently=rank > 0)
 
     def _warn_of_other_environment(self, model: nn.Module | None) -> None:
         if self.checkpoint is None or model is None or self.optimizer_states is None:

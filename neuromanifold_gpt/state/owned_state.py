@@ -10,6 +10,7 @@ import copy
 import functools
 import random
 import types
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,8 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Generator = random.Random | np.random.Generator | np.random.RandomState | torch.Generator
-_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+from neuromanifold_gpt.state.users_objects import all_attributes
+
+Generator = random.Random | np.random.Generator | np.random.BitGenerator | np.random.RandomState | torch.Generator
+_GENERATORS = (
+    random.Random,
+    np.random.Generator,
+    np.random.BitGenerator,
+    np.random.RandomState,
+    torch.Generator,
+)
 _SCALARS = (bool, int, float, str, type(None))
 _OPAQUE = (str, bytes, int, float, complex, type, types.ModuleType, Tensor, np.ndarray, nn.Module, type(None))
 # What refers to the whole run, and is reached from it: a data module, of which ``collate_fn`` is a method, say.
@@ -76,11 +85,12 @@ class OwnedState:
         """The generators, as plain values and tensors, by path."""
         return {path: _generator_state(generator) for path, generator in self._generators.items()}
 
-    def restore_generators(self, states: dict[str, Any]) -> None:
-        """Put back :meth:`generator_states`; what is no longer there is passed over."""
+    def restore_generators(self, states: dict[str, Any]) -> list[str]:
+        """Put back :meth:`generator_states`; gives the paths at which there is none, which are passed over."""
         for path, saved in states.items():
             if path in self._generators:
                 _set_generator_state(self._generators[path], saved)
+        return sorted(states.keys() - self._generators.keys())
 
     def changed_values(self) -> dict[str, Any]:
         """The values that are no longer those of the beginning, by path."""
@@ -112,19 +122,29 @@ class OwnedState:
     def attributes(self) -> Iterator[tuple[str, Any]]:
         """All attributes of all objects, by path."""
         for path, owner in self._owners.items():
-            yield from ((f"{path}.{name}", value) for name, value in vars(owner).items())
+            yield from ((f"{path}.{name}", value) for name, value in vars(owner).copy().items())
 
     def _search(self, path: str, thing: Any, seen: set[int], depth: int) -> None:
         if id(thing) in seen or depth > _MAXIMUM_DEPTH:
             return
         seen.add(id(thing))
+        try:
+            parts = self._take(path, thing)
+        except Exception:  # noqa: BLE001 - proxies of what is gone, what another thread changes: it has nothing to tell
+            self._owners.pop(path, None)
+            return
+        for name, part in parts:
+            self._search(f"{path}.{name}", part, seen, depth + 1)
+
+    def _take(self, path: str, thing: Any) -> list[tuple[str, Any]]:
         if isinstance(thing, _GENERATORS):
             self._generators[path] = thing
-        elif not isinstance(thing, _OPAQUE) and not _is_trainer(thing):
-            if hasattr(thing, "__dict__") and not callable(getattr(thing, "__code__", None)):
-                self._owners[path] = thing
-            for name, part in _parts(thing):
-                self._search(f"{path}.{name}", part, seen, depth + 1)
+            return []
+        if isinstance(thing, _OPAQUE) or _is_trainer(thing):
+            return []
+        if hasattr(thing, "__dict__"):
+            self._owners[path] = thing
+        return list(_parts(thing))
 
     def _values(self) -> dict[str, Any]:
         found = {}
@@ -134,6 +154,12 @@ class OwnedState:
             elif self._thorough and (copied := _copy_of(value)) is not None:
                 found[path] = copied
         return found
+
+
+def share_objects(one: Any, other: Any) -> bool:
+    """Whether both refer to an object that may have state, one of them to the other, say."""
+    found = ({id(thing) for thing in OwnedState({"": root}).objects()} for root in (one, other))
+    return bool(next(found) & next(found))
 
 
 def is_stateful(thing: Any) -> bool:
@@ -150,7 +176,7 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(thing, dict):
         if len(thing) <= _MAXIMUM_ITEMS:
             yield from ((str(key), value) for key, value in thing.items())
-    elif isinstance(thing, list | tuple):
+    elif isinstance(thing, list | tuple | deque):
         if len(thing) <= _MAXIMUM_ITEMS:
             yield from ((str(number), value) for number, value in enumerate(thing))
     elif isinstance(thing, types.FunctionType):
@@ -163,15 +189,16 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(thing, functools.partial):
         yield from (("func", thing.func), ("args", thing.args), ("keywords", thing.keywords))
     else:
-        yield from list(getattr(thing, "__dict__", {}).items())
+        yield from all_attributes(thing).items()
 
 
 def _seed(generator: Generator, seed: int) -> None:
     if isinstance(generator, np.random.RandomState):
         generator.seed([seed & 0xFFFFFFFF, seed >> 32])
-    elif isinstance(generator, np.random.Generator):
-        fresh: Callable[[int], np.random.BitGenerator] = type(generator.bit_generator)
-        generator.bit_generator.state = fresh(seed).state
+    elif isinstance(generator, np.random.Generator | np.random.BitGenerator):
+        bits = _bits_of(generator)
+        fresh: Callable[[int], np.random.BitGenerator] = type(bits)
+        bits.state = fresh(seed).state
     elif isinstance(generator, torch.Generator):
         generator.manual_seed(seed)
     else:
@@ -181,8 +208,8 @@ def _seed(generator: Generator, seed: int) -> None:
 def _generator_state(generator: Generator) -> Any:
     if isinstance(generator, np.random.RandomState):
         return _plain(generator.get_state(legacy=False))
-    if isinstance(generator, np.random.Generator):
-        return _plain(generator.bit_generator.state)
+    if isinstance(generator, np.random.Generator | np.random.BitGenerator):
+        return _plain(_bits_of(generator).state)
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     version, internal, gauss = generator.getstate()
@@ -192,13 +219,17 @@ def _generator_state(generator: Generator) -> Any:
 def _set_generator_state(generator: Generator, state: Any) -> None:
     if isinstance(generator, np.random.RandomState):
         generator.set_state(_arrays(state))
-    elif isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = _arrays(state)
+    elif isinstance(generator, np.random.Generator | np.random.BitGenerator):
+        _bits_of(generator).state = _arrays(state)
     elif isinstance(generator, torch.Generator):
         generator.set_state(state)
     else:
         version, internal, gauss = state
         generator.setstate((version, tuple(internal.tolist()), gauss))
+
+
+def _bits_of(generator: np.random.Generator | np.random.BitGenerator) -> np.random.BitGenerator:
+    return generator.bit_generator if isinstance(generator, np.random.Generator) else generator
 
 
 def _plain(state: Any) -> Any:

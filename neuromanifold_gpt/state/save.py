@@ -99,7 +99,8 @@ def save_checkpoint(
         TypeError: one of ``loaders`` has no position to save.
     """
     step, epoch = _count("step", step), None if epoch is None else _count("epoch", epoch)
-    left_out = {} if save_model_only else warn_of_values_left_out(model)
+    kept = [*as_list(optimizers), *as_list(schedulers), *as_list(loaders), *(stateful or {}).values()]
+    left_out = {} if save_model_only else warn_of_values_left_out(model, kept)
     of_this_rank = {
         "rng": capture_rng_state(),
         "model_generators": OwnedState.of_module(unwrap(model)).generator_states(),

@@ -20,63 +20,84 @@ from neuromanifold_gpt.state.users_objects import attributes_of
 
 RESULT = "a result with its graph"
 _LOOKED_AT_ITEMS = (100, 10, 10)  # of a container or object, of one in it, and of one in that; deeper, its length
+_LOOKED_AT_OF_SETS = 1000  # of larger ones the length: they have no order of which a part could be taken
 _LOOKED_AT_ELEMENTS = 1 << 16  # of a tensor or array
 _LOOKED_AT_ELEMENTS_WITHIN = 1 << 10  # of one in a list or dict, where larger ones than the above are passed over
 
 
-def shown_value(value: Any, state_storages: Collection[int] = ()) -> str | None:
+def shown_value(value: Any, kept: Collection[int] = (), *, is_setting: bool = False) -> str | None:
     """What shows whether a value has changed.
 
     Args:
         value: whatever an attribute holds.
-        state_storages: addresses of memory that a checkpoint has.
+        kept: addresses of memory, and identities of objects, that a checkpoint has.
+        is_setting: texts and users' objects are passed over: from one run to another, they differ as settings do.
 
     Returns:
         ``None`` of what is no number, text, tensor, array, or container or object with such; of an empty dict, as
-        tables are before they are filled; and of what is in the state dict. :data:`RESULT` of tensors that belong to a
-        graph.
+        tables are before they are filled; and of what is kept. :data:`RESULT` of tensors that belong to a graph.
     """
     try:
-        return _shown(value, state_storages, 0)
+        return _Look(kept, is_setting).at(value, 0)
     except Exception:  # noqa: BLE001 - tensors of other libraries, containers that a thread changes: no look is worth a run
         return None
 
 
-def storages_of(module: nn.Module) -> set[int]:
-    """Addresses of the memory of parameters and buffers."""
-    return {address for tensor in (*module.parameters(), *module.buffers()) if (address := _address(tensor))}
+def kept_by(module: nn.Module) -> set[int]:
+    """Addresses of the memory of parameters and buffers, and identities of its parts."""
+    memory = {address for tensor in (*module.parameters(), *module.buffers()) if (address := _address(tensor))}
+    return memory | {id(part) for part in module.modules()}
 
 
-def _shown(value: Any, state_storages: Collection[int], depth: int) -> str | None:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, bool | int | float):
-        return repr(value) if abs(value) < 1 << 64 or value != value else _text_digest(hash(value))
-    if isinstance(value, Tensor):
-        if isinstance(value, nn.Parameter) or _address(value) in state_storages:
+class _Look:
+    def __init__(self, kept: Collection[int], is_setting: bool) -> None:
+        self._kept, self._is_setting = kept, is_setting
+
+    def at(self, value: Any, depth: int) -> str | None:
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, bool | int | float):
+            return repr(value) if abs(value) < 1 << 64 or value != value else _text_digest(hash(value))
+        if isinstance(value, complex):
+            return repr(value)
+        if isinstance(value, Tensor):
+            if isinstance(value, nn.Parameter) or _address(value) in self._kept:
+                return None
+            return RESULT if value.requires_grad else _tensor_digest(value, depth)
+        if isinstance(value, np.ndarray):
+            return _array_digest(value, depth)
+        if isinstance(value, str | bytes | bytearray):
+            return None if self._is_setting else f"{len(value)} {_text_digest(value[:_LOOKED_AT_ELEMENTS])}"
+        if isinstance(value, dict):
+            keys = [str(key) for key in islice(value, _LOOKED_AT_ITEMS[0]) if isinstance(key, str | int | float)]
+            return self._at_items(value, value.values(), depth, keys)
+        if isinstance(value, set | frozenset):
+            if len(value) > _LOOKED_AT_OF_SETS:
+                return str(len(value))
+            shown = sorted(text for item in value if (text := self.at(item, len(_LOOKED_AT_ITEMS))) is not None)
+            return f"{len(value)} {_text_digest(shown)}" if shown or not value else None
+        if isinstance(value, list | tuple | deque):
+            return self._at_items(value, value, depth)
+        return self._at_object(value, depth)
+
+    def _at_object(self, value: Any, depth: int) -> str | None:
+        if id(value) in self._kept:
             return None
-        return RESULT if value.requires_grad else _tensor_digest(value, depth)
-    if isinstance(value, np.ndarray):
-        return _array_digest(value, depth)
-    if isinstance(value, str | bytes):
-        return _text_digest(value)
-    if isinstance(value, set | frozenset):
-        return _text_digest(sorted(map(repr, value))) if len(value) <= _LOOKED_AT_ITEMS[0] else str(len(value))
-    if isinstance(value, list | tuple | deque | dict):
-        return _items_digest(value, value.values() if isinstance(value, dict) else value, state_storages, depth)
-    attributes = attributes_of(value)
-    return _items_digest(attributes, attributes.values(), state_storages, depth) if attributes else None
+        if isinstance(value, nn.Module):  # that is no part of the one that is saved: an average, a teacher
+            tensors = [tensor.detach() for tensor in (*value.parameters(), *value.buffers())]
+            return self._at_items(tensors, tensors, depth)
+        attributes = None if self._is_setting else attributes_of(value)
+        return self._at_items(attributes, attributes.values(), depth) if attributes else None
 
-
-def _items_digest(
-    container: Collection[Any], values: Collection[Any], state_storages: Collection[int], depth: int
-) -> str | None:
-    if depth == len(_LOOKED_AT_ITEMS):
-        return str(len(container))
-    items = list(islice(values, _LOOKED_AT_ITEMS[depth]))
-    shown = [_shown(item, state_storages, depth + 1) for item in items]
-    is_passed_over = isinstance(container, dict) if not items else not any(shown)
-    return None if is_passed_over else f"{len(container)} {_text_digest(shown)}"
+    def _at_items(
+        self, container: Collection[Any], values: Collection[Any], depth: int, keys: Collection[str] = ()
+    ) -> str | None:
+        if depth >= len(_LOOKED_AT_ITEMS):
+            return str(len(container))
+        items = list(islice(values, _LOOKED_AT_ITEMS[depth]))
+        shown = [self.at(item, depth + 1) for item in items]
+        is_passed_over = isinstance(container, dict) if not items else not any(shown)
+        return None if is_passed_over else f"{len(container)} {_text_digest([shown, keys])}"
 
 
 def _address(tensor: Tensor) -> int:

@@ -9,7 +9,7 @@ both are a reason not to store them.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,14 +18,19 @@ from torch import nn
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE, is_kept_by_others, non_persistent_buffers
 from neuromanifold_gpt.state.modules import listed, unwrap
-from neuromanifold_gpt.state.shown_values import RESULT, shown_value, storages_of
+from neuromanifold_gpt.state.shown_values import RESULT, kept_by, shown_value
 from neuromanifold_gpt.state.users_objects import is_called_after_a_time
 
 DETAILS_KEY = "module_values"
 
 
 def values_beside_state(
-    module: nn.Module, *, with_followed: bool = True, ignored: Collection[str] = ()
+    module: nn.Module,
+    *,
+    with_followed: bool = True,
+    ignored: Collection[str] = (),
+    kept: Iterable[Any] = (),
+    as_settings: bool = False,
 ) -> dict[str, str]:
     """What :func:`shown_value` shows, by path.
 
@@ -33,43 +38,53 @@ def values_beside_state(
         module: it and its parts are searched.
         with_followed: also what :class:`ModuleValues` stores.
         ignored: names of attributes.
+        kept: objects that a checkpoint has.
+        as_settings: see :func:`shown_value`.
     """
     found: dict[str, str | None] = {}
-    state_storages = storages_of(module)
+    all_kept = kept_by(module) | {id(thing) for thing in kept}
     for path, value in _values(module, ignored):
         if with_followed or type(value) is not int:
-            found[path] = shown_value(value, state_storages)
+            found[path] = shown_value(value, all_kept, is_setting=as_settings)
     if with_followed:
         found.update((path, shown_value(buffer)) for path, buffer in non_persistent_buffers(module.named_modules()))
     return {path.lstrip("."): shown for path, shown in found.items() if shown is not None}
 
 
-def warn_of_values_left_out(module: nn.Module) -> dict[str, str]:
+def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[str, str]:
     """For plain loops, at each save; gives what :func:`warn_of_other_values` takes.
+
+    Args:
+        module: that is saved.
+        kept: objects that are saved with it.
 
     Warns:
         InexactResumeWarning: values have changed since the first call for this module, or since it was restored.
     """
     module = unwrap(module)
-    now = values_beside_state(module)
+    now = values_beside_state(module, kept=kept)
     _followed.setdefault(module, UnsavedValues(now)).warn_if_changed(now)
-    return {path: shown for path, shown in now.items() if shown != RESULT}
+    settings = values_beside_state(module, kept=kept, as_settings=True)
+    return {path: shown for path, shown in settings.items() if shown != RESULT}
 
 
-def warn_of_other_values(module: nn.Module, saved: Mapping[str, Any], *, silently: bool = False) -> None:
+def warn_of_other_values(
+    module: nn.Module, saved: Mapping[str, Any], kept: Collection[Any], *, silently: bool = False
+) -> None:
     """For plain loops, at the restore.
 
     Args:
         module: that is restored.
         saved: what :func:`warn_of_values_left_out` gave, of rank 0.
+        kept: objects that are restored with it.
         silently: on the other ranks.
 
     Warns:
         InexactResumeWarning: the module has other values than at the save.
     """
     module = unwrap(module)
-    now = values_beside_state(module)
-    _followed[module] = UnsavedValues(now)
+    now = values_beside_state(module, kept=kept, as_settings=True)
+    _followed[module] = UnsavedValues(values_beside_state(module, kept=kept))
     others = sorted(path for path in now.keys() & saved.keys() if RESULT != now[path] != saved[path])
     if others and not silently:
         warnings.warn(
@@ -81,7 +96,7 @@ def warn_of_other_values(module: nn.Module, saved: Mapping[str, Any], *, silentl
 
 
 class UnsavedValues:
-    """Follows the values of a module, which it does not hold."""
+    """Follows values, which it does not hold."""
 
     def __init__(self, before: dict[str, str]) -> None:
         self._before: dict[str, str] = {}
@@ -111,8 +126,8 @@ class UnsavedValues:
 
 
 _REMEDY = (
-    "If training depends on them, save them: a module has persistent buffers and get_extra_state, other objects have "
-    "state_dict."
+    "If training depends on them, save them: in a module by persistent buffers or get_extra_state, in other objects by "
+    "a state_dict that Lightning calls or that you give to stateful=."
 )
 _followed: WeakKeyDictionary[nn.Module, UnsavedValues] = WeakKeyDictionary()  # of plain loops
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 _CALLED_AFTER_TIMES = re.compile(r"(^|_)(time|times|tic|toc|elapsed|duration|sec|secs|seconds|ms|clock)$|^t\d*$")
 _LIBRARIES = ("torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics", "neuromanifold_gpt")
-# They save their state in a way of their own, or their position in the data has it.
+# The position in the data has what they change, or the loader says so. Modules are shown by their tensors.
 _LOOKED_AT_ELSEWHERE = (type, nn.Module, Dataset, DataLoader, Sampler)
 
 
@@ -30,32 +30,42 @@ def is_of_users_class(thing: Any) -> bool:
 
 
 def attributes_of(thing: Any) -> dict[str, Any] | None:
-    """What an object may keep for later, by name; of a function, the variables of the functions around it.
+    """What an object may keep for later, by name; of a function, also the variables of the functions around it.
 
-    ``None`` of objects of libraries' classes, of those that are looked at elsewhere or have a ``state_dict``, by which
-    they are saved, and where :func:`plain_attributes` is.
+    Without what is called after times. ``None`` of objects of libraries' classes, of those that are looked at
+    elsewhere, and of those that hold an open file, as what records a run does.
     """
+    if isinstance(thing, functools.partial):
+        return {"func": thing.func, "args": thing.args, "keywords": thing.keywords}
     if isinstance(thing, types.FunctionType):
         cells = zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True)
-        return {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
-    if isinstance(thing, _LOOKED_AT_ELSEWHERE) or hasattr(thing, "state_dict"):
+        around = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
+        return {**around, **vars(thing)}
+    if isinstance(thing, _LOOKED_AT_ELSEWHERE):
         return None
-    is_looked_at = isinstance(thing, types.SimpleNamespace) or is_of_users_class(thing)
-    return plain_attributes(thing) if is_looked_at else None
-
-
-def plain_attributes(thing: Any) -> dict[str, Any] | None:
-    """Those that are not called after times; ``None`` if one is an open file, as what records a run has."""
-    slots = {name for kind in type(thing).__mro__ for name in _slots_of(kind) if hasattr(thing, name)}
-    found = {**getattr(thing, "__dict__", {}), **{name: getattr(thing, name) for name in sorted(slots)}}
+    if not isinstance(thing, types.SimpleNamespace) and not is_of_users_class(thing):
+        return None
+    found = all_attributes(thing)
     if any(isinstance(value, io.IOBase) for value in found.values()):
         return None
     return {name: value for name, value in found.items() if not is_called_after_a_time(name)}
 
 
-def _slots_of(kind: type) -> tuple[str, ...]:
-    slots = vars(kind).get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
+def all_attributes(thing: Any) -> dict[str, Any]:
+    """Those in ``__dict__`` and in ``__slots__``; nothing is called but ``__getattribute__``."""
+    found = dict(getattr(thing, "__dict__", {}))
+    for kind in type(thing).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else tuple(slots):
+            private = name.startswith("__") and not name.endswith("__")
+            mangled = f"_{kind.__name__.lstrip('_')}{name}" if private else name
+            member = vars(kind).get(mangled)
+            if isinstance(member, types.MemberDescriptorType):
+                try:
+                    found[name] = member.__get__(thing)
+                except AttributeError:  # not set yet
+                    continue
+    return found
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """A stock ``DataLoader``, wrapped: the same batches after any interruption, whatever decides their order."""
 
+import functools
 import pickle
 import random
 import threading
@@ -327,6 +328,47 @@ def test_fewer_workers_need_no_copy_of_what_collates():
     resumed = loader(0)
     resumed.load_state_dict(states[2])
     assert take(resumed, 4)[0] == whole[3:]
+
+
+def decorated(method):
+    def wrapper(self, samples):
+        return method(self, samples)
+
+    return wrapper
+
+
+class DecoratedStream(CollatingStream):
+    @decorated
+    def counted(self, samples):
+        return self.collate(samples)
+
+
+class Holding:
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __call__(self, samples):
+        return self.stream.collate(samples)
+
+
+@pytest.mark.parametrize("workers", [(2, 0), (2, 1), (4, 2)])
+@pytest.mark.parametrize(
+    "collate",
+    [lambda stream: stream.counted, lambda stream: functools.partial(stream.collate), Holding],
+    ids=["decorated", "partial", "held"],
+)
+def test_fewer_workers_collate_by_the_stream_that_they_read(collate, workers):
+    def loader(number):
+        stream = DecoratedStream()
+        return resumable(DataLoader(stream, 4, num_workers=number, collate_fn=collate(stream)))
+
+    whole, states = take(loader(workers[0]), 12)
+    for step in (1, 2, 5):
+        resumed = loader(workers[1])
+        resumed.load_state_dict(states[step - 1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            assert take(resumed, 12 - step)[0] == whole[step:], step
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
 import random
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -139,9 +141,34 @@ class Slotted:
         self.count = count
 
 
+class Private:
+    __slots__ = ("__count",)
+
+    def __init__(self) -> None:
+        self.__count = 0
+
+    def added(self) -> Private:
+        self.__count += 1
+        return self
+
+
 class Saves(Buffer):
     def state_dict(self) -> dict[str, Any]:
         return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def gone() -> Any:
+    return weakref.proxy(Buffer())
+
+
+class Unready:
+    """As clients are that are not connected yet."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"not connected: {name}")
 
 
 class Records(Buffer):
@@ -203,6 +230,12 @@ KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         lambda value: SimpleNamespace(agent=SimpleNamespace(buffer=value.agent.buffer.added((1, object())))),
     ),
     "a variable of a function around": (counter, called),
+    "one in a partial": (lambda: partial(counter()), lambda value: partial(called(value.func))),
+    "what nobody asks for its state_dict": (Saves, lambda value: value.added(1)),
+    "a private slot": (Private, lambda value: value.added()),
+    "keys": (lambda: {"a": 1}, lambda value: {"b": 1}),
+    "an average of weights": (lambda: [nn.Linear(1, 1)], lambda value: [nn.Linear(1, 1)]),
+    "a long text": (lambda: "a" * 100_000, lambda value: "b" + value[1:]),
     "a text": (lambda: "warm-up", lambda value: "decay"),
     "a set": (lambda: {1, "a"}, lambda value: value | {2}),
     "a number of NumPy's": (lambda: 1.0, lambda value: np.float64(0.5)),
@@ -228,7 +261,8 @@ PASSED_OVER: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     ),
     "an empty dict that fails": (Failing, lambda value: Failing()),
     "an object": (object, lambda value: object()),
-    "what has a state_dict": (Saves, lambda value: value.added()),
+    "the same functions": (lambda: {len, called}, lambda value: {called, len}),
+    "parameters in a set": (lambda: {nn.Parameter(torch.zeros(1))}, lambda value: {nn.Parameter(torch.ones(1))}),
     "a record of the run": (Records, lambda value: value.added()),
     "a dataset": (Samples, lambda value: value.added()),
     "an object of a library": (lambda: Fraction(1, 2), lambda value: Fraction(1, 3)),
@@ -260,6 +294,25 @@ class TestWhatCounts:
     def test_passed_over(self, kind: str, tmp_path: Path) -> None:
         with nothing_said():
             self.save_twice(tmp_path, *PASSED_OVER[kind])
+
+    def test_what_is_saved_beside_the_model(self, tmp_path: Path) -> None:
+        module = Counts()
+        module.kept = Saves()
+        save_checkpoint(tmp_path, step=1, model=module, stateful={"kept": module.kept})
+        module.kept.added(1)
+        with nothing_said():
+            save_checkpoint(tmp_path, step=2, model=module, stateful={"kept": module.kept})
+
+    def test_settings_of_the_next_run_are_its_own(self, tmp_path: Path) -> None:
+        for resume in (False, True):
+            module = Counts()
+            module.p = nn.Parameter(torch.zeros(1))
+            module.config, module.name = SimpleNamespace(resume=resume, out=f"run-{resume}"), f"run-{resume}"
+            optimizer = torch.optim.SGD([module.p])
+            if resume:
+                with nothing_said():
+                    load_checkpoint(tmp_path).restore(model=module, optimizers=optimizer)
+            save_checkpoint(tmp_path, step=1 + resume, model=module, optimizers=optimizer)
 
     def test_references_to_buffers_that_are_saved(self, tmp_path: Path) -> None:
         module = Counts()
@@ -370,6 +423,7 @@ def fit(
     module: LightningModule,
     *callbacks: Callback,
     data: LightningDataModule | None = None,
+    ckpt_path: Path | None = None,
     **save: Any,
 ) -> None:
     Trainer(
@@ -379,7 +433,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         accelerator="cpu",
-    ).fit(module, datamodule=data)
+    ).fit(module, datamodule=data, ckpt_path=ckpt_path)
 
 
 class Scales(Callback):
@@ -416,6 +470,75 @@ class Recorder(Records):
     def __init__(self, values: list[float]) -> None:
         super().__init__()
         self.values = values
+
+
+class DrawsAndWrites(Draws):
+    """Makes its generator late, and has a file."""
+
+    def __init__(self, drawn: list[float]) -> None:
+        super().__init__(drawn)
+        self.file = io.StringIO()
+        self.rng = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rng = deque([np.random.PCG64(3)])
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Tensor, batch_idx: int) -> None:
+        self._drawn.values.append(np.random.Generator(self.rng[0]).random())
+
+
+class DrawsLate(Draws):
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Tensor, batch_idx: int) -> None:
+        self.late = getattr(self, "late", random.Random(3))
+        self._drawn.values.append(self.late.random())
+
+
+class Averages(Callback):
+    """An average of the weights, which nobody saves."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.module, self.layer = pl_module, pl_module.layer
+        self.average = copy.deepcopy(pl_module.layer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        for mean, value in zip(self.average.parameters(), pl_module.layer.parameters(), strict=True):
+            mean.data.lerp_(value.data, 0.5)
+
+
+class Odd(Callback):
+    """What cannot be looked at."""
+
+    def __init__(self) -> None:
+        self.gone, self.client, self.mapping, self.names = gone(), Unready(), Failing(a=1), {Unready(): 1}
+
+
+class Validates(Carries):
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.trainer.datamodule.seen.values.append(batch.item())
+
+
+class ShufflesValidation(LightningDataModule):
+    """Validation draws from a generator that the data module owns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator, self.seen = torch.Generator().manual_seed(4), Recorder([])
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        return resumable(DataLoader(torch.arange(4.0).unsqueeze(1)))
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        return DataLoader(torch.arange(6.0).unsqueeze(1), shuffle=True, generator=self.generator)
+
+
+class SavesInValidation(Callback):
+    def __init__(self, hook: str, path: Path) -> None:
+        self._path = path
+        setattr(self, hook, self.save)
+
+    def save(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if trainer.global_step == 4 and not trainer.sanity_checking:
+            trainer.save_checkpoint(self._path)
 
 
 class Grows(LightningDataModule):
@@ -456,21 +579,37 @@ class TestInLightning:
         with nothing_said():
             fit(tmp_path, Carries(keeps=False), ScalesAndSaves(), every_n_train_steps=3)
 
-    def test_generators_of_callbacks_go_on(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("kind", [Draws, DrawsAndWrites])
+    def test_generators_of_callbacks_go_on(self, kind: type[Draws], tmp_path: Path) -> None:
         drawn: list[float] = []
-        with nothing_said():
-            fit(tmp_path, Carries(keeps=False), Draws(drawn), every_n_train_steps=1)
         again: list[float] = []
-        trainer = Trainer(
-            callbacks=[Draws(again), SeparatedCheckpoint(tmp_path)],
-            max_epochs=2,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            accelerator="cpu",
-        )
-        trainer.fit(Carries(keeps=False), ckpt_path=list_checkpoints(tmp_path)[2].model_path)
+        with nothing_said():
+            fit(tmp_path, Carries(keeps=False), kind(drawn), every_n_train_steps=1)
+            path = list_checkpoints(tmp_path)[2].model_path
+            fit(tmp_path / "again", Carries(keeps=False), kind(again), ckpt_path=path)
         assert again == drawn[3:]
+
+    def test_generators_that_are_made_too_late_are_said(self, tmp_path: Path) -> None:
+        fit(tmp_path, Carries(keeps=False), DrawsLate([]), every_n_train_steps=1)
+        path = list_checkpoints(tmp_path)[2].model_path
+        with pytest.warns(InexactResumeWarning, match=r"generators that nobody has here: DrawsLate\.late\. Make"):
+            fit(tmp_path / "again", Carries(keeps=False), DrawsLate([]), ckpt_path=path)
+
+    @pytest.mark.parametrize("hook", ["on_validation_start", "on_validation_batch_end", "on_validation_end"])
+    def test_generators_that_validation_draws_from(self, hook: str, tmp_path: Path) -> None:
+        whole, resumed = ShufflesValidation(), ShufflesValidation()
+        path = tmp_path / "by-hand-model.pt"
+        fit(tmp_path / "a", Validates(keeps=False), SavesInValidation(hook, path), data=whole)
+        fit(tmp_path / "b", Validates(keeps=False), data=resumed, ckpt_path=path)
+        assert resumed.seen.values[-6:] == whole.seen.values[-6:]
+
+    def test_an_average_that_a_callback_keeps_is_said(self, tmp_path: Path) -> None:
+        with pytest.warns(InexactResumeWarning, match=r"no checkpoint has: Averages\.average\. If"):
+            fit(tmp_path, Carries(keeps=False), Averages(), every_n_train_steps=3)
+
+    def test_what_cannot_be_looked_at_is_in_nobody_s_way(self, tmp_path: Path) -> None:
+        with nothing_said():
+            fit(tmp_path, Carries(keeps=False), Odd(), every_n_train_steps=1)
 
     def test_what_a_data_module_changes_is_said(self, tmp_path: Path) -> None:
         with pytest.warns(InexactResumeWarning, match=r"no checkpoint has: Grows\.batches\. If"):
