@@ -37,6 +37,8 @@ def attributes_of(thing: Any) -> dict[str, Any] | None:
     """
     if isinstance(thing, functools.partial):
         return {"func": thing.func, "args": thing.args, "keywords": thing.keywords}
+    if isinstance(thing, types.MethodType):
+        return {"self": thing.__self__}
     if isinstance(thing, types.FunctionType):
         cells = zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True)
         around = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}

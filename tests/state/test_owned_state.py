@@ -47,3 +47,16 @@ def test_an_object_that_took_the_place_of_none_stays() -> None:
     assert (thing.file, thing.count) == (opened, 2)
     owned.restore_values({})
     assert (thing.file, thing.count) == (opened, 0)
+
+
+def test_attributes_of_functions_count():
+    def collate(samples):
+        collate.calls += 1
+        return samples
+
+    collate.calls = 0
+    owned = OwnedState({"collate_fn": collate})
+    collate([])
+    assert owned.changed_values() == {"collate_fn.calls": 1}
+    owned.restore_values({})
+    assert collate.calls == 0

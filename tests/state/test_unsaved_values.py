@@ -231,6 +231,7 @@ KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     ),
     "a variable of a function around": (counter, called),
     "one in a partial": (lambda: partial(counter()), lambda value: partial(called(value.func))),
+    "one that a method is bound to": (lambda: Buffer().added, lambda value: value.__self__.added(1).added),
     "what nobody asks for its state_dict": (Saves, lambda value: value.added(1)),
     "a private slot": (Private, lambda value: value.added()),
     "keys": (lambda: {"a": 1}, lambda value: {"b": 1}),
