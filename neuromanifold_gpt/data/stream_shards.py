@@ -20,7 +20,7 @@ from tqdm import tqdm
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.sample_seeds import isolated_generators, seed_generators
 from neuromanifold_gpt.data.watched_collate import WATCHED_BATCHES, shown_containers
-from neuromanifold_gpt.state.owned_state import OwnedState, is_stateful, share_objects
+from neuromanifold_gpt.state.owned_state import OwnedState, is_stateful
 
 _COLLATION = -1  # in place of the number of a sample
 _NOTHING = object()
@@ -101,7 +101,8 @@ class ShardsInTurn(IterableDataset[Item]):
     def _shard(self, number: int, *, own_copy: bool) -> Shard:
         dataset, options = self._dataset, self._options
         if own_copy:
-            if share_objects(dataset, options.collate_fn):  # as in a worker, to which both go at once
+            collate_fn_owned = OwnedState({"collate_fn": options.collate_fn})
+            if OwnedState({"dataset": dataset}).shares_objects_with(collate_fn_owned):  # as to a worker, both at once
                 dataset, collate_fn = copy.deepcopy((dataset, options.collate_fn))
                 options = replace(options, collate_fn=collate_fn)
             else:
@@ -133,7 +134,7 @@ class Shard:
         # What belongs to the dataset as well is read again, or in its state.
         self._of_dataset = OwnedState({"dataset": dataset})
         # What a collate function does not refer to, it does not change; a thread of the dataset may.
-        self._collates_by_dataset = share_objects(dataset, options.collate_fn)
+        self._collates_by_dataset = self._of_dataset.shares_objects_with(OwnedState({"collate_fn": options.collate_fn}))
         self._collate_fn = OwnedState({"collate_fn": options.collate_fn}, ignored=self._of_dataset.objects())
         self._collate_values: dict[str, Any] = start["collate_fn"]
         self.is_done = bool(start["is_done"])

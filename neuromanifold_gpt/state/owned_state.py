@@ -119,6 +119,10 @@ class OwnedState:
         """All objects that were found."""
         return (*self._owners.values(), *self._generators.values())
 
+    def shares_objects_with(self, other: OwnedState) -> bool:
+        """Whether an object, or a generator, was found by both."""
+        return not {id(thing) for thing in self.objects()}.isdisjoint(id(thing) for thing in other.objects())
+
     def attributes(self) -> Iterator[tuple[str, Any]]:
         """All attributes of all objects, by path."""
         for path, owner in self._owners.items():
@@ -154,12 +158,6 @@ class OwnedState:
             elif self._thorough and (copied := _copy_of(value)) is not None:
                 found[path] = copied
         return found
-
-
-def share_objects(one: Any, other: Any) -> bool:
-    """Whether both refer to an object that may have state, one of them to the other, say."""
-    found = ({id(thing) for thing in OwnedState({"": root}).objects()} for root in (one, other))
-    return bool(next(found) & next(found))
 
 
 def is_stateful(thing: Any) -> bool:

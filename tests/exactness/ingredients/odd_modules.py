@@ -97,8 +97,8 @@ class PenalizesPast(Plain):
         return loss * self.scale + 0.01 * self.past + 0.01 * self.center
 
 
-class Data(LightningDataModule):
-    """Counts batches; a set of another size in every other epoch, where loaders are made anew."""
+class CountsBatches(LightningDataModule):
+    """Training depends on what it has counted, which it does not save."""
 
     def __init__(self, cell: Cell) -> None:
         super().__init__()
@@ -116,6 +116,10 @@ class Data(LightningDataModule):
             self.count += 1
             return {**batch, "x": batch["x"] * (1 + 0.001 * self.count)}
         return batch
+
+
+class Data(CountsBatches):
+    """Saves what it has counted."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.count}

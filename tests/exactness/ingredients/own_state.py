@@ -14,6 +14,7 @@ from ..cell import Cell
 from ..trace import Trace
 from .data import Augmented, OwnGenerator, make_loader
 from .modules import Plain
+from .odd_modules import CountsBatches
 
 
 class RaisesDifficulty(Plain):
@@ -48,22 +49,6 @@ class CollatesItself(LightningDataModule):
 
     def val_dataloader(self) -> Any:
         return DataLoader(Augmented(8), 4, collate_fn=self.collate)
-
-
-class CountsBatches(LightningDataModule):
-    """Training depends on what it has counted, which it does not save."""
-
-    def __init__(self, cell: Cell) -> None:
-        super().__init__()
-        self.cell = cell
-        self.count = 0
-
-    def train_dataloader(self) -> Any:
-        return make_loader(self.cell)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        self.count += 1
-        return {**batch, "x": batch["x"] * (1 + 0.01 * self.count)}
 
 
 class Collates(Plain):
