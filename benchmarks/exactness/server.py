@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from tests.exactness import child, fork_server
-from tests.exactness.cells import CELLS_BY_NAME
 
 from .columns import PROGRAMS, all_cells
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Serve the cells of all columns."""
+    cells = {cell.name: cell for cell in all_cells()}
+    child.cell_of = cells.__getitem__
     child.PROGRAMS.update({name: program.run for name, program in PROGRAMS.items()})
-    CELLS_BY_NAME.update({cell.name: cell for cell in all_cells()})
     fork_server.serve()
+
+
+if __name__ == "__main__":
+    main()

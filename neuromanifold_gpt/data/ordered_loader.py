@@ -48,12 +48,12 @@ class OrderedLoader(PositionedLoader):
         self._owned = OwnedState({"dataset": dataset, "collate_fn": collate_fn})
         self._values_in_workers: dict[str, Any] | None = None
         self._has_said = False
-        collate: Callable[[Any], Any] = SeededCollate(collate_fn) if seed_samples else collate_fn
+        self._seeded_collate = SeededCollate(collate_fn) if seed_samples else None
         super().__init__(
             self._samples,
             batch_sampler=_KeysFromPosition(order, self._position),
             num_workers=num_workers,
-            collate_fn=WatchedCollate(collate, dataset, collate_fn),
+            collate_fn=WatchedCollate(self._seeded_collate or collate_fn, dataset, collate_fn),
             **options,
         )
         self.show(dataset=dataset, batch_size=batch_size, drop_last=order.drop_last)
@@ -79,6 +79,9 @@ class OrderedLoader(PositionedLoader):
     def _batches(self) -> Iterator[tuple[Any, Progress]]:
         if self.num_workers and not (self.persistent_workers and self._values_in_workers is not None):
             self._values_in_workers = self._owned.changed_values()  # those that the iterator starts
+        self._samples.begin_pass()
+        if self._seeded_collate is not None:
+            self._seeded_collate.begin_pass()
         ahead = cast(_KeysFromPosition, self.batch_sampler).begin()
         for batch in self._iterator_over(dataset=self._samples):
             if batch.changed and not self._has_said:

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from neuromanifold_gpt.data.order import mixed
+from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
 
 SampleKey = tuple[int, int, int, Any]  # seed, epoch, number of the sample in the epoch, sample id
@@ -49,6 +50,10 @@ class SeededSamples(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.source)
 
+    def begin_pass(self) -> None:
+        """Look again for generators: some are made anew for each epoch."""
+        self._owned = None
+
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_owned": None}  # each worker looks for those of its own copy
 
@@ -59,17 +64,15 @@ class SeededSamples(Dataset[Any]):
             fetch_many = getattr(self.source, "__getitems__", None)
             samples = fetch_many(ids) if fetch_many else [self.source[sample_id] for sample_id in ids]
             return SampleBatch(samples, 0)
+        if self._owned is None:
+            self._owned = what_is_drawn_from({"dataset": self.source})
         seed, epoch, *_ = keys[0]
-        with isolated_generators():
-            samples = [self._seeded_sample(key) for key in keys]
+        with isolated_generators(self._owned):
+            samples = [self._seeded_sample(key, self._owned) for key in keys]
         return SampleBatch(samples, mixed(seed, _COLLATION, epoch, *(number for _, _, number, _ in keys)))
 
-    def _seeded_sample(self, key: SampleKey) -> Any:
-        if self._owned is None:
-            self._owned = OwnedState({"dataset": self.source})
-        seed = mixed(*key[:3])
-        seed_generators(seed)
-        self._owned.reseed(seed)
+    def _seeded_sample(self, key: SampleKey, owned: OwnedState) -> Any:
+        seed_generators(mixed(*key[:3]), owned)
         return self.source[key[3]]
 
 
@@ -80,53 +83,70 @@ class SeededCollate:
         self._collate = collate
         self._owned: OwnedState | None = None
 
+    def begin_pass(self) -> None:
+        """As :meth:`SeededSamples.begin_pass`."""
+        self._owned = None
+
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_owned": None}
 
     def __call__(self, samples: SampleBatch) -> Any:
         """Collate the samples of one batch."""
         if self._owned is None:
-            self._owned = OwnedState({"collate_fn": self._collate})
-        with isolated_generators():
-            seed_generators(samples.seed)
-            self._owned.reseed(samples.seed)
+            self._owned = what_is_drawn_from({"collate_fn": self._collate})
+        with isolated_generators(self._owned):
+            seed_generators(samples.seed, self._owned)
             return self._collate(list(samples))
 
 
 class OwnGenerators:
-    """CPU generators beside the global ones, for what draws now and then and must not depend on who else draws."""
+    """Generators beside the global ones, for what draws now and then and must not depend on who else draws.
 
-    def __init__(self, seed: int) -> None:
-        with isolated_generators():
-            seed_generators(seed)
-            self._states = _generator_states()
+    Args:
+        seed: of them.
+        owned: generators to which the same is done, each beside itself.
+    """
+
+    def __init__(self, seed: int, owned: OwnedState) -> None:
+        self._owned = owned
+        with isolated_generators(owned):
+            seed_generators(seed, owned)
+            self._keep()
 
     @contextmanager
-    def in_place_of_global_ones(self) -> Iterator[None]:
-        """What is drawn from the global generators inside is drawn from these."""
-        with isolated_generators():
+    def in_place(self) -> Iterator[None]:
+        """What is drawn inside from the global generators, and those of ``owned``, is drawn from these."""
+        with isolated_generators(self._owned):
             _set_generator_states(self._states)
+            self._owned.set_raw_generator_states(self._states_of_owned)
             try:
                 yield
             finally:
-                self._states = _generator_states()
+                self._keep()
+
+    def _keep(self) -> None:
+        self._states, self._states_of_owned = _generator_states(), self._owned.raw_generator_states()
 
 
-def seed_generators(seed: int) -> None:
-    """Seed the CPU generators of this process; accelerators keep theirs."""
+def seed_generators(seed: int, owned: OwnedState | None = None) -> None:
+    """Seed the CPU generators of this process, and those of ``owned``; accelerators keep theirs."""
     random.seed(seed)
     np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
     torch.default_generator.manual_seed(seed)
+    if owned is not None:
+        owned.reseed(seed)
 
 
 @contextmanager
-def isolated_generators() -> Iterator[None]:
-    """Put the CPU generators back, whatever is drawn inside."""
-    states = _generator_states()
+def isolated_generators(owned: OwnedState | None = None) -> Iterator[None]:
+    """Put the CPU generators back, and those of ``owned``, whatever is drawn inside."""
+    states, states_of_owned = _generator_states(), owned.raw_generator_states() if owned is not None else []
     try:
         yield
     finally:
         _set_generator_states(states)
+        if owned is not None:
+            owned.set_raw_generator_states(states_of_owned)
 
 
 def _generator_states() -> tuple[Any, Any, torch.Tensor]:

@@ -15,6 +15,7 @@ from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.position import Progress, nothing_left
 from neuromanifold_gpt.data.sample_seeds import OwnGenerators, SampleKey
+from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import rank_and_world_size
 
@@ -51,7 +52,8 @@ class SamplerOrder:
         self._shares_itself = any(
             isinstance(sampler, DistributedSampler) or hasattr(sampler, "num_replicas") for sampler in self._samplers
         )
-        self._owned = OwnedState({"sampler": self._source}, ignored=(loader.dataset,), thorough=True)
+        self._dataset = loader.dataset
+        self._owned = OwnedState({"sampler": self._source}, ignored=(self._dataset,), thorough=True)
         self._unit = "samples_consumed" if self._in_samples else "batches_consumed"
 
     @property
@@ -157,13 +159,12 @@ class SamplerOrder:
         for sampler in self._samplers:
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
-        seed = mixed(self.seed, epoch)
-        self._owned.reseed(seed)
-        generators = OwnGenerators(seed)
-        with generators.in_place_of_global_ones():
+        drawn_from = what_is_drawn_from({"sampler": self._source}, ignored=(self._dataset,))
+        own = OwnGenerators(mixed(self.seed, epoch), drawn_from)
+        with own.in_place():
             iterator = iter(self._source)
         while True:
-            with generators.in_place_of_global_ones():
+            with own.in_place():
                 unit = next(iterator, _END)
             if unit is _END:
                 return

@@ -20,7 +20,9 @@ from tqdm import tqdm
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.sample_seeds import isolated_generators, seed_generators
 from neuromanifold_gpt.data.watched_collate import WATCHED_BATCHES, shown_containers
-from neuromanifold_gpt.state.owned_state import OwnedState, is_stateful
+from neuromanifold_gpt.state.own_generators import what_is_drawn_from
+from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.users_objects import is_stateful
 
 _COLLATION = -1  # in place of the number of a sample
 _NOTHING = object()
@@ -130,7 +132,9 @@ class Shard:
         self._ahead: list[Any] = []
         self._start = start
         self._iterator: Any = None
-        self._owned = OwnedState({"dataset": dataset, "collate_fn": options.collate_fn})
+        self._drawn_from = (
+            what_is_drawn_from({"dataset": dataset, "collate_fn": options.collate_fn}) if options.seed_samples else None
+        )
         # What belongs to the dataset as well is read again, or in its state.
         self._of_dataset = OwnedState({"dataset": dataset})
         # What a collate function does not refer to, it does not change; a thread of the dataset may.
@@ -143,7 +147,7 @@ class Shard:
         """The next batch, or the end."""
         if self.is_done:
             return Item(self._number, self._state(), [], [])
-        with isolated_generators(), self._as_its_worker():
+        with isolated_generators(self._drawn_from), self._as_its_worker():
             if self._iterator is None:
                 self._begin()
             samples, self._ahead = self._ahead, []
@@ -212,9 +216,7 @@ class Shard:
 
     def _seed_all(self, *position: int) -> None:
         if self._options.seed_samples:
-            seed = mixed(self._seed, *position)
-            seed_generators(seed)
-            self._owned.reseed(seed)
+            seed_generators(mixed(self._seed, *position), self._drawn_from)
 
     def _state(self) -> dict[str, Any]:
         """The state to begin from. At its end, a stream may already stand at its beginning again."""

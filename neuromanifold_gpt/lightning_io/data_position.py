@@ -24,7 +24,8 @@ from tqdm import tqdm
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
 from neuromanifold_gpt.data.errors import ReadAgainWarning
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
-from neuromanifold_gpt.lightning_io.loader_warnings import warn_of_inexact_loaders
+from neuromanifold_gpt.lightning_io.loader_warnings import SamplersOnTheWay, warn_of_inexact_loaders
+from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, restore_rng_state
 
@@ -35,6 +36,7 @@ class DataPosition:
     def __init__(self, fit_loop: _FitLoop) -> None:
         self._fit_loop = fit_loop
         self._owned: dict[str, OwnedState] = {}
+        self._samplers_on_the_way = SamplersOnTheWay([])
         # At the beginning of the epoch: when the iterator was made, when its first batch was asked for.
         self._at_iterator: dict[str, Any] = {}
         self._at_first_batch: dict[str, Any] = {}
@@ -48,6 +50,9 @@ class DataPosition:
         for number, loader in enumerate(self._combined.flattened):
             if not isinstance(loader, _Stateful):
                 self._owned.update(owned_by_loader(number, loader))
+        if self._owned:
+            self._owned["variables"] = what_is_drawn_from({})  # those of users' Python modules
+        self._samplers_on_the_way = SamplersOnTheWay(self._combined.flattened)
         self.iterator_is_made()
         warn_of_inexact_loaders(self._combined.flattened)
 
@@ -60,6 +65,8 @@ class DataPosition:
 
     def batch_is_fetched(self) -> None:
         """Lightning is about to fetch a batch."""
+        if self._batches_taken:
+            self._samplers_on_the_way.batch_is_fetched()
         replayed, ahead = not self._all_stateful, self._fetcher.length is None
         if replayed and self._batches_taken == 0:
             self._at_first_batch = capture_rng_state()
@@ -67,6 +74,10 @@ class DataPosition:
             self._before_fetch = self._position_of_stateful()
             if replayed:
                 self._before_fetch["rng"] = capture_rng_state()
+
+    def batch_was_fetched(self) -> None:
+        """Training goes on with it."""
+        self._samplers_on_the_way.batch_was_fetched()
 
     def current(self) -> dict[str, Any]:
         """The position behind the batch that was trained on last, as plain values and tensors."""

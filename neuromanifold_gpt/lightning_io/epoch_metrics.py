@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
-from torch import Tensor
 from torchmetrics import Metric
+
+from neuromanifold_gpt.state.metrics import load_metric_state, load_metric_states, metric_state, metric_states
 
 _REDUCTIONS: dict[str, Any] = {
     "mean": torch.mean,
@@ -39,28 +40,27 @@ _PLAIN_FIELDS = (
 )
 
 
-def metrics_of(module: LightningModule) -> dict[str, Metric]:
-    """The torchmetrics that are part of a module, by name."""
-    return {name: child for name, child in module.named_modules() if isinstance(child, Metric)}
+def capture_epoch_metrics(
+    trainer: Trainer, metrics: dict[str, Metric], *, epoch_is_over: bool = False
+) -> dict[str, Any]:
+    """What has been accumulated by this rank.
 
-
-def capture_epoch_metrics(trainer: Trainer, metrics: dict[str, Metric]) -> dict[str, Any]:
-    """What has been accumulated in this epoch by this rank; ``metrics`` as :func:`metrics_of` returns them."""
-    results = trainer.fit_loop.epoch_loop._results
+    Args:
+        trainer: whose ``self.log`` it is.
+        metrics: by name, of the module as :func:`metrics_of` gives them.
+        epoch_is_over: without what Lightning will reset now that the epoch is over.
+    """
+    logged = {key: result for key, result in trainer.fit_loop.epoch_loop._results.items() if not result.has_reset}
+    left_out = {result.meta.metric_attribute for result in logged.values()} if epoch_is_over else set()
     return {
-        "logged": {key: _logged_state(result) for key, result in results.items() if not result.has_reset},
-        "metrics": {name: _metric_state(metric) for name, metric in metrics.items() if metric._update_count > 0},
+        "logged": {} if epoch_is_over else {key: _logged_state(result) for key, result in logged.items()},
+        "metrics": metric_states({name: metric for name, metric in metrics.items() if name not in left_out}),
     }
 
 
-def restore_epoch_metrics(trainer: Trainer, state: dict[str, Any]) -> None:
-    """Go on accumulating; call it where the next step of the epoch begins."""
-    module = trainer.lightning_module
-    metrics = metrics_of(module)
-    for name, saved in state["metrics"].items():
-        if name in metrics:
-            _set_values(metrics[name], saved["values"])
-            metrics[name]._update_count = saved["updates"]
+def restore_epoch_metrics(trainer: Trainer, metrics: dict[str, Metric], state: dict[str, Any]) -> None:
+    """Go on accumulating; ``metrics`` as for :func:`capture_epoch_metrics`."""
+    load_metric_states(metrics, state["metrics"])
     results = trainer.fit_loop.epoch_loop._results
     for key, saved in state["logged"].items():
         result = _ResultMetric(_metadata(trainer, saved["meta"]), saved["is_tensor"])
@@ -68,10 +68,10 @@ def restore_epoch_metrics(trainer: Trainer, state: dict[str, Any]) -> None:
             if saved["meta"]["metric_attribute"] not in metrics:
                 continue
             result.value = metrics[saved["meta"]["metric_attribute"]]
-        _set_values(result, saved["state"])
-        result._update_count = 1  # else Lightning would say that it was never updated
+        # Without updates, Lightning would say that there were none; it does not count them by epoch.
+        load_metric_state(result, {"values": saved["values"], "beside": {}, "updates": 1})
         result._forward_cache = saved["last"]
-        results[key] = result.to(module.device)
+        results[key] = result.to(trainer.lightning_module.device)
     if state["logged"]:
         trainer._logger_connector._first_loop_iter = True  # the first batch of the epoch, which resets, is behind us
 
@@ -86,7 +86,7 @@ def _logged_state(result: _ResultMetric) -> dict[str, Any]:
             "sync": [meta.sync.should, meta.sync.rank_zero_only, meta.sync.op],
         },
         "is_tensor": result.is_tensor,
-        "state": _metric_state(result)["values"],
+        "values": metric_state(result)["values"],
         "last": result._forward_cache,
     }
 
@@ -96,18 +96,3 @@ def _metadata(trainer: Trainer, saved: dict[str, Any]) -> _Metadata:
     should, rank_zero_only, op = saved["sync"]
     meta.sync = _Sync(fn=trainer.strategy.reduce, _should=should, rank_zero_only=rank_zero_only, _op=op)
     return meta
-
-
-def _metric_state(metric: Metric) -> dict[str, Any]:
-    values = {}
-    for name in metric._defaults:
-        value = getattr(metric, name)
-        # Tensors may be added to in place; lists only grow.
-        values[name] = value.detach().clone() if isinstance(value, Tensor) else list(value)
-    return {"values": values, "updates": metric._update_count}
-
-
-def _set_values(metric: Metric, values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        setattr(metric, name, value.to(metric.device) if isinstance(value, Tensor) else list(value))
-    metric._computed = None

@@ -18,7 +18,6 @@ from neuromanifold_gpt.checkpoint.errors import (
 from neuromanifold_gpt.lightning_io.boundaries import BETWEEN_EPOCHS, EPOCH_END, LoopBoundaries
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY
 from neuromanifold_gpt.lightning_io.data_position import DataPosition
-from neuromanifold_gpt.lightning_io.epoch_metrics import restore_epoch_metrics
 from neuromanifold_gpt.lightning_io.epoch_setup import set_up_epoch_again, warn_of_epoch_hooks
 from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs
 from neuromanifold_gpt.lightning_io.loader_warnings import warn_of_shared_loaders
@@ -55,7 +54,7 @@ class ExactResume(Callback):
     - metrics that callbacks and schedulers monitor;
     - which parameters are frozen, which modules are in evaluation mode, and what the module counts by itself;
     - the position in the training data, whatever loader it comes from, and what decides the batches of validations;
-    - metrics that are being accumulated over the epoch;
+    - metrics that are being accumulated, by the module and by callbacks;
     - the point of the loop, so that validation, schedulers and batches are neither skipped nor repeated.
 
     :class:`SeparatedCheckpoint` puts it in front of the trainer's callbacks.
@@ -129,6 +128,10 @@ class ExactResume(Callback):
         """The module and the data are set up."""
         warn_of_shared_loaders(trainer)
         self._tracker.training_begins(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """A batch has been fetched."""
+        self._data.batch_was_fetched()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The weights are loaded; what users load later is theirs."""
@@ -267,11 +270,10 @@ class ExactResume(Callback):
             here = current_environment(trainer.strategy.root_device.type, trainer.world_size)
             warn_if_changed(loaded["environment"], here)
         if middle_of_epoch:
-            restore_epoch_metrics(trainer, own_state(loaded["epoch_metrics"]))
             set_up_epoch_again(trainer)
             warn_of_epoch_hooks(trainer)
         warn_of_ignored_settings(trainer.optimizers, self._optimizer_settings)
         self._optimizer_settings = []
         warn_of_changed_settings(trainer, loaded["settings"])
-        self._tracker.restore_beside_state(loaded)
+        self._tracker.restore_beside_state(trainer, loaded)
         restore_own_rng_state(loaded["rng_states"])

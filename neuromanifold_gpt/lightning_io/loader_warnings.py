@@ -6,10 +6,12 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import Trainer
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
@@ -27,6 +29,38 @@ def warn_of_inexact_loaders(loaders: list[Any]) -> None:
                 warnings.warn(
                     f"a resume of this training cannot be exact: {reason}", InexactResumeWarning, stacklevel=2
                 )
+
+
+class SamplersOnTheWay:
+    """Follows the generators of torch's samplers that go on drawing, of loaders that are read again on a resume.
+
+    Reading again repeats what such a sampler draws, but not what others draw from its generator meanwhile.
+    """
+
+    def __init__(self, loaders: list[Any]) -> None:
+        samplers: list[Any] = [loader.sampler for loader in loaders if type(loader) is DataLoader]
+        self._generators = [sampler.generator for sampler in samplers if _draws_on_the_way(sampler)]
+        self._behind_fetch: list[Tensor] = []
+
+    def batch_is_fetched(self) -> None:
+        """A batch is about to be fetched.
+
+        Warns:
+            InexactResumeWarning: somebody else has drawn since the last one was; said once.
+        """
+        states = zip(self._generators, self._behind_fetch, strict=False)
+        if any(not torch.equal(generator.get_state(), before) for generator, before in states):
+            self._generators = []
+            warnings.warn(
+                "a resume of this training cannot be exact: others draw from the generator of a RandomSampler, which "
+                "draws while it goes on. Give it its own, or use resumable(loader), which keeps its draws apart.",
+                InexactResumeWarning,
+                stacklevel=2,
+            )
+
+    def batch_was_fetched(self) -> None:
+        """It is there."""
+        self._behind_fetch = [generator.get_state() for generator in self._generators]
 
 
 def warn_of_shared_loaders(trainer: Trainer) -> None:
@@ -67,6 +101,12 @@ def _reasons(loader: Any) -> Iterator[str]:
                 "if it draws random numbers while it goes on. Use resumable(loader), which keeps its draws apart "
                 "and checks the order."
             )
+
+
+def _draws_on_the_way(sampler: Any) -> bool:
+    if type(sampler) is not RandomSampler or sampler.generator is None:
+        return False
+    return sampler.replacement or sampler.num_samples > len(sampler.data_source)
 
 
 def _is_stock(sampler: Any) -> bool:

@@ -20,13 +20,13 @@ from neuromanifold_gpt.lightning_io.boundaries import (
     STEP_END_VALIDATED,
 )
 from neuromanifold_gpt.lightning_io.data_position import DataPosition
-from neuromanifold_gpt.lightning_io.epoch_metrics import capture_epoch_metrics, metrics_of
+from neuromanifold_gpt.lightning_io.epoch_metrics import capture_epoch_metrics, restore_epoch_metrics
 from neuromanifold_gpt.lightning_io.hooks_to_come import warn_of_hooks_to_come
 from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs
 from neuromanifold_gpt.lightning_io.users_parts import UsersParts
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
 from neuromanifold_gpt.state.module_values import ModuleValues
-from neuromanifold_gpt.state.modules import listed
+from neuromanifold_gpt.state.own_generators import warn_of_missing_generators
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, own_state
 
@@ -81,17 +81,16 @@ class ResumePointTracker:
         self._module_values: ModuleValues | None = None
         self._parts: UsersParts | None = None
         self._has_stepped = False  # in this process
-        self._before_validation: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        self._before_validation: tuple[dict[str, Any], dict[str, Any]] = ({}, {})  # the counters, and the rest
         self._validated = False
         self._stopped_at: int | None = None  # batches processed before a validation that only a stop has brought about
 
     def training_begins(self, trainer: Trainer) -> None:
         """The module has all of its parts."""
-        module = trainer.lightning_module
-        self._metrics = metrics_of(module)
         self._parts = UsersParts(trainer)
+        self._metrics = self._parts.metrics
         self._owned = self._parts.generators()
-        self._module_values = ModuleValues(module)
+        self._module_values = ModuleValues(trainer.lightning_module)
         self._has_stepped = False
 
     def reached(self, trainer: Trainer, point: str) -> None:
@@ -114,7 +113,7 @@ class ResumePointTracker:
             module_values=self._values(),
             data=self._data.current(),
             loader_epochs=self._loader_epochs.current(),
-            epoch_metrics=capture_epoch_metrics(trainer, self._metrics) if point == BETWEEN_STEPS else {},
+            epoch_metrics=capture_epoch_metrics(trainer, self._metrics),
             open_window=not stepped and _has_gradients(trainer),
             callbacks=copy.deepcopy(_call_callbacks_state_dict(trainer)) if leaving else None,
             callback_metrics=dict(trainer.callback_metrics) if leaving else None,
@@ -142,7 +141,8 @@ class ResumePointTracker:
         fit_loop = trainer.fit_loop.state_dict()
         if _is_due_to_a_stop(trainer):
             self._stopped_at = _batches_processed(fit_loop)
-        self._before_validation = fit_loop, self._draws()
+        metrics = capture_epoch_metrics(trainer, self._metrics)
+        self._before_validation = fit_loop, {**self._draws(), "epoch_metrics": metrics}
 
     def validation_is_done(self) -> None:
         """Whatever hooks follow."""
@@ -179,20 +179,20 @@ class ResumePointTracker:
         if not inside_step:
             warn_of_hooks_to_come(trainer)
         point, fit_loop, draws = self._inside_hook(trainer, fit_loop, self._draws())
+        metrics = capture_epoch_metrics(trainer, self._metrics, epoch_is_over=point == EPOCH_END)
         return LoopState(
             point=None if inside_step else point,
             global_step=trainer.global_step,
             epoch=trainer.current_epoch,
             fit_loop=fit_loop,
-            **draws,
+            **{"epoch_metrics": metrics, **draws},
             module_values=self._values(),
             data=self._data.current(),
             loader_epochs=self._loader_epochs.current(),
-            epoch_metrics=capture_epoch_metrics(trainer, self._metrics),
             open_window=trainer.fit_loop._should_accumulate() and _has_gradients(trainer),
         )
 
-    def restore_beside_state(self, resume: dict[str, Any]) -> None:
+    def restore_beside_state(self, trainer: Trainer, resume: dict[str, Any]) -> None:
         """What no state dict has, as a checkpoint has it for this rank.
 
         Warns:
@@ -201,15 +201,10 @@ class ResumePointTracker:
         if self._parts is None or self._module_values is None:
             return
         self._module_values.restore(own_state(resume["module_values"]))
+        restore_epoch_metrics(trainer, self._metrics, own_state(resume["epoch_metrics"]))
         self._owned = self._parts.generators()  # hooks may have made some since training began
         missing = self._owned.restore_generators(own_state(resume["own_generators"]))
-        if missing:
-            warnings.warn(
-                f"the checkpoint has random number generators that nobody has here: {listed(missing)}. Make them "
-                "before training begins, in __init__ or on_train_start.",
-                InexactResumeWarning,
-                stacklevel=2,
-            )
+        warn_of_missing_generators(missing)
 
     def warn_of_what_is_left_out(self) -> None:
         """Say which values of the module, callbacks and the data module no checkpoint has."""

@@ -12,12 +12,16 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torchmetrics import Metric
 
+from neuromanifold_gpt.state.metrics import metrics_of
+from neuromanifold_gpt.state.own_generators import generators_around
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.shown_values import kept_by, shown_value
-from neuromanifold_gpt.state.unsaved_values import UnsavedValues, values_beside_state
+from neuromanifold_gpt.state.unsaved_values import UnsavedValues, values_beside_state, variables_beside_state
 from neuromanifold_gpt.state.users_objects import all_attributes, is_called_after_a_time, is_of_users_class
 
 # The hyper-parameters are in the checkpoint.
@@ -26,7 +30,11 @@ _OF_EVERY_DATA_MODULE = frozenset({*vars(LightningDataModule()), "_hparams", "_h
 
 
 class UsersParts:
-    """Follows the module, the callbacks and the data module of a trainer whose training begins."""
+    """Follows the module, the callbacks and the data module of a trainer whose training begins.
+
+    Attributes:
+        metrics: torchmetrics that they keep, by path; they are stored.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -34,6 +42,7 @@ class UsersParts:
         self._has_data_module = (
             data is not None and _saves_nothing(data, LightningDataModule) and not _goes_with_position(data, trainer)
         )
+        self.metrics = self._metrics()
         self._unsaved = UnsavedValues(self._values())
 
     def look(self) -> None:
@@ -55,7 +64,7 @@ class UsersParts:
             for path, value in self._attributes()
             if not issubclass(type(value), Dataset | DataLoader | Sampler)  # goes with the positions of loaders
         }
-        return OwnedState.of_module(self._trainer.lightning_module, others, ignored=(self._trainer,))
+        return generators_around(self._trainer.lightning_module, others, ignored=(self._trainer,))
 
     def _values(self) -> dict[str, str]:
         trainer, module = self._trainer, self._trainer.lightning_module
@@ -65,11 +74,21 @@ class UsersParts:
         found: dict[str, str] = {}
         if not is_overridden("on_save_checkpoint", module):
             found = values_beside_state(module, with_followed=False, ignored=_OF_EVERY_MODULE, kept=saved)
-        kept = kept_by(module) | {id(thing) for thing in saved}
+        kept = kept_by(module) | {id(thing) for thing in (*saved, *self.metrics.values())}
+        found.update(variables_beside_state(kept))
         for path, value in self._attributes():
             name = path.rpartition(".")[2]
             if not is_called_after_a_time(name) and (shown := shown_value(value, kept)) is not None:
                 found[path] = shown
+        return found
+
+    def _metrics(self) -> dict[str, Metric]:
+        """Of the module, and of what else keeps some and saves nothing."""
+        found = metrics_of(self._trainer.lightning_module)
+        seen = {id(metric) for metric in found.values()}
+        for path, value in self._attributes():
+            of_it = metrics_of(value) if issubclass(type(value), nn.Module) else {}
+            found.update((f"{path}.{name}", metric) for name, metric in of_it.items() if id(metric) not in seen)
         return found
 
     def _attributes(self) -> Iterator[tuple[str, Any]]:

@@ -19,6 +19,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     StateMismatchError,
 )
 from neuromanifold_gpt.state.gradients import restore_gradients
+from neuromanifold_gpt.state.metrics import load_metric_states, metrics_of
 from neuromanifold_gpt.state.modules import (
     load_module_state,
     parameter_names,
@@ -33,7 +34,7 @@ from neuromanifold_gpt.state.optimizers import (
     load_matched_state,
     match_optimizer_state,
 )
-from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.own_generators import generators_around, warn_of_missing_generators
 from neuromanifold_gpt.state.rng import own_state, rank_and_world_size, restore_own_rng_state
 from neuromanifold_gpt.state.save import Stateful, as_list, as_stateful
 from neuromanifold_gpt.state.settings import check_classes, warn_of_ignored_settings
@@ -55,7 +56,8 @@ class LoadedCheckpoint:
         config: configuration stored with the model.
         rng_states: random number generators of each rank; empty where the file has none.
         loader_states: position in the data of each loader, on this rank.
-        model_generators: states of random number generators that the model owns, of each rank.
+        own_generators: states of random number generators of the model and of users' Python modules, of each rank.
+        metrics: what metrics in the model have accumulated, of each rank.
         modes: names of the frozen parameters, and of the modules in evaluation mode.
         gradients: of each rank, see :func:`capture_gradients`.
         stateful_states: further objects by name.
@@ -72,7 +74,8 @@ class LoadedCheckpoint:
     config: dict[str, Any] = field(default_factory=dict)
     rng_states: list[dict[str, Any]] = field(default_factory=list)
     loader_states: list[dict[str, Any]] = field(default_factory=list)
-    model_generators: list[dict[str, Any]] = field(default_factory=list)
+    own_generators: list[dict[str, Any]] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
     modes: dict[str, list[str]] = field(default_factory=dict)
     gradients: list[dict[str, Any]] = field(default_factory=list)
     stateful_states: dict[str, Any] = field(default_factory=dict)
@@ -137,8 +140,6 @@ class LoadedCheckpoint:
                 self._warn_of_values_left_out(model, [*optimizers, *schedulers, *loaders, *(stateful or {}).values()])
             if self.modes:
                 warn_of_other_modes(restore_modes(model, self.modes))
-            if self.model_generators:
-                OwnedState.of_module(unwrap(model)).restore_generators(own_state(self.model_generators))
             gradients: dict[str, Any] = own_state(self.gradients) if self.gradients else {}
             if gradients:
                 restore_gradients(model, gradients, optimizers)
@@ -152,10 +153,16 @@ class LoadedCheckpoint:
         ]
         for target, state in zip(targets, states, strict=True):
             target.load_state_dict(copy.deepcopy(state))
+        if self.metrics and model is not None:
+            load_metric_states(metrics_of(unwrap(model), stateful), own_state(self.metrics))
         if optimizers:
             warn_of_ignored_settings(optimizers, optimizer_states)
             self._warn_of_what_nobody_takes(schedulers, loaders, stateful or {})
         self._warn_of_other_environment(model)
+        if self.own_generators and model is not None:
+            missing = generators_around(unwrap(model)).restore_generators(own_state(self.own_generators))
+            if optimizers:
+                warn_of_missing_generators(missing)
         if self.rng_states:
             restore_own_rng_state(self.rng_states)
         return self

@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from neuromanifold_gpt.state.metrics import is_metric
+
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -78,6 +80,4 @@ def non_persistent_buffers(parts: Iterable[tuple[str, nn.Module]]) -> Iterator[t
 
 def is_kept_by_others(part: nn.Module) -> bool:
     """Whether it is a layer of torch, whose state is in the state dict, or a metric."""
-    kind = type_before_parametrizations(part)
-    is_metric = any(base.__module__.startswith("torchmetrics.") for base in kind.__mro__)
-    return is_metric or kind.__module__.startswith("torch.")
+    return is_metric(part) or type_before_parametrizations(part).__module__.startswith("torch.")

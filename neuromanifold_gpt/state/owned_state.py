@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor, nn
 
-from neuromanifold_gpt.state.users_objects import all_attributes
+from neuromanifold_gpt.state.users_objects import all_attributes, is_stateful
 
 Generator = random.Random | np.random.Generator | np.random.BitGenerator | np.random.RandomState | torch.Generator
 _GENERATORS = (
@@ -37,9 +38,7 @@ _MODULES_OF_TRAINERS = (
     "pytorch_lightning.trainer.",
     "lightning_fabric.fabric",
 )
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _MAXIMUM_DEPTH = 6
-_MASK_64 = (1 << 64) - 1
 _MAXIMUM_ITEMS = 100  # of a list or dict that is searched: longer ones hold data
 
 
@@ -52,45 +51,55 @@ class OwnedState:
         thorough: attributes that are lists, tuples, arrays or tensors count as state too, not only numbers and
             strings, and so does what ``state_dict`` returns. For samplers, which may shuffle a list of indices in
             place; a dataset keeps its data in such lists.
+        only_generators: values do not count.
     """
 
-    def __init__(self, roots: dict[str, Any], ignored: tuple[Any, ...] = (), *, thorough: bool = False) -> None:
+    def __init__(
+        self,
+        roots: dict[str, Any],
+        ignored: tuple[Any, ...] = (),
+        *,
+        thorough: bool = False,
+        only_generators: bool = False,
+    ) -> None:
         self._thorough = thorough
         self._owners: dict[str, Any] = {}
         self._generators: dict[str, Generator] = {}
         seen = {id(thing) for thing in ignored}
         for name, root in roots.items():
             self._search(name, root, seen, 0)
+        if only_generators:
+            self._owners.clear()
         self._as_made = self._values()
 
-    @classmethod
-    def of_module(
-        cls, module: nn.Module, others: dict[str, Any] | None = None, ignored: tuple[Any, ...] = ()
-    ) -> OwnedState:
-        """What a model and its parts own, apart from parameters and buffers, and what others do, by name."""
-        roots = {
-            f"{name}.{attribute}".lstrip("."): value
-            for name, part in module.named_modules()
-            for attribute, value in vars(part).items()
-            if attribute not in _OF_EVERY_MODULE
-        }
-        return cls({**roots, **(others or {})}, ignored)
-
     def reseed(self, seed: int) -> None:
-        """Seed every generator, each with a number of its own; ``seed`` is one of 64 bits."""
-        for number, generator in enumerate(self._generators.values()):
-            _seed(generator, (seed + number) & _MASK_64)
+        """Seed every generator, each with a number of its own, by its path; ``seed`` is one of 64 bits."""
+        for path, generator in self._generators.items():
+            _seed(generator, seed ^ xxhash.xxh3_64_intdigest(path.encode()))
+
+    def raw_generator_states(self) -> list[Any]:
+        """The generators, as they describe themselves."""
+        return [_raw_state(generator) for generator in self._generators.values()]
+
+    def set_raw_generator_states(self, states: list[Any]) -> None:
+        """Put back :meth:`raw_generator_states`."""
+        for generator, state in zip(self._generators.values(), states, strict=True):
+            _set_raw_state(generator, state)
 
     def generator_states(self) -> dict[str, Any]:
         """The generators, as plain values and tensors, by path."""
-        return {path: _generator_state(generator) for path, generator in self._generators.items()}
+        return {path: _plain(_raw_state(generator)) for path, generator in self._generators.items()}
 
     def restore_generators(self, states: dict[str, Any]) -> list[str]:
-        """Put back :meth:`generator_states`; gives the paths at which there is none, which are passed over."""
+        """Put back :meth:`generator_states`; gives the paths at which there is none of the kind."""
+        missing = states.keys() - self._generators.keys()
         for path, saved in states.items():
             if path in self._generators:
-                _set_generator_state(self._generators[path], saved)
-        return sorted(states.keys() - self._generators.keys())
+                try:
+                    _set_raw_state(self._generators[path], _unplain(saved))
+                except (TypeError, ValueError, AttributeError, RuntimeError):  # what each kind says to another's state
+                    missing.add(path)
+        return sorted(missing)
 
     def changed_values(self) -> dict[str, Any]:
         """The values that are no longer those of the beginning, by path."""
@@ -160,11 +169,6 @@ class OwnedState:
         return found
 
 
-def is_stateful(thing: Any) -> bool:
-    """Whether it has torchdata's two methods."""
-    return hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
-
-
 def _is_trainer(thing: Any) -> bool:
     """By name: this package trains without Lightning as well."""
     return any(kind.__module__.startswith(_MODULES_OF_TRAINERS) for kind in type(thing).__mro__)
@@ -203,27 +207,21 @@ def _seed(generator: Generator, seed: int) -> None:
         generator.seed(seed)
 
 
-def _generator_state(generator: Generator) -> Any:
+def _raw_state(generator: Generator) -> Any:
     if isinstance(generator, np.random.RandomState):
-        return _plain(generator.get_state(legacy=False))
+        return generator.get_state(legacy=False)
     if isinstance(generator, np.random.Generator | np.random.BitGenerator):
-        return _plain(_bits_of(generator).state)
-    if isinstance(generator, torch.Generator):
-        return generator.get_state()
-    version, internal, gauss = generator.getstate()
-    return [version, torch.tensor(internal, dtype=torch.int64), gauss]
+        return _bits_of(generator).state
+    return generator.get_state() if isinstance(generator, torch.Generator) else generator.getstate()
 
 
-def _set_generator_state(generator: Generator, state: Any) -> None:
-    if isinstance(generator, np.random.RandomState):
-        generator.set_state(_arrays(state))
-    elif isinstance(generator, np.random.Generator | np.random.BitGenerator):
-        _bits_of(generator).state = _arrays(state)
-    elif isinstance(generator, torch.Generator):
-        generator.set_state(state)
+def _set_raw_state(generator: Generator, state: Any) -> None:
+    if isinstance(generator, np.random.Generator | np.random.BitGenerator):
+        _bits_of(generator).state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
     else:
-        version, internal, gauss = state
-        generator.setstate((version, tuple(internal.tolist()), gauss))
+        generator.set_state(state)
 
 
 def _bits_of(generator: np.random.Generator | np.random.BitGenerator) -> np.random.BitGenerator:
@@ -231,7 +229,10 @@ def _bits_of(generator: np.random.Generator | np.random.BitGenerator) -> np.rand
 
 
 def _plain(state: Any) -> Any:
-    """NumPy's description of a generator, without NumPy's types."""
+    """The state of a generator, as plain values and tensors."""
+    if isinstance(state, tuple):  # of random.Random
+        version, internal, gauss = state
+        return [version, torch.tensor(internal, dtype=torch.int64), gauss]
     if isinstance(state, dict):
         return {key: _plain(value) for key, value in state.items()}
     if isinstance(state, np.ndarray):  # of unsigned 32 or 64 bits
@@ -239,13 +240,17 @@ def _plain(state: Any) -> Any:
     return state.item() if isinstance(state, np.generic) else state
 
 
-def _arrays(state: Any) -> Any:
+def _unplain(state: Any) -> Any:
+    """What :func:`_plain` was given."""
     if isinstance(state, dict):
-        return {key: _arrays(value) for key, value in state.items()}
-    if isinstance(state, list):
-        dtype, data = state
-        return data.numpy().view(np.dtype(dtype))
-    return state
+        return {key: _unplain(value) for key, value in state.items()}
+    if not isinstance(state, list):
+        return state
+    if len(state) == 3:
+        version, internal, gauss = state
+        return version, tuple(internal.tolist()), gauss
+    dtype, data = state
+    return data.numpy().view(np.dtype(dtype))
 
 
 def _copy_of(value: Any) -> Any:

@@ -25,9 +25,10 @@ from neuromanifold_gpt.checkpoint.writer import (
     write_checkpoint,
 )
 from neuromanifold_gpt.state.gradients import capture_gradients
+from neuromanifold_gpt.state.metrics import metric_states, metrics_of
 from neuromanifold_gpt.state.modules import module_modes, module_state, parameter_names, unwrap
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
-from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.own_generators import generators_around
 from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks
 from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_values_left_out
 
@@ -103,7 +104,8 @@ def save_checkpoint(
     left_out = {} if save_model_only else warn_of_values_left_out(model, kept)
     of_this_rank = {
         "rng": capture_rng_state(),
-        "model_generators": OwnedState.of_module(unwrap(model)).generator_states(),
+        "own_generators": generators_around(unwrap(model)).generator_states(),
+        "metrics": metric_states(metrics_of(unwrap(model), stateful)),
         "data": [loader.state_dict() for loader in as_stateful("loaders", loaders)],
         "gradients": {}
         if save_model_only
@@ -125,7 +127,8 @@ def save_checkpoint(
         "lr_schedulers": [scheduler.state_dict() for scheduler in as_list(schedulers)],
         "lr_scheduler_classes": [type(scheduler).__name__ for scheduler in as_list(schedulers)],
         "rng_states": [state["rng"] for state in rank_states],
-        "model_generators": [state["model_generators"] for state in rank_states],
+        "own_generators": [state["own_generators"] for state in rank_states],
+        "metrics": [state["metrics"] for state in rank_states],
         "data": [state["data"] for state in rank_states],
         "modes": module_modes(model),
         "gradients": [state["gradients"] for state in rank_states],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,10 +16,13 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from neuromanifold_gpt.state.metrics import metric_state, metrics_of
 from neuromanifold_gpt.state.users_objects import attributes_of
 
 RESULT = "a result with its graph"
-_LOOKED_AT_ITEMS = (100, 10, 10)  # of a container or object, of one in it, and of one in that; deeper, its length
+_LOOKED_AT_ITEMS = (100, 10, 10, 10, 10)  # of a container or object, of one in it, and so on; deeper, its length
+_LOOKED_AT_IN_ALL = 10_000
+_LOOKED_AT_OF_ONE_VARIABLE = 1_000
 _LOOKED_AT_OF_SETS = 1000  # of larger ones the length: they have no order of which a part could be taken
 _LOOKED_AT_ELEMENTS = 1 << 16  # of a tensor or array
 _LOOKED_AT_ELEMENTS_WITHIN = 1 << 10  # of one in a list or dict, where larger ones than the above are passed over
@@ -37,10 +40,19 @@ def shown_value(value: Any, kept: Collection[int] = (), *, is_setting: bool = Fa
         ``None`` of what is no number, text, tensor, array, or container or object with such; of an empty dict, as
         tables are before they are filled; and of what is kept. :data:`RESULT` of tensors that belong to a graph.
     """
-    try:
-        return _Look(kept, is_setting).at(value, 0)
-    except Exception:  # noqa: BLE001 - tensors of other libraries, containers that a thread changes: no look is worth a run
-        return None
+    return _Look(kept, is_setting).shown(value, _LOOKED_AT_IN_ALL)
+
+
+def shown_variables(variables: Iterable[tuple[str, Any]], kept: Collection[int]) -> dict[str, str]:
+    """What :func:`shown_value` shows of many values, by name; among them may be large tables that never change."""
+    look, left, found = _Look(kept, False), _LOOKED_AT_IN_ALL, {}
+    for name, value in variables:
+        items = min(left, _LOOKED_AT_OF_ONE_VARIABLE)
+        shown = look.shown(value, items)
+        left -= items - look.left
+        if shown is not None:
+            found[name] = shown
+    return found
 
 
 def kept_by(module: nn.Module) -> set[int]:
@@ -52,6 +64,14 @@ def kept_by(module: nn.Module) -> set[int]:
 class _Look:
     def __init__(self, kept: Collection[int], is_setting: bool) -> None:
         self._kept, self._is_setting = kept, is_setting
+        self.left = 0  # of the items that may be looked at
+
+    def shown(self, value: Any, items: int) -> str | None:
+        self.left = items
+        try:
+            return self.at(value, 0)
+        except Exception:  # noqa: BLE001 - tensors of other libraries, what a thread changes: no look is worth a run
+            return None
 
     def at(self, value: Any, depth: int) -> str | None:
         if isinstance(value, np.generic):
@@ -85,16 +105,19 @@ class _Look:
             return None
         if isinstance(value, nn.Module):  # that is no part of the one that is saved: an average, a teacher
             tensors = [tensor.detach() for tensor in (*value.parameters(), *value.buffers())]
-            return self._at_items(tensors, tensors, depth)
+            metrics = [metric for metric in metrics_of(value).values() if id(metric) not in self._kept]
+            shown = [*tensors, *map(metric_state, metrics)]
+            return self._at_items(shown, shown, depth)
         attributes = None if self._is_setting else attributes_of(value)
         return self._at_items(attributes, attributes.values(), depth) if attributes else None
 
     def _at_items(
         self, container: Collection[Any], values: Collection[Any], depth: int, keys: Collection[str] = ()
     ) -> str | None:
-        if depth >= len(_LOOKED_AT_ITEMS):
+        if depth >= len(_LOOKED_AT_ITEMS) or self.left <= 0:
             return str(len(container))
         items = list(islice(values, _LOOKED_AT_ITEMS[depth]))
+        self.left -= len(items)
         shown = [self.at(item, depth + 1) for item in items]
         is_passed_over = isinstance(container, dict) if not items else not any(shown)
         return None if is_passed_over else f"{len(container)} {_text_digest([shown, keys])}"

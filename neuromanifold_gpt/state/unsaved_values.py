@@ -18,8 +18,9 @@ from torch import nn
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE, is_kept_by_others, non_persistent_buffers
 from neuromanifold_gpt.state.modules import listed, unwrap
-from neuromanifold_gpt.state.shown_values import RESULT, kept_by, shown_value
+from neuromanifold_gpt.state.shown_values import RESULT, kept_by, shown_value, shown_variables
 from neuromanifold_gpt.state.users_objects import is_called_after_a_time
+from neuromanifold_gpt.state.users_variables import users_variables
 
 DETAILS_KEY = "module_values"
 
@@ -54,6 +55,8 @@ def values_beside_state(
 def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[str, str]:
     """For plain loops, at each save; gives what :func:`warn_of_other_values` takes.
 
+    Variables of users' Python modules are looked at too, but for the script, whose own affair its variables are.
+
     Args:
         module: that is saved.
         kept: objects that are saved with it.
@@ -63,6 +66,7 @@ def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[st
     """
     module = unwrap(module)
     now = values_beside_state(module, kept=kept)
+    now.update(variables_beside_state({*kept_by(module), *map(id, kept)}, without=("__main__",)))
     _followed.setdefault(module, UnsavedValues(now)).warn_if_changed(now)
     settings = values_beside_state(module, kept=kept, as_settings=True)
     return {path: shown for path, shown in settings.items() if shown != RESULT}
@@ -93,6 +97,21 @@ def warn_of_other_values(
             InexactResumeWarning,
             stacklevel=4,
         )
+
+
+def variables_beside_state(kept: Collection[int], *, without: Collection[str] = ()) -> dict[str, str]:
+    """What is shown of the variables of users' Python modules, by name.
+
+    Args:
+        kept: as for :func:`shown_value`.
+        without: names of modules.
+    """
+    variables = (
+        (path, value)
+        for path, value in users_variables()
+        if path.partition(".")[0] not in without and not is_called_after_a_time(path.rpartition(".")[2])
+    )
+    return shown_variables(variables, kept)
 
 
 class UnsavedValues:

@@ -16,6 +16,7 @@ from .table import (
     stock_loaders,
     streams,
     train_flags,
+    variables,
 )
 
 CELLS: list[Cell] = [
@@ -27,6 +28,7 @@ CELLS: list[Cell] = [
     *optimization.CELLS,
     *loops.CELLS,
     *own_state.CELLS,
+    *variables.CELLS,
     *ranks.CELLS,
     *changes.CELLS,
     *train_flags.CELLS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -11,12 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from . import lightning_program, loop_program, train_program
-from .cells import CELLS_BY_NAME
+from .cell import Cell
 from .environments import simulate
+from .ingredients import variables  # noqa: F401 - adds to the tables of the others
 from .phase import Phase
 from .sabotage import SABOTAGES
 from .trace import Trace, record_warnings
 
+
+def _load_cells() -> Callable[[str], Cell]:
+    """Gives cells by name. In variables, a thousand of them would be looked at in each save, as users' values are."""
+    cells = importlib.import_module(f"{__package__}.cells").CELLS_BY_NAME
+    for name in [name for name in sys.modules if name.startswith((f"{__package__}.cells", f"{__package__}.table"))]:
+        del sys.modules[name]
+    return lambda name: cells[name]
+
+
+cell_of = _load_cells()
 PROGRAMS: dict[str, Callable[..., None]] = {
     "lightning": lightning_program.run,
     "loop": loop_program.run,
@@ -29,7 +41,7 @@ def run_phases(phases: list[dict[str, Any]]) -> int:
     try:
         for number, fields in enumerate(phases):
             phase = Phase(**fields)
-            cell = CELLS_BY_NAME[phase.cell]
+            cell = cell_of(phase.cell)
             if cell.ending == "same trainer" and phase.interrupted:
                 _run_on_one_trainer([Phase(**fields) for fields in phases])
                 break
@@ -41,7 +53,7 @@ def run_phases(phases: list[dict[str, Any]]) -> int:
 
 
 def _run_phase(phase: Phase, first_of_process: bool) -> None:
-    cell = CELLS_BY_NAME[phase.cell]
+    cell = cell_of(phase.cell)
     if not phase.first:
         cell = cell.resumed
         if first_of_process and phase.interrupted and cell.environment is not None:
@@ -56,7 +68,7 @@ def _run_phase(phase: Phase, first_of_process: bool) -> None:
 
 def _run_on_one_trainer(phases: list[Phase]) -> None:
     first, *later = phases
-    cell = CELLS_BY_NAME[first.cell]
+    cell = cell_of(first.cell)
     lightning_program.run_again([(phase, _trace(phase)) for phase in [first, *later]], cell)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import itertools
 import random
 import time
 import warnings
@@ -25,7 +26,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 
 from neuromanifold_gpt import SeparatedCheckpoint, list_checkpoints, load_checkpoint, resumable, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
@@ -202,6 +203,33 @@ def called(counted: Callable[[], int]) -> Callable[[], int]:
     return counted
 
 
+def counting(start: int = 0) -> Iterator[int]:
+    while True:
+        yield start
+        start += 1
+
+
+def advanced(iterator: Any) -> Any:
+    next(iterator)
+    return iterator
+
+
+def updated(metric: Any) -> Any:
+    metric.update(1.0)
+    return metric
+
+
+def stepped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    for group in optimizer.param_groups:
+        group["params"][0].grad = torch.ones(1)
+    optimizer.step()
+    return optimizer
+
+
+def momentum() -> torch.optim.Optimizer:
+    return stepped(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1, momentum=0.9))
+
+
 KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "a tensor, replaced": (lambda: torch.zeros(2), lambda value: value + 1),
     "a tensor, changed in place": (lambda: torch.zeros(2), lambda value: value.add_(1)),
@@ -229,6 +257,17 @@ KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         lambda: SimpleNamespace(agent=SimpleNamespace(buffer=Buffer())),
         lambda value: SimpleNamespace(agent=SimpleNamespace(buffer=value.agent.buffer.added((1, object())))),
     ),
+    "deep in it": (lambda: [[[[[1]]]]], lambda value: [[[[[2]]]]]),
+    "an iterator": (lambda: iter([1, 2, 3]), advanced),
+    "a counter": (lambda: itertools.count(), advanced),
+    "an iterator over one": (lambda: zip(enumerate([1, 2]), "ab", strict=True), advanced),
+    "a list that goes round": (lambda: itertools.cycle([1, 2, 3]), advanced),
+    "one over part of a counter": (lambda: itertools.islice(itertools.count(), 1, None), advanced),
+    "a generator": (counting, advanced),
+    "one that has ended": (lambda: (i for i in range(1)), lambda value: list(value) and value),
+    "batches of a loader": (lambda: iter(DataLoader([1, 2, 3])), advanced),
+    "a metric that is no part": (lambda: [MeanMetric()], lambda value: [updated(value[0])]),
+    "another optimizer": (lambda: [momentum()], lambda value: [stepped(value[0])]),
     "a variable of a function around": (counter, called),
     "one in a partial": (lambda: partial(counter()), lambda value: partial(called(value.func))),
     "one that a method is bound to": (lambda: Buffer().added, lambda value: value.__self__.added(1).added),
@@ -269,6 +308,8 @@ PASSED_OVER: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "an object of a library": (lambda: Fraction(1, 2), lambda value: Fraction(1, 3)),
     "a time in an object": (lambda: SimpleNamespace(a=Timed()), lambda value: SimpleNamespace(a=Timed())),
     "a set in another order": (lambda: {1, 9}, lambda value: {9, 1}),
+    "iterators that stand still": (lambda: [iter([1]), counting(), itertools.count()], lambda value: value),
+    "batches of a loader with a position": (lambda: iter(resumable(DataLoader([1, 2, 3]))), advanced),
     "nothing new": (lambda: [torch.ones(2), {"a": 1}], lambda value: [torch.ones(2), {"a": 1}]),
     "no numbers at all": (lambda: torch.zeros(0), lambda value: torch.zeros(0)),
     "the parameters": (
