@@ -145,8 +145,10 @@ class DataPosition:
             if number == batches - 1 and saved["before_fetch"] is not None:
                 restore_rng_state(saved["before_fetch"])
             next(fetcher)
-        # What hooks and validations did meanwhile to a dataset is not repeated by reading. Samplers are under way.
+        # What hooks and validations did meanwhile to a dataset, or drew from a generator, is not repeated by reading.
+        # Samplers are under way.
         self._restore_owned({name: state for name, state in saved["owned"].items() if not _is_order(name)})
+        self._restore_generators(saved["owned"])
 
     def _warn_of_replay(self, saved: dict[str, Any]) -> None:
         if saved["batches"]:
@@ -219,6 +221,11 @@ class DataPosition:
         for name, state in saved.items():
             if name in self._owned:
                 self._owned[name].restore_values(state["values"])
+        self._restore_generators(saved)
+
+    def _restore_generators(self, saved: dict[str, Any]) -> None:
+        for name, state in saved.items():
+            if name in self._owned:
                 self._owned[name].restore_generators(state["generators"])
 
     @property

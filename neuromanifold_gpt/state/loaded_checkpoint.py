@@ -35,8 +35,9 @@ from neuromanifold_gpt.state.optimizers import (
     match_optimizer_state,
 )
 from neuromanifold_gpt.state.own_generators import generators_around, warn_of_missing_generators
+from neuromanifold_gpt.state.owned_state import Generator
 from neuromanifold_gpt.state.rng import own_state, rank_and_world_size, restore_own_rng_state
-from neuromanifold_gpt.state.save import Stateful, as_list, as_stateful
+from neuromanifold_gpt.state.save import Stateful, as_list, as_stateful, without_generators
 from neuromanifold_gpt.state.settings import check_classes, warn_of_ignored_settings
 from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_other_values
 
@@ -88,7 +89,7 @@ class LoadedCheckpoint:
         optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] = (),
         schedulers: Stateful | Sequence[Stateful] = (),
         loaders: Stateful | Sequence[Stateful] = (),
-        stateful: Mapping[str, Stateful] | None = None,
+        stateful: Mapping[str, Stateful | Generator] | None = None,
         strict: bool = True,
     ) -> LoadedCheckpoint:
         """Put everything back into objects built as at the save. Call it just before the first step.
@@ -118,11 +119,12 @@ class LoadedCheckpoint:
         _check_number("schedulers", schedulers, self.lr_scheduler_states)
         check_classes("scheduler", schedulers, self.lr_scheduler_classes)
         _check_number("loaders", loaders, self.loader_states)
-        missing = sorted(set(stateful or {}) - set(self.stateful_states))
+        further, generators = without_generators(stateful)
+        saved_generators: dict[str, Any] = own_state(self.own_generators) if self.own_generators else {}
+        missing = sorted({*further} - {*self.stateful_states} | {*generators} - {*saved_generators})
         if missing:
-            raise StateMismatchError(
-                f"the checkpoint has no state of {missing}, only of {sorted(self.stateful_states)}."
-            )
+            known = sorted({*self.stateful_states, *saved_generators})
+            raise StateMismatchError(f"the checkpoint has no state of {missing}, only of {known}.")
         if optimizers and model is None and any(map(has_names, optimizer_states)):
             raise StateMismatchError(
                 "optimizer state is matched to parameters by their names in the model, and no model was given. Give it."
@@ -137,7 +139,7 @@ class LoadedCheckpoint:
             load_module_state(model, self.model_state, strict=strict)
             if optimizers:
                 warn_if_rounded(model, self.model_state)
-                self._warn_of_values_left_out(model, [*optimizers, *schedulers, *loaders, *(stateful or {}).values()])
+                self._warn_of_values_left_out(model, [*optimizers, *schedulers, *loaders, *further.values()])
             if self.modes:
                 warn_of_other_modes(restore_modes(model, self.modes))
             gradients: dict[str, Any] = own_state(self.gradients) if self.gradients else {}
@@ -145,27 +147,38 @@ class LoadedCheckpoint:
                 restore_gradients(model, gradients, optimizers)
         for optimizer, state in zip(optimizers, matched, strict=True):
             load_matched_state(optimizer, state)
-        targets = [*schedulers, *loaders, *(stateful or {}).values()]
+        targets = [*schedulers, *loaders, *further.values()]
         states = [
             *(self.lr_scheduler_states if schedulers else []),
             *(self.loader_states if loaders else []),
-            *(self.stateful_states[name] for name in stateful or {}),
+            *(self.stateful_states[name] for name in further),
         ]
         for target, state in zip(targets, states, strict=True):
             target.load_state_dict(copy.deepcopy(state))
-        if self.metrics and model is not None:
-            load_metric_states(metrics_of(unwrap(model), stateful), own_state(self.metrics))
         if optimizers:
             warn_of_ignored_settings(optimizers, optimizer_states)
-            self._warn_of_what_nobody_takes(schedulers, loaders, stateful or {})
+            self._warn_of_what_nobody_takes(schedulers, loaders, further)
         self._warn_of_other_environment(model)
-        if self.own_generators and model is not None:
-            missing = generators_around(unwrap(model)).restore_generators(own_state(self.own_generators))
-            if optimizers:
+        self._restore_beside_state(model, further, generators, with_warnings=bool(optimizers))
+        return self
+
+    def _restore_beside_state(
+        self,
+        model: nn.Module | None,
+        further: dict[str, Stateful],
+        generators: dict[str, Generator],
+        with_warnings: bool,
+    ) -> None:
+        """Metrics, and random number generators."""
+        module = unwrap(model) if model is not None else nn.Module()
+        if self.metrics:
+            load_metric_states(metrics_of(module, further), own_state(self.metrics))
+        if self.own_generators:
+            missing = generators_around(module, generators).restore_generators(own_state(self.own_generators))
+            if with_warnings and model is not None:
                 warn_of_missing_generators(missing)
         if self.rng_states:
             restore_own_rng_state(self.rng_states)
-        return self
 
     def _warn_of_what_nobody_takes(
         self, schedulers: list[Stateful], loaders: list[Stateful], stateful: Mapping[str, Stateful]

@@ -29,6 +29,7 @@ from neuromanifold_gpt.state.metrics import metric_states, metrics_of
 from neuromanifold_gpt.state.modules import module_modes, module_state, parameter_names, unwrap
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
 from neuromanifold_gpt.state.own_generators import generators_around
+from neuromanifold_gpt.state.owned_state import Generator
 from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks
 from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_values_left_out
 
@@ -57,7 +58,7 @@ def save_checkpoint(
     optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] = (),
     schedulers: Stateful | Sequence[Stateful] = (),
     loaders: Stateful | Sequence[Stateful] = (),
-    stateful: Mapping[str, Stateful] | None = None,
+    stateful: Mapping[str, Stateful | Generator] | None = None,
     epoch: int | None = None,
     config: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
@@ -79,7 +80,8 @@ def save_checkpoint(
         optimizers: one or several; their state is stored with the names of the parameters in ``model``.
         schedulers: learning-rate schedulers, one or several.
         loaders: objects that know their position in the data, such as :class:`ResumableDataLoader`.
-        stateful: further objects by name, such as ``{"scaler": scaler}``; they go to the optimizer file.
+        stateful: further objects by name, such as ``{"scaler": scaler}``; they go to the optimizer file. Random number
+            generators too: a ``torch.Generator``, ``random.Random``, or one of NumPy's.
         epoch: for your information, and Lightning's.
         config: plain values that describe the model and its training; stored in the model file. Paths and times do not
             belong here: they would make the bytes of equal runs differ.
@@ -97,15 +99,16 @@ def save_checkpoint(
         CheckpointLockedError: another process trains in the directory.
         UnsupportedObjectError: something could not be read back safely; the message names it.
         ValueError: ``step`` or ``epoch`` is negative.
-        TypeError: one of ``loaders`` has no position to save.
+        TypeError: one of ``loaders`` or ``stateful`` has no state to save.
     """
     step, epoch = _count("step", step), None if epoch is None else _count("epoch", epoch)
-    kept = [*as_list(optimizers), *as_list(schedulers), *as_list(loaders), *(stateful or {}).values()]
+    further, generators = without_generators(stateful)
+    kept = [*as_list(optimizers), *as_list(schedulers), *as_list(loaders), *further.values()]
     left_out = {} if save_model_only else warn_of_values_left_out(model, kept)
     of_this_rank = {
         "rng": capture_rng_state(),
-        "own_generators": generators_around(unwrap(model)).generator_states(),
-        "metrics": metric_states(metrics_of(unwrap(model), stateful)),
+        "own_generators": generators_around(unwrap(model), generators).generator_states(),
+        "metrics": metric_states(metrics_of(unwrap(model), further)),
         "data": [loader.state_dict() for loader in as_stateful("loaders", loaders)],
         "gradients": {}
         if save_model_only
@@ -132,7 +135,7 @@ def save_checkpoint(
         "data": [state["data"] for state in rank_states],
         "modes": module_modes(model),
         "gradients": [state["gradients"] for state in rank_states],
-        "stateful": {key: value.state_dict() for key, value in sorted((stateful or {}).items())},
+        "stateful": {key: value.state_dict() for key, value in sorted(further.items())},
     }
     paths = paths_of_name(resolve_directory(directory), name or step_name(step))
 
@@ -179,6 +182,20 @@ def _on_rank_0(save: Callable[[], Checkpoint]) -> Checkpoint:
 def as_list(one_or_several: T | Sequence[T]) -> list[T]:
     """A list of what was given, be it one object or a sequence."""
     return list(one_or_several) if isinstance(one_or_several, Sequence) else [one_or_several]
+
+
+def without_generators(
+    stateful: Mapping[str, Stateful | Generator] | None,
+) -> tuple[dict[str, Stateful], dict[str, Generator]]:
+    """What was given to ``stateful``, and apart from it the random number generators.
+
+    Raises:
+        TypeError: one has no state.
+    """
+    generators = {key: value for key, value in (stateful or {}).items() if isinstance(value, Generator)}
+    further = {key: value for key, value in (stateful or {}).items() if not isinstance(value, Generator)}
+    as_stateful("stateful", list(further.values()))
+    return further, generators
 
 
 def as_stateful(kind: str, one_or_several: Stateful | Sequence[Stateful]) -> list[Stateful]:
