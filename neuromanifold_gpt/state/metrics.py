@@ -29,7 +29,7 @@ def metrics_of(module: nn.Module, further: Mapping[str, Any] | None = None) -> d
 
 def metric_states(metrics: dict[str, Any]) -> dict[str, Any]:
     """As plain values and tensors, of those that have been updated since they were reset, by name."""
-    return {name: metric_state(metric) for name, metric in metrics.items() if metric._update_count > 0}
+    return {name: metric_state(metric) for name, metric in metrics.items() if _may_be_updated(metric)}
 
 
 def metric_state(metric: Any) -> dict[str, Any]:
@@ -53,6 +53,11 @@ def load_metric_state(metric: Any, state: dict[str, Any]) -> None:
     for name, value in {**state["values"], **state["beside"]}.items():
         setattr(metric, name, value.to(metric.device, copy=True) if isinstance(value, Tensor) else _copied(value))
     metric._update_count, metric._computed = state["updates"], None
+
+
+def _may_be_updated(metric: Any) -> bool:
+    """Some that wrap others do not count their updates."""
+    return metric._update_count > 0 or not vars(metric).keys().isdisjoint(_BESIDE_STATE)
 
 
 def _copied(value: Any) -> Any:
