@@ -85,10 +85,11 @@ class ValidationPosition:
             if name in self._samplers:
                 self._samplers[name].restore_values(state["values"])
                 self._samplers[name].restore_generators(state["generators"])
+        self._moved = None
+        self.current()  # before others draw from what a sampler draws from
         for name, generators in saved["generators"].items():
             if name in self._data:
                 self._data[name].restore_generators(generators)
-        self._moved = None
 
     def _look_at_loaders(self) -> None:
         self._moved = None

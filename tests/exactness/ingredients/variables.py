@@ -8,14 +8,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import RandomSampler
+from torch.utils.data import DataLoader, RandomSampler
 from torchmetrics import MeanMetric, MetricCollection
 
+from ..cell import Cell
 from .callbacks import CALLBACKS
-from .data import DATASETS, FEATURES, Still
+from .data import DATASETS, FEATURES, Augmented, Still, make_loader
 from .networks import NETWORKS, Network, plain
+from .own_state import DATA_MODULES
 from .samplers import SAMPLERS, EveryThird
 
 rng = np.random.default_rng(3)
@@ -122,6 +124,21 @@ class ScalesByShared(Callback):
         batch["x"] *= 1 + 0.1 * torch.rand(FEATURES, generator=shared)
 
 
+class OneForAllLoaders(LightningDataModule):
+    """The orders of training and of both validations come from one generator."""
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def train_dataloader(self) -> Any:
+        return make_loader(self.cell)
+
+    def val_dataloader(self) -> Any:
+        return [DataLoader(Augmented(7), 4, shuffle=True, generator=shared) for _ in range(2)]
+
+
+DATA_MODULES["one generator for all loaders"] = OneForAllLoaders
 DATASETS["draws from a variable"] = DrawsFromVariable
 SAMPLERS.update(
     {

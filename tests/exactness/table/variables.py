@@ -78,6 +78,20 @@ CELLS: list[Cell] = [
         )
         for where, stops in _AT.items()
     ],
+    *[
+        lightning(
+            _GROUP,
+            f"one generator for all loaders, {loader}, {where}",
+            sampler="shuffle, from what others draw from",
+            loader=loader,
+            data_module="one generator for all loaders",
+            module="validates on all",
+            trainer={"val_check_interval": 3},
+            stops=stops,
+        )
+        for loader in ("resumable", "plain")
+        for where, stops in _AT.items()
+    ],
     lightning(
         _GROUP,
         "sampler: with replacement, from what others draw from, plain",
