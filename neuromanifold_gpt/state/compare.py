@@ -29,11 +29,13 @@ _COMPONENTS = {
     "data": "position in the data",
     "loops": "position in the loop",
     "rng_states": "random number generators",
+    "own_generators": "random number generators",
     "exact_resume": "position in the loop",
     "gradients": "gradients",
     "state_dict": "weights and buffers",
     "optimizer_states": "optimizer state",
     "epoch_metrics": "metrics of the epoch",
+    "metrics": "metrics of the epoch",
     "stateful": "further objects",
     "callbacks": "callbacks",
 }
