@@ -151,6 +151,7 @@ class OwnedState:
 
     def _take(self, path: str, thing: Any) -> list[tuple[str, Any]]:
         if isinstance(thing, _GENERATORS):
+            _raw_state(thing)  # random.SystemRandom has none
             self._generators[path] = thing
             return []
         if isinstance(thing, _OPAQUE) or _is_trainer(thing):

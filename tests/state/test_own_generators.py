@@ -34,6 +34,7 @@ USERS_CODE = """
 import random
 from dataclasses import dataclass, field
 
+system = random.SystemRandom()
 rng = random.Random(1)
 same = [rng]
 count = 0
