@@ -122,6 +122,9 @@ class _PermutedOrder:
     def leave(self, epoch: int, progress: Progress) -> None:
         """Nothing is left behind."""
 
+    def objects(self) -> tuple[Any, ...]:
+        return ()
+
     def description(self) -> dict[str, Any]:
         return {
             "seed": self.seed,

@@ -16,6 +16,10 @@ from neuromanifold_gpt.state.owned_state import OwnedState
 class BatchOrder(EpochOrder, Protocol):
     """The batches of sample ids of each epoch."""
 
+    def objects(self) -> tuple[Any, ...]:
+        """Whose changes are part of :meth:`beginning`."""
+        ...
+
     def batches(self, epoch: int, progress: Progress) -> Iterator[tuple[list[SampleKey], Progress]]:
         """This rank's batches from ``progress`` on, each with the position behind it."""
         ...
@@ -69,6 +73,10 @@ class OrderedLoader(PositionedLoader):
         else:
             values = self._owned.changed_values()
         return {**super().position(), **({"values": values} if values else {})}
+
+    def objects_of_position(self) -> tuple[Any, ...]:
+        """See :meth:`PositionedLoader.objects_of_position`."""
+        return (*self._owned.objects(), *self._order.objects())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See :meth:`PositionedLoader.load_state_dict`."""

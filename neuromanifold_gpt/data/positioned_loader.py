@@ -110,6 +110,10 @@ class PositionedLoader(DataLoader[Any]):
         self._position.note_save()
         return self.position()
 
+    def objects_of_position(self) -> tuple[Any, ...]:
+        """Those whose changes go with the position: they are not lost with the process."""
+        raise NotImplementedError
+
     def position(self) -> dict[str, Any]:
         """:meth:`state_dict` of a loader whose passes somebody else begins and ends."""
         return self._position.state_dict()

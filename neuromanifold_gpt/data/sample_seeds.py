@@ -46,16 +46,18 @@ class SeededSamples(Dataset[Any]):
         self.source = source
         self._seed_samples = seed_samples
         self._owned: OwnedState | None = None
+        self._has_begun = False
 
     def __len__(self) -> int:
         return len(self.source)
 
     def begin_pass(self) -> None:
-        """Look again for generators: some are made anew for each epoch."""
+        """Look again for generators, in this process: some are made anew for each epoch."""
         self._owned = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_owned": None}  # each worker looks for those of its own copy
+        # Each worker looks for those of its own copy.
+        return {**vars(self), "_owned": None, "_has_begun": False}
 
     def __getitems__(self, keys: list[SampleKey]) -> SampleBatch:
         """What ``DataLoader`` calls for a batch."""
@@ -66,14 +68,29 @@ class SeededSamples(Dataset[Any]):
             return SampleBatch(samples, 0)
         if self._owned is None:
             self._owned = what_is_drawn_from({"dataset": self.source})
+        make = self._seeded_samples if self._has_begun else self._first_samples
+        samples = make(keys, self._owned)
         seed, epoch, *_ = keys[0]
-        with isolated_generators(self._owned):
-            samples = [self._seeded_sample(key, self._owned) for key in keys]
         return SampleBatch(samples, mixed(seed, _COLLATION, epoch, *(number for _, _, number, _ in keys)))
 
-    def _seeded_sample(self, key: SampleKey, owned: OwnedState) -> Any:
-        seed_generators(mixed(*key[:3]), owned)
-        return self.source[key[3]]
+    def _first_samples(self, keys: list[SampleKey], owned: OwnedState) -> list[Any]:
+        """Of this process. Generators may be made for them, and be drawn from before they could be seeded."""
+        as_it_was = OwnedState({"dataset": self.source})
+        samples = self._seeded_samples(keys, owned)
+        self._has_begun = True
+        self._owned = what_is_drawn_from({"dataset": self.source})
+        if self._owned.has_as_many_generators_as(owned):
+            return samples
+        as_it_was.restore_values({})
+        return self._seeded_samples(keys, self._owned)
+
+    def _seeded_samples(self, keys: list[SampleKey], owned: OwnedState) -> list[Any]:
+        samples = []
+        with isolated_generators(owned):
+            for key in keys:
+                seed_generators(mixed(*key[:3]), owned)
+                samples.append(self.source[key[3]])
+        return samples
 
 
 class SeededCollate:

@@ -20,6 +20,7 @@ from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import rank_and_world_size
 
 _DIGEST_BYTES = 8
+_PASSED_OVER_AT_ONCE = 1024
 
 
 class SamplerOrder:
@@ -77,6 +78,10 @@ class SamplerOrder:
         """Whether no batch is left, if the sampler tells its size."""
         return nothing_left(self, progress)
 
+    def objects(self) -> tuple[Any, ...]:
+        """The sampler and what it refers to."""
+        return self._owned.objects()
+
     def beginning(self) -> Progress:
         """The sampler as it is now, before its next epoch."""
         return {self._unit: 0, "ids_digest": "", "sampler": self._owned.changed_values()}
@@ -88,7 +93,7 @@ class SamplerOrder:
 
     def leave(self, epoch: int, progress: Progress) -> None:
         """Let the sampler do what it did before it was left in the middle of an epoch."""
-        for _ in itertools.islice(self._units(epoch), self.consumed(progress)):
+        for _ in self._begin(epoch).passed_over(self.consumed(progress)):
             pass
 
     def description(self) -> dict[str, Any]:
@@ -117,11 +122,11 @@ class SamplerOrder:
         Warns:
             DataOrderWarning: the sampler gives other ids than it gave before the position was saved.
         """
-        units = self._units(epoch)
-        first = list(itertools.islice(units, self._sharing()[1] - 1))  # what a last block that is short is filled with
-        units = itertools.chain(first, units)
+        units = self._begin(epoch)
+        first = units.take(self._sharing()[1] - 1)  # what a last block that is short is filled with
+        units.put_back(first)
         ids = _Ids()
-        for unit in itertools.islice(units, self.consumed(progress)):
+        for unit in units.passed_over(self.consumed(progress)):
             ids.add(self._ids_of(unit))
         if progress["ids_digest"] not in ("", ids.digest()):
             warnings.warn(
@@ -133,7 +138,7 @@ class SamplerOrder:
             )
         consumed = self.consumed(progress)
         rank, world_size = self._sharing()
-        while block := list(itertools.islice(units, self.units_per_step)):
+        while block := units.take(self.units_per_step):
             if len(block) < self.units_per_step and self.drop_last:
                 return
             number = ids.count
@@ -154,21 +159,44 @@ class SamplerOrder:
     def _sharing(self) -> tuple[int, int]:
         return (0, 1) if self._shares_itself else rank_and_world_size()
 
-    def _units(self, epoch: int) -> Iterator[Any]:
+    def _begin(self, epoch: int) -> _Units:
         """Begin an epoch of the sampler."""
         for sampler in self._samplers:
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
         drawn_from = what_is_drawn_from({"sampler": self._source}, ignored=(self._dataset,))
-        own = OwnGenerators(mixed(self.seed, epoch), drawn_from)
-        with own.in_place():
-            iterator = iter(self._source)
-        while True:
-            with own.in_place():
-                unit = next(iterator, _END)
-            if unit is _END:
-                return
-            yield unit
+        return _Units(self._source, OwnGenerators(mixed(self.seed, epoch), drawn_from))
+
+
+class _Units:
+    """The samples or batches of a sampler that runs with generators of its own.
+
+    They are taken as many at a time as are needed: the sampler may depend on what training does meanwhile.
+    """
+
+    def __init__(self, source: Iterable[Any], generators: OwnGenerators) -> None:
+        self._generators = generators
+        self._put_back: list[Any] = []
+        with generators.in_place():
+            self._iterator = iter(source)
+
+    def take(self, count: int) -> list[Any]:
+        """The next ones; fewer at the end."""
+        taken, self._put_back = self._put_back[:count], self._put_back[count:]
+        if len(taken) < count:
+            with self._generators.in_place():
+                taken += itertools.islice(self._iterator, count - len(taken))
+        return taken
+
+    def put_back(self, units: list[Any]) -> None:
+        """Let them be the next ones."""
+        self._put_back = [*units, *self._put_back]
+
+    def passed_over(self, count: int) -> Iterator[Any]:
+        """The next ones, which nobody trains on."""
+        while count > 0 and (taken := self.take(min(count, _PASSED_OVER_AT_ONCE))):
+            count -= len(taken)
+            yield from taken
 
 
 class _Ids:
@@ -185,9 +213,6 @@ class _Ids:
 
     def digest(self) -> str:
         return self._hash.hexdigest()
-
-
-_END = object()
 
 
 def _samplers_in(source: Any) -> Iterator[Any]:

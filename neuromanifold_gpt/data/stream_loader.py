@@ -74,6 +74,10 @@ class ResumableStreamLoader(PositionedLoader):
         self._tasks = self.sampler  # DataLoader draws one for each batch
         self.show(dataset=loader.dataset, batch_size=loader.batch_size, drop_last=loader.drop_last)
 
+    def objects_of_position(self) -> tuple[Any, ...]:
+        """See :meth:`PositionedLoader.objects_of_position`."""
+        return self._turns.objects()
+
     def _batches(self) -> Iterator[tuple[Any, Progress]]:
         position, workers = self._position, self.num_workers
         progress = position.progress
@@ -159,6 +163,9 @@ class _Turns:
                 **(self._collate_fn.changed_values() if self._workers == 0 else {}),  # workers have copies
             },
         }
+
+    def objects(self) -> tuple[Any, ...]:
+        return (*self._dataset.objects(), *self._collate_fn.objects())
 
     def begin_again(self, progress: Progress) -> Progress:
         self._restore(progress)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from lightning.fabric.utilities.data import sized_len
@@ -36,6 +37,7 @@ class DataPosition:
     def __init__(self, fit_loop: _FitLoop) -> None:
         self._fit_loop = fit_loop
         self._owned: dict[str, OwnedState] = {}
+        self._variables = OwnedState({})  # generators in users' Python modules
         self._samplers_on_the_way = SamplersOnTheWay([])
         # At the beginning of the epoch: when the iterator was made, when its first batch was asked for.
         self._at_iterator: dict[str, Any] = {}
@@ -50,8 +52,7 @@ class DataPosition:
         for number, loader in enumerate(self._combined.flattened):
             if not isinstance(loader, _Stateful):
                 self._owned.update(owned_by_loader(number, loader))
-        if self._owned:
-            self._owned["variables"] = what_is_drawn_from({})  # those of users' Python modules
+        self._variables = what_is_drawn_from({})
         self._samplers_on_the_way = SamplersOnTheWay(self._combined.flattened)
         self.iterator_is_made()
         warn_of_inexact_loaders(self._combined.flattened)
@@ -61,7 +62,8 @@ class DataPosition:
         self._ended_before_resume.clear()
         self._at_iterator = {"states": self._combined._state_dicts(), "begun_again": [], "at_end": []}
         if not self._all_stateful:
-            self._at_iterator.update(rng=capture_rng_state(), owned=self._owned_state())
+            variables = self._variables.generator_states()
+            self._at_iterator.update(rng=capture_rng_state(), owned=self._owned_state(), variables=variables)
 
     def batch_is_fetched(self) -> None:
         """Lightning is about to fetch a batch."""
@@ -134,6 +136,7 @@ class DataPosition:
         for loader in self._combined.flattened:
             _shutdown_workers_and_reset_iterator(loader)
         self._restore_owned(self._at_iterator["owned"])
+        self._variables.restore_generators(self._at_iterator["variables"])
         self._load_states(self._at_iterator["states"])
         restore_rng_state(self._at_iterator["rng"])
         fetcher = iter(self._fetcher)
@@ -147,8 +150,10 @@ class DataPosition:
             next(fetcher)
         # What hooks and validations did meanwhile to a dataset, or drew from a generator, is not repeated by reading.
         # Samplers are under way.
-        self._restore_owned({name: state for name, state in saved["owned"].items() if not _is_order(name)})
-        self._restore_generators(saved["owned"])
+        for name, owned in self._owned_of(saved["owned"]):
+            if not _is_order(name):
+                owned.restore_values(saved["owned"][name]["values"])
+            owned.restore_generators(saved["owned"][name]["generators"])
 
     def _warn_of_replay(self, saved: dict[str, Any]) -> None:
         if saved["batches"]:
@@ -218,15 +223,20 @@ class DataPosition:
         }
 
     def _restore_owned(self, saved: dict[str, Any]) -> None:
-        for name, state in saved.items():
-            if name in self._owned:
-                self._owned[name].restore_values(state["values"])
-        self._restore_generators(saved)
+        for name, owned in self._owned_of(saved):
+            owned.restore_values(saved[name]["values"])
+            owned.restore_generators(saved[name]["generators"])
 
-    def _restore_generators(self, saved: dict[str, Any]) -> None:
-        for name, state in saved.items():
-            if name in self._owned:
-                self._owned[name].restore_generators(state["generators"])
+    def _owned_of(self, saved: dict[str, Any]) -> list[tuple[str, OwnedState]]:
+        return [(name, self._owned[name]) for name in saved if name in self._owned]
+
+    def objects(self) -> Iterator[Any]:
+        """Whose changes go with the position."""
+        for owned in self._owned.values():
+            yield from owned.objects()
+        for loader in self._combined.flattened if self._fit_loop._combined_loader is not None else ():
+            if isinstance(loader, PositionedLoader):
+                yield from loader.objects_of_position()
 
     @property
     def _combined(self) -> CombinedLoader:

@@ -47,7 +47,7 @@ def capture_epoch_metrics(
 
     Args:
         trainer: whose ``self.log`` it is.
-        metrics: by name, of the module as :func:`metrics_of` gives them.
+        metrics: by name; those of the module by the names that it has for them.
         epoch_is_over: without what Lightning will reset now that the epoch is over.
     """
     logged = {key: result for key, result in trainer.fit_loop.epoch_loop._results.items() if not result.has_reset}

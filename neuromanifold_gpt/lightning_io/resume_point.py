@@ -41,12 +41,12 @@ class LoopState:
         epoch: epoch of the last of them.
         fit_loop: the counters, ``fit_loop.state_dict()``.
         rng: random number generators of this process.
-        own_generators: those that the module, callbacks and the data module own.
+        own_generators: those that the module, callbacks, the data module and users' Python modules own.
         module_values: what else it changes beside its state dict, see :class:`ModuleValues`.
         data: position in the training data, see :class:`DataPosition`.
         validation: what decides the batches of the next validation, see :class:`ValidationPosition`.
         loader_epochs: in which epochs loaders were asked for, see :class:`LoaderEpochs`.
-        epoch_metrics: what has been accumulated in the epoch, see ``epoch_metrics.py``.
+        epoch_metrics: what has been accumulated, see ``epoch_metrics.py``.
         open_window: gradients have been accumulated that no optimizer step has used yet.
         callbacks: states of the callbacks there, if they may have changed since.
         callback_metrics: what callbacks monitor, if it may have changed since.
@@ -87,7 +87,7 @@ class ResumePointTracker:
 
     def training_begins(self, trainer: Trainer) -> None:
         """The module has all of its parts."""
-        self._parts = UsersParts(trainer)
+        self._parts = UsersParts(trainer, self._data.objects)
         self._metrics = self._parts.metrics
         self._owned = self._parts.generators()
         self._module_values = ModuleValues(trainer.lightning_module)

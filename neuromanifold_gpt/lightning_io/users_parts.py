@@ -6,7 +6,7 @@ As in modules (``state/unsaved_values.py``), most of what changes in them is a r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -32,12 +32,16 @@ _OF_EVERY_DATA_MODULE = frozenset({*vars(LightningDataModule()), "_hparams", "_h
 class UsersParts:
     """Follows the module, the callbacks and the data module of a trainer whose training begins.
 
+    Args:
+        trainer: it.
+        of_position: gives the objects whose changes go with the position in the data.
+
     Attributes:
         metrics: torchmetrics that they keep, by path; they are stored.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: Trainer, of_position: Callable[[], Iterable[Any]]) -> None:
+        self._trainer, self._of_position = trainer, of_position
         data: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
         self._has_data_module = (
             data is not None and _saves_nothing(data, LightningDataModule) and not _goes_with_position(data, trainer)
@@ -74,7 +78,9 @@ class UsersParts:
         found: dict[str, str] = {}
         if not is_overridden("on_save_checkpoint", module):
             found = values_beside_state(module, with_followed=False, ignored=_OF_EVERY_MODULE, kept=saved)
-        kept = kept_by(module) | {id(thing) for thing in (*saved, *self.metrics.values())}
+        of_the_run = (trainer, trainer.strategy, trainer.profiler, *trainer.loggers)  # type: ignore[attr-defined]
+        others = (*saved, *of_the_run, *self.metrics.values(), *self._of_position())
+        kept = kept_by(module) | {id(thing) for thing in others}
         found.update(variables_beside_state(kept))
         for path, value in self._attributes():
             name = path.rpartition(".")[2]

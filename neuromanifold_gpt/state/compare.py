@@ -30,6 +30,7 @@ _COMPONENTS = {
     "loops": "position in the loop",
     "rng_states": "random number generators",
     "own_generators": "random number generators",
+    "stateful_generators": "random number generators",
     "exact_resume": "position in the loop",
     "gradients": "gradients",
     "state_dict": "weights and buffers",

@@ -86,6 +86,7 @@ def _load_separated(checkpoint: Checkpoint, load_optimizer: bool, verify: bool, 
         loaded.rng_states = content.get("rng_states", [])
         loaded.loader_states = own_state(content.get("data") or [[]])
         loaded.own_generators = content.get("own_generators", [])
+        loaded.stateful_generators = content.get("stateful_generators", [])
         loaded.metrics = content.get("metrics", [])
         loaded.modes = content.get("modes", {})
         loaded.gradients = content.get("gradients", [])

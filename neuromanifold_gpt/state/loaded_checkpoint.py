@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,8 +34,8 @@ from neuromanifold_gpt.state.optimizers import (
     load_matched_state,
     match_optimizer_state,
 )
-from neuromanifold_gpt.state.own_generators import generators_around, warn_of_missing_generators
-from neuromanifold_gpt.state.owned_state import Generator
+from neuromanifold_gpt.state.own_generators import restore_generators_around
+from neuromanifold_gpt.state.owned_state import Generator, set_generator_state
 from neuromanifold_gpt.state.rng import own_state, rank_and_world_size, restore_own_rng_state
 from neuromanifold_gpt.state.save import Stateful, as_list, as_stateful, without_generators
 from neuromanifold_gpt.state.settings import check_classes, warn_of_ignored_settings
@@ -58,6 +58,7 @@ class LoadedCheckpoint:
         rng_states: random number generators of each rank; empty where the file has none.
         loader_states: position in the data of each loader, on this rank.
         own_generators: states of random number generators of the model and of users' Python modules, of each rank.
+        stateful_generators: those that were given to ``stateful=``, of each rank, by name.
         metrics: what metrics in the model have accumulated, of each rank.
         modes: names of the frozen parameters, and of the modules in evaluation mode.
         gradients: of each rank, see :func:`capture_gradients`.
@@ -76,6 +77,7 @@ class LoadedCheckpoint:
     rng_states: list[dict[str, Any]] = field(default_factory=list)
     loader_states: list[dict[str, Any]] = field(default_factory=list)
     own_generators: list[dict[str, Any]] = field(default_factory=list)
+    stateful_generators: list[dict[str, Any]] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     modes: dict[str, list[str]] = field(default_factory=dict)
     gradients: list[dict[str, Any]] = field(default_factory=list)
@@ -120,7 +122,7 @@ class LoadedCheckpoint:
         check_classes("scheduler", schedulers, self.lr_scheduler_classes)
         _check_number("loaders", loaders, self.loader_states)
         further, generators = without_generators(stateful)
-        saved_generators: dict[str, Any] = own_state(self.own_generators) if self.own_generators else {}
+        saved_generators: dict[str, Any] = own_state(self.stateful_generators) if self.stateful_generators else {}
         missing = sorted({*further} - {*self.stateful_states} | {*generators} - {*saved_generators})
         if missing:
             known = sorted({*self.stateful_states, *saved_generators})
@@ -157,35 +159,39 @@ class LoadedCheckpoint:
             target.load_state_dict(copy.deepcopy(state))
         if optimizers:
             warn_of_ignored_settings(optimizers, optimizer_states)
-            self._warn_of_what_nobody_takes(schedulers, loaders, further)
+            self._warn_of_what_nobody_takes(schedulers, loaders, stateful or {})
         self._warn_of_other_environment(model)
-        self._restore_beside_state(model, further, generators, with_warnings=bool(optimizers))
+        module = unwrap(model) if model is not None else nn.Module()
+        self._restore_beside_state(module, further, generators)
+        if self.own_generators and model is not None:
+            restore_generators_around(
+                module, own_state(self.own_generators), with_variables=bool(loaders), silently=not optimizers
+            )
+        if self.rng_states:
+            restore_own_rng_state(self.rng_states)
         return self
 
     def _restore_beside_state(
-        self,
-        model: nn.Module | None,
-        further: dict[str, Stateful],
-        generators: dict[str, Generator],
-        with_warnings: bool,
+        self, module: nn.Module, further: dict[str, Stateful], generators: dict[str, Generator]
     ) -> None:
-        """Metrics, and random number generators."""
-        module = unwrap(model) if model is not None else nn.Module()
+        """Metrics, and generators that were given."""
         if self.metrics:
             load_metric_states(metrics_of(module, further), own_state(self.metrics))
-        if self.own_generators:
-            missing = generators_around(module, generators).restore_generators(own_state(self.own_generators))
-            if with_warnings and model is not None:
-                warn_of_missing_generators(missing)
-        if self.rng_states:
-            restore_own_rng_state(self.rng_states)
+        for name, generator in generators.items():
+            try:
+                set_generator_state(generator, own_state(self.stateful_generators)[name])
+            except TypeError as error:
+                raise StateMismatchError(
+                    f"stateful: {name}: {error}, found another in the checkpoint. Give the kind of the save."
+                ) from error
 
     def _warn_of_what_nobody_takes(
-        self, schedulers: list[Stateful], loaders: list[Stateful], stateful: Mapping[str, Stateful]
+        self, schedulers: list[Stateful], loaders: list[Stateful], stateful: Collection[str]
     ) -> None:
+        saved_generators: dict[str, Any] = own_state(self.stateful_generators) if self.stateful_generators else {}
         left = [f"{len(self.lr_scheduler_states)} schedulers"] * bool(self.lr_scheduler_states and not schedulers)
         left += [f"{len(self.loader_states)} loaders"] * bool(self.loader_states and not loaders)
-        left += [name for name in sorted(self.stateful_states) if name not in stateful]
+        left += [name for name in sorted({*self.stateful_states, *saved_generators}) if name not in stateful]
         if left:
             warnings.warn(
                 f"the checkpoint has state that nobody takes, so training does not continue exactly: "

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
+
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.modules import listed
 
 _BESIDE_STATE = ("_num_vals_seen", "min_val", "max_val")  # of ``Running`` and ``MinMaxMetric``
 
@@ -40,12 +44,24 @@ def metric_state(metric: Any) -> dict[str, Any]:
 
 
 def load_metric_states(metrics: dict[str, Any], states: dict[str, Any]) -> None:
-    """Put back :func:`metric_states`: the others have just been reset. What is no longer there is passed over."""
+    """Put back :func:`metric_states`: the others have just been reset.
+
+    Warns:
+        InexactResumeWarning: there is none of a name; some are made while training goes on.
+    """
     for name, metric in metrics.items():
         if name in states:
             load_metric_state(metric, states[name])
         elif metric._update_count > 0:
             metric.reset()
+    missing = sorted(states.keys() - metrics.keys())
+    if missing:
+        warnings.warn(
+            f"the checkpoint has metrics that nobody has here, so they begin again: {listed(missing)}. Make them "
+            "before training begins.",
+            InexactResumeWarning,
+            stacklevel=2,
+        )
 
 
 def load_metric_state(metric: Any, state: dict[str, Any]) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import types
 import warnings
 from collections import deque
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import Generator, OwnedState
-from neuromanifold_gpt.state.users_objects import is_of_users_class
+from neuromanifold_gpt.state.users_objects import NAMESPACES, is_of_users_class
 from neuromanifold_gpt.state.users_variables import users_variables
 
-_CONTAINERS = (dict, list, tuple, deque)
+_SEARCHED = (
+    *(dict, list, tuple, deque, *NAMESPACES),
+    *(types.FunctionType, types.MethodType, types.BuiltinMethodType, types.GeneratorType, functools.partial),
+)
 # Of the model, what it owns is searched with it; of the others, what decides batches is in the position in the data.
 _SEARCHED_ELSEWHERE = (nn.Module, Dataset, DataLoader, Sampler)
 
@@ -31,13 +37,6 @@ def what_is_drawn_from(roots: dict[str, Any], ignored: tuple[Any, ...] = ()) -> 
     return OwnedState({**roots, **variables}, ignored, only_generators=True)
 
 
-def _may_have_some(value: Any) -> bool:
-    kind = type(value)
-    if issubclass(kind, Generator):
-        return True
-    return not issubclass(kind, _SEARCHED_ELSEWHERE) and (kind in _CONTAINERS or is_of_users_class(value))
-
-
 def generators_around(
     module: nn.Module, others: dict[str, Any] | None = None, ignored: tuple[Any, ...] = ()
 ) -> OwnedState:
@@ -47,13 +46,41 @@ def generators_around(
         module: the model.
         others, ignored: further objects by name, and those not to search.
     """
-    roots = {
-        f"{name}.{attribute}".lstrip("."): value
-        for name, part in module.named_modules()
-        for attribute, value in vars(part).items()
-        if attribute not in OF_EVERY_MODULE
-    }
-    return what_is_drawn_from({**roots, **(others or {})}, ignored)
+    return what_is_drawn_from({**_attributes_of_parts(module), **(others or {})}, ignored)
+
+
+def restore_generators_around(
+    module: nn.Module, states: dict[str, Any], *, with_variables: bool, silently: bool
+) -> None:
+    """For plain loops, put back the states of :func:`generators_around`.
+
+    Args:
+        module: the model.
+        states: of its generators and those of users' Python modules, by path.
+        with_variables: also those of users' Python modules. Where the loop goes to its position in the data by itself,
+            it may be by drawing from them again.
+        silently: where nothing goes on exactly.
+
+    Warns:
+        InexactResumeWarning: there is none of the kind; or one that is left alone is not as it was.
+    """
+    around = generators_around(module)
+    of_module = OwnedState(_attributes_of_parts(module), only_generators=True).generator_states()
+    put_back = {path: state for path, state in states.items() if with_variables or path in of_module}
+    here = around.generator_states()
+    missing = {*around.restore_generators(put_back), *(states.keys() - here.keys())}
+    if silently:
+        return
+    warn_of_missing_generators(sorted(missing))
+    others = sorted(path for path in states.keys() & here.keys() - put_back.keys() if _differ(states[path], here[path]))
+    if others:
+        warnings.warn(
+            f"random number generators in variables were in other states at the save: {listed(others)}. They are left "
+            "as they are, since no loaders= are given and it is the loop that finds its position in the data. Where it "
+            "draws from them otherwise, give them to stateful=, here and at the save.",
+            InexactResumeWarning,
+            stacklevel=4,
+        )
 
 
 def warn_of_missing_generators(paths: list[str]) -> None:
@@ -69,3 +96,29 @@ def warn_of_missing_generators(paths: list[str]) -> None:
             InexactResumeWarning,
             stacklevel=3,
         )
+
+
+def _attributes_of_parts(module: nn.Module) -> dict[str, Any]:
+    return {
+        f"{name}.{attribute}".lstrip("."): value
+        for name, part in module.named_modules()
+        for attribute, value in vars(part).items()
+        if attribute not in OF_EVERY_MODULE
+    }
+
+
+def _may_have_some(value: Any) -> bool:
+    kind = type(value)
+    if issubclass(kind, Generator) or issubclass(kind, _SEARCHED):
+        return True
+    return not issubclass(kind, _SEARCHED_ELSEWHERE) and is_of_users_class(value)
+
+
+def _differ(state: Any, other: Any) -> bool:
+    if isinstance(state, dict) and isinstance(other, dict):
+        return state.keys() != other.keys() or any(_differ(value, other[key]) for key, value in state.items())
+    if isinstance(state, list) and isinstance(other, list):
+        return len(state) != len(other) or any(map(_differ, state, other))
+    if isinstance(state, Tensor) and isinstance(other, Tensor):
+        return not torch.equal(state, other)
+    return type(state) is not type(other) or state != other

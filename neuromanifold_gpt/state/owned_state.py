@@ -11,7 +11,7 @@ import functools
 import random
 import types
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,16 +19,15 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from neuromanifold_gpt.state.users_objects import all_attributes, is_stateful
+from neuromanifold_gpt.state.users_objects import (
+    all_attributes,
+    attribute_dict,
+    is_stateful,
+    variables_of_function,
+    variables_of_generator,
+)
 
 Generator = random.Random | np.random.Generator | np.random.BitGenerator | np.random.RandomState | torch.Generator
-_GENERATORS = (
-    random.Random,
-    np.random.Generator,
-    np.random.BitGenerator,
-    np.random.RandomState,
-    torch.Generator,
-)
 _SCALARS = (bool, int, float, str, type(None))
 _OPAQUE = (str, bytes, int, float, complex, type, types.ModuleType, Tensor, np.ndarray, nn.Module, type(None))
 # What refers to the whole run, and is reached from it: a data module, of which ``collate_fn`` is a method, say.
@@ -38,8 +37,10 @@ _MODULES_OF_TRAINERS = (
     "pytorch_lightning.trainer.",
     "lightning_fabric.fabric",
 )
+_PYTHONS = "random.Random"
 _MAXIMUM_DEPTH = 6
-_MAXIMUM_ITEMS = 100  # of a list or dict that is searched: longer ones hold data
+_MAXIMUM_ITEMS = 100  # of a list or dict that is searched: longer ones hold data, if not generators
+_MAXIMUM_OBJECTS = 10_000  # that are searched from one root
 
 
 class OwnedState:
@@ -67,6 +68,7 @@ class OwnedState:
         self._generators: dict[str, Generator] = {}
         seen = {id(thing) for thing in ignored}
         for name, root in roots.items():
+            self._left_to_search = _MAXIMUM_OBJECTS
             self._search(name, root, seen, 0)
         if only_generators:
             self._owners.clear()
@@ -88,7 +90,7 @@ class OwnedState:
 
     def generator_states(self) -> dict[str, Any]:
         """The generators, as plain values and tensors, by path."""
-        return {path: _plain(_raw_state(generator)) for path, generator in self._generators.items()}
+        return {path: generator_state(generator) for path, generator in self._generators.items()}
 
     def restore_generators(self, states: dict[str, Any]) -> list[str]:
         """Put back :meth:`generator_states`; gives the paths at which there is none of the kind."""
@@ -96,8 +98,8 @@ class OwnedState:
         for path, saved in states.items():
             if path in self._generators:
                 try:
-                    _set_raw_state(self._generators[path], _unplain(saved))
-                except (TypeError, ValueError, AttributeError, RuntimeError):  # what each kind says to another's state
+                    set_generator_state(self._generators[path], saved)
+                except TypeError:
                     missing.add(path)
         return sorted(missing)
 
@@ -124,6 +126,10 @@ class OwnedState:
             elif owner in self._owners:
                 vars(self._owners[owner])[name] = _as_it_was(value, vars(self._owners[owner]).get(name))
 
+    def has_as_many_generators_as(self, other: OwnedState) -> bool:
+        """Whether none has been made since ``other`` looked at the same."""
+        return len(self._generators) == len(other._generators)
+
     def objects(self) -> tuple[Any, ...]:
         """All objects that were found."""
         return (*self._owners.values(), *self._generators.values())
@@ -138,25 +144,28 @@ class OwnedState:
             yield from ((f"{path}.{name}", value) for name, value in vars(owner).copy().items())
 
     def _search(self, path: str, thing: Any, seen: set[int], depth: int) -> None:
-        if id(thing) in seen or depth > _MAXIMUM_DEPTH:
+        if id(thing) in seen or depth > _MAXIMUM_DEPTH or self._left_to_search <= 0:
             return
         seen.add(id(thing))
+        self._left_to_search -= 1
         try:
             parts = self._take(path, thing)
         except Exception:  # noqa: BLE001 - proxies of what is gone, what another thread changes: it has nothing to tell
             self._owners.pop(path, None)
             return
         for name, part in parts:
-            self._search(f"{path}.{name}", part, seen, depth + 1)
+            if type(part) not in _SCALARS:
+                self._search(f"{path}.{name}", part, seen, depth + 1)
 
     def _take(self, path: str, thing: Any) -> list[tuple[str, Any]]:
-        if isinstance(thing, _GENERATORS):
+        kind = type(thing)  # isinstance() would ask proxies
+        if issubclass(kind, Generator):
             _raw_state(thing)  # random.SystemRandom has none
             self._generators[path] = thing
             return []
-        if isinstance(thing, _OPAQUE) or _is_trainer(thing):
+        if issubclass(kind, _OPAQUE) or _is_trainer(thing):
             return []
-        if hasattr(thing, "__dict__"):
+        if attribute_dict(thing) is not None:
             self._owners[path] = thing
         return list(_parts(thing))
 
@@ -176,28 +185,35 @@ def _is_trainer(thing: Any) -> bool:
 
 
 def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(thing, dict):
-        if len(thing) <= _MAXIMUM_ITEMS:
+    kind = type(thing)
+    if issubclass(kind, dict):
+        if _is_searched(thing, thing.values()):
             yield from ((str(key), value) for key, value in thing.items())
-    elif isinstance(thing, list | tuple | deque):
-        if len(thing) <= _MAXIMUM_ITEMS:
+    elif issubclass(kind, list | tuple | deque):
+        if _is_searched(thing, thing):
             yield from ((str(number), value) for number, value in enumerate(thing))
-    elif isinstance(thing, types.FunctionType):
-        names = thing.__code__.co_freevars
-        for name, cell in zip(names, thing.__closure__ or (), strict=True):
-            if cell != types.CellType():  # an empty one is not filled yet
-                yield name, cell.cell_contents
-    elif isinstance(thing, types.MethodType):
+    elif kind is types.FunctionType:
+        yield from variables_of_function(thing).items()
+    elif kind is types.GeneratorType:
+        yield from (variables_of_generator(thing) or {}).items()
+    elif kind in (types.MethodType, types.BuiltinMethodType):
         yield "self", thing.__self__
-    elif isinstance(thing, functools.partial):
+    elif issubclass(kind, functools.partial):
         yield from (("func", thing.func), ("args", thing.args), ("keywords", thing.keywords))
     else:
         yield from all_attributes(thing).items()
 
 
+def _is_searched(container: Collection[Any], values: Iterable[Any]) -> bool:
+    return len(container) <= _MAXIMUM_ITEMS or issubclass(type(next(iter(values))), Generator)
+
+
 def _seed(generator: Generator, seed: int) -> None:
-    if isinstance(generator, np.random.RandomState):
+    if isinstance(generator, np.random.RandomState) and generator.get_state(legacy=False)["bit_generator"] == "MT19937":
         generator.seed([seed & 0xFFFFFFFF, seed >> 32])
+    elif isinstance(generator, np.random.RandomState):
+        fresh_bits: Callable[[int], np.random.BitGenerator] = type(generator._bit_generator)
+        generator.set_state(np.random.RandomState(fresh_bits(seed)).get_state(legacy=False))
     elif isinstance(generator, np.random.Generator | np.random.BitGenerator):
         bits = _bits_of(generator)
         fresh: Callable[[int], np.random.BitGenerator] = type(bits)
@@ -206,6 +222,23 @@ def _seed(generator: Generator, seed: int) -> None:
         generator.manual_seed(seed)
     else:
         generator.seed(seed)
+
+
+def generator_state(generator: Generator) -> Any:
+    """As plain values and tensors."""
+    return _plain(_raw_state(generator))
+
+
+def set_generator_state(generator: Generator, state: Any) -> None:
+    """Put back :func:`generator_state`.
+
+    Raises:
+        TypeError: it is that of another kind of generator.
+    """
+    try:
+        _set_raw_state(generator, _unplain(state))
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # what each kind says to another's state
+        raise TypeError(f"expected the state of a {type(generator).__name__}") from error
 
 
 def _raw_state(generator: Generator) -> Any:
@@ -233,7 +266,7 @@ def _plain(state: Any) -> Any:
     """The state of a generator, as plain values and tensors."""
     if isinstance(state, tuple):  # of random.Random
         version, internal, gauss = state
-        return [version, torch.tensor(internal, dtype=torch.int64), gauss]
+        return [_PYTHONS, version, torch.tensor(internal, dtype=torch.int64), gauss]
     if isinstance(state, dict):
         return {key: _plain(value) for key, value in state.items()}
     if isinstance(state, np.ndarray):  # of unsigned 32 or 64 bits
@@ -247,8 +280,8 @@ def _unplain(state: Any) -> Any:
         return {key: _unplain(value) for key, value in state.items()}
     if not isinstance(state, list):
         return state
-    if len(state) == 3:
-        version, internal, gauss = state
+    if state[0] == _PYTHONS:
+        _, version, internal, gauss = state
         return version, tuple(internal.tolist()), gauss
     dtype, data = state
     return data.numpy().view(np.dtype(dtype))

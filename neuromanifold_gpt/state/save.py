@@ -29,7 +29,7 @@ from neuromanifold_gpt.state.metrics import metric_states, metrics_of
 from neuromanifold_gpt.state.modules import module_modes, module_state, parameter_names, unwrap
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
 from neuromanifold_gpt.state.own_generators import generators_around
-from neuromanifold_gpt.state.owned_state import Generator
+from neuromanifold_gpt.state.owned_state import Generator, generator_state
 from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks
 from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_values_left_out
 
@@ -107,7 +107,8 @@ def save_checkpoint(
     left_out = {} if save_model_only else warn_of_values_left_out(model, kept)
     of_this_rank = {
         "rng": capture_rng_state(),
-        "own_generators": generators_around(unwrap(model), generators).generator_states(),
+        "own_generators": generators_around(unwrap(model)).generator_states(),
+        "stateful_generators": {key: generator_state(generator) for key, generator in sorted(generators.items())},
         "metrics": metric_states(metrics_of(unwrap(model), further)),
         "data": [loader.state_dict() for loader in as_stateful("loaders", loaders)],
         "gradients": {}
@@ -131,6 +132,7 @@ def save_checkpoint(
         "lr_scheduler_classes": [type(scheduler).__name__ for scheduler in as_list(schedulers)],
         "rng_states": [state["rng"] for state in rank_states],
         "own_generators": [state["own_generators"] for state in rank_states],
+        "stateful_generators": [state["stateful_generators"] for state in rank_states],
         "metrics": [state["metrics"] for state in rank_states],
         "data": [state["data"] for state in rank_states],
         "modes": module_modes(model),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 from typing import Any
 
@@ -22,37 +22,30 @@ from neuromanifold_gpt.state.users_objects import attributes_of
 RESULT = "a result with its graph"
 _LOOKED_AT_ITEMS = (100, 10, 10, 10, 10)  # of a container or object, of one in it, and so on; deeper, its length
 _LOOKED_AT_IN_ALL = 10_000
-_LOOKED_AT_OF_ONE_VARIABLE = 1_000
 _LOOKED_AT_OF_SETS = 1000  # of larger ones the length: they have no order of which a part could be taken
 _LOOKED_AT_ELEMENTS = 1 << 16  # of a tensor or array
 _LOOKED_AT_ELEMENTS_WITHIN = 1 << 10  # of one in a list or dict, where larger ones than the above are passed over
 
 
-def shown_value(value: Any, kept: Collection[int] = (), *, is_setting: bool = False) -> str | None:
+def shown_value(
+    value: Any, kept: Collection[int] = (), *, is_setting: bool = False, items: int = _LOOKED_AT_IN_ALL
+) -> str | None:
     """What shows whether a value has changed.
 
     Args:
         value: whatever an attribute holds.
         kept: addresses of memory, and identities of objects, that a checkpoint has.
+        items: that are looked at, at most, in all containers and objects within it.
         is_setting: texts and users' objects are passed over: from one run to another, they differ as settings do.
 
     Returns:
         ``None`` of what is no number, text, tensor, array, or container or object with such; of an empty dict, as
         tables are before they are filled; and of what is kept. :data:`RESULT` of tensors that belong to a graph.
     """
-    return _Look(kept, is_setting).shown(value, _LOOKED_AT_IN_ALL)
-
-
-def shown_variables(variables: Iterable[tuple[str, Any]], kept: Collection[int]) -> dict[str, str]:
-    """What :func:`shown_value` shows of many values, by name; among them may be large tables that never change."""
-    look, left, found = _Look(kept, False), _LOOKED_AT_IN_ALL, {}
-    for name, value in variables:
-        items = min(left, _LOOKED_AT_OF_ONE_VARIABLE)
-        shown = look.shown(value, items)
-        left -= items - look.left
-        if shown is not None:
-            found[name] = shown
-    return found
+    try:
+        return _Look(kept, is_setting, items).at(value, 0)
+    except Exception:  # noqa: BLE001 - tensors of other libraries, what a thread changes: no look is worth a run
+        return None
 
 
 def kept_by(module: nn.Module) -> set[int]:
@@ -62,48 +55,41 @@ def kept_by(module: nn.Module) -> set[int]:
 
 
 class _Look:
-    def __init__(self, kept: Collection[int], is_setting: bool) -> None:
-        self._kept, self._is_setting = kept, is_setting
-        self.left = 0  # of the items that may be looked at
-
-    def shown(self, value: Any, items: int) -> str | None:
-        self.left = items
-        try:
-            return self.at(value, 0)
-        except Exception:  # noqa: BLE001 - tensors of other libraries, what a thread changes: no look is worth a run
-            return None
+    def __init__(self, kept: Collection[int], is_setting: bool, items: int) -> None:
+        self._kept, self._is_setting, self._left = kept, is_setting, items
 
     def at(self, value: Any, depth: int) -> str | None:
-        if isinstance(value, np.generic):
-            value = value.item()
-        if isinstance(value, bool | int | float):
+        kind = type(value)  # isinstance() would ask proxies
+        if issubclass(kind, np.generic):
+            value, kind = value.item(), type(value.item())
+        if issubclass(kind, bool | int | float):
             return repr(value) if abs(value) < 1 << 64 or value != value else _text_digest(hash(value))
-        if isinstance(value, complex):
+        if issubclass(kind, complex):
             return repr(value)
-        if isinstance(value, Tensor):
+        if issubclass(kind, Tensor):
             if isinstance(value, nn.Parameter) or _address(value) in self._kept:
                 return None
             return RESULT if value.requires_grad else _tensor_digest(value, depth)
-        if isinstance(value, np.ndarray):
+        if issubclass(kind, np.ndarray):
             return _array_digest(value, depth)
-        if isinstance(value, str | bytes | bytearray):
+        if issubclass(kind, str | bytes | bytearray):
             return None if self._is_setting else f"{len(value)} {_text_digest(value[:_LOOKED_AT_ELEMENTS])}"
-        if isinstance(value, dict):
+        if issubclass(kind, dict):
             keys = [str(key) for key in islice(value, _LOOKED_AT_ITEMS[0]) if isinstance(key, str | int | float)]
             return self._at_items(value, value.values(), depth, keys)
-        if isinstance(value, set | frozenset):
+        if issubclass(kind, set | frozenset):
             if len(value) > _LOOKED_AT_OF_SETS:
                 return str(len(value))
             shown = sorted(text for item in value if (text := self.at(item, len(_LOOKED_AT_ITEMS))) is not None)
             return f"{len(value)} {_text_digest(shown)}" if shown or not value else None
-        if isinstance(value, list | tuple | deque):
+        if issubclass(kind, list | tuple | deque):
             return self._at_items(value, value, depth)
         return self._at_object(value, depth)
 
     def _at_object(self, value: Any, depth: int) -> str | None:
         if id(value) in self._kept:
             return None
-        if isinstance(value, nn.Module):  # that is no part of the one that is saved: an average, a teacher
+        if issubclass(type(value), nn.Module):  # that is no part of the one that is saved: an average, a teacher
             tensors = [tensor.detach() for tensor in (*value.parameters(), *value.buffers())]
             metrics = [metric for metric in metrics_of(value).values() if id(metric) not in self._kept]
             shown = [*tensors, *map(metric_state, metrics)]
@@ -114,10 +100,10 @@ class _Look:
     def _at_items(
         self, container: Collection[Any], values: Collection[Any], depth: int, keys: Collection[str] = ()
     ) -> str | None:
-        if depth >= len(_LOOKED_AT_ITEMS) or self.left <= 0:
+        if depth >= len(_LOOKED_AT_ITEMS) or self._left <= 0:
             return str(len(container))
         items = list(islice(values, _LOOKED_AT_ITEMS[depth]))
-        self.left -= len(items)
+        self._left -= len(items)
         shown = [self.at(item, depth + 1) for item in items]
         is_passed_over = isinstance(container, dict) if not items else not any(shown)
         return None if is_passed_over else f"{len(container)} {_text_digest([shown, keys])}"

@@ -18,11 +18,12 @@ from torch import nn
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE, is_kept_by_others, non_persistent_buffers
 from neuromanifold_gpt.state.modules import listed, unwrap
-from neuromanifold_gpt.state.shown_values import RESULT, kept_by, shown_value, shown_variables
+from neuromanifold_gpt.state.shown_values import RESULT, kept_by, shown_value
 from neuromanifold_gpt.state.users_objects import is_called_after_a_time
 from neuromanifold_gpt.state.users_variables import users_variables
 
 DETAILS_KEY = "module_values"
+_LOOKED_AT_OF_VARIABLES = 500  # there may be many, and large tables that never change among them
 
 
 def values_beside_state(
@@ -65,8 +66,7 @@ def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[st
         InexactResumeWarning: values have changed since the first call for this module, or since it was restored.
     """
     module = unwrap(module)
-    now = values_beside_state(module, kept=kept)
-    now.update(variables_beside_state({*kept_by(module), *map(id, kept)}, without=("__main__",)))
+    now = _with_variables(module, kept)
     _followed.setdefault(module, UnsavedValues(now)).warn_if_changed(now)
     settings = values_beside_state(module, kept=kept, as_settings=True)
     return {path: shown for path, shown in settings.items() if shown != RESULT}
@@ -88,7 +88,7 @@ def warn_of_other_values(
     """
     module = unwrap(module)
     now = values_beside_state(module, kept=kept, as_settings=True)
-    _followed[module] = UnsavedValues(values_beside_state(module, kept=kept))
+    _followed[module] = UnsavedValues(_with_variables(module, kept))
     others = sorted(path for path in now.keys() & saved.keys() if RESULT != now[path] != saved[path])
     if others and not silently:
         warnings.warn(
@@ -99,6 +99,12 @@ def warn_of_other_values(
         )
 
 
+def _with_variables(module: nn.Module, kept: Collection[Any]) -> dict[str, str]:
+    objects = [thing for loader in kept for thing in getattr(loader, "objects_of_position", tuple)()]
+    variables = variables_beside_state({*kept_by(module), *map(id, [*kept, *objects])}, without=("__main__",))
+    return {**values_beside_state(module, kept=kept), **variables}
+
+
 def variables_beside_state(kept: Collection[int], *, without: Collection[str] = ()) -> dict[str, str]:
     """What is shown of the variables of users' Python modules, by name.
 
@@ -106,12 +112,12 @@ def variables_beside_state(kept: Collection[int], *, without: Collection[str] = 
         kept: as for :func:`shown_value`.
         without: names of modules.
     """
-    variables = (
-        (path, value)
+    found = {
+        path: shown_value(value, kept, items=_LOOKED_AT_OF_VARIABLES)
         for path, value in users_variables()
         if path.partition(".")[0] not in without and not is_called_after_a_time(path.rpartition(".")[2])
-    )
-    return shown_variables(variables, kept)
+    }
+    return {path: shown for path, shown in found.items() if shown is not None}
 
 
 class UnsavedValues:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import gc
 import io
@@ -12,13 +13,14 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 _CALLED_AFTER_TIMES = re.compile(r"(^|_)(time|times|tic|toc|elapsed|duration|sec|secs|seconds|ms|clock)$|^t\d*$")
+NAMESPACES = (types.SimpleNamespace, argparse.Namespace)  # of the standard library, and for users' variables
 _OF_THE_RUN = ("lightning", "pytorch_lightning", "lightning_fabric", "neuromanifold_gpt")  # they save what they keep
 _LIBRARIES = (*_OF_THE_RUN, "torch", "torchmetrics")
 # The position in the data has what they change, or the loader says so. Modules are shown by their tensors.
@@ -33,11 +35,12 @@ def is_called_after_a_time(name: str) -> bool:
 
 def is_of_users_class(thing: Any) -> bool:
     """Whether its class is of no library: neither of the standard library nor of an installed package."""
-    return is_users_module(type(thing).__module__)
+    name = type(thing).__module__
+    return isinstance(name, str) and is_users_module(name)
 
 
 def is_stateful(thing: Any) -> bool:
-    """Whether it has torchdata's two methods."""
+    """Whether it, or what is of a class, has torchdata's two methods."""
     return hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
 
 
@@ -48,33 +51,50 @@ def attributes_of(thing: Any) -> dict[str, Any] | None:
     libraries' classes without ``state_dict``, of those that are looked at elsewhere, and of those that hold an open
     file, as what records a run does.
     """
-    if isinstance(thing, types.GeneratorType):
-        return _variables_of_generator(thing)
-    if type(thing).__module__ in ("builtins", "itertools") and hasattr(thing, "__next__"):
+    kind = type(thing)  # isinstance() would ask proxies, which may have nobody to ask
+    if kind is types.GeneratorType:
+        return variables_of_generator(thing)
+    if kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__"):
         return _progress_of_iterator(thing)
-    if isinstance(thing, _BaseDataLoaderIter):
+    if issubclass(kind, _BaseDataLoaderIter):
         return {"batches": thing._num_yielded}
-    if isinstance(thing, functools.partial):
+    if issubclass(kind, functools.partial):
         return {"func": thing.func, "args": thing.args, "keywords": thing.keywords}
-    if isinstance(thing, types.MethodType):
+    if kind in (types.MethodType, types.BuiltinMethodType):
         return {"self": thing.__self__}
-    if isinstance(thing, types.FunctionType):
-        cells = zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True)
-        around = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
-        return {**around, **vars(thing)}
-    if isinstance(thing, _LOOKED_AT_ELSEWHERE):
+    if kind is types.FunctionType:
+        return variables_of_function(thing)
+    if issubclass(kind, _LOOKED_AT_ELSEWHERE):
         return None
-    if not isinstance(thing, types.SimpleNamespace) and not is_of_users_class(thing) and not _is_optimizer_or_so(thing):
+    if not issubclass(kind, NAMESPACES) and not is_of_users_class(thing) and not _is_optimizer_or_so(kind):
         return None
     found = all_attributes(thing)
-    if any(_is_file(value.__class__) for value in found.values()):
+    if any(_is_file(cast(Any, type(value))) for value in found.values()):
         return None
     return {name: value for name, value in found.items() if not is_called_after_a_time(name)}
 
 
+def variables_of_function(function: types.FunctionType) -> dict[str, Any]:
+    """What it keeps: variables of the functions around it, defaults of its arguments, and its attributes."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    around = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}  # not filled yet
+    defaults = {f"default {number}": value for number, value in enumerate(function.__defaults__ or ())}
+    return {**around, **defaults, **(function.__kwdefaults__ or {}), **vars(function)}
+
+
+def variables_of_generator(generator: types.GeneratorType[Any, Any, Any]) -> dict[str, Any] | None:
+    """How far a users' generator function is, and with which local variables; ``None`` while it runs."""
+    frame = generator.gi_frame
+    if frame is None:
+        return {"has ended": True}
+    if generator.gi_running or not is_users_module(frame.f_globals.get("__name__", "")):
+        return None
+    return {**frame.f_locals, "yields from": generator.gi_yieldfrom, "has begun": frame.f_lasti}
+
+
 def all_attributes(thing: Any) -> dict[str, Any]:
-    """Those in ``__dict__`` and in ``__slots__``; nothing is called but ``__getattribute__``."""
-    found = dict(getattr(thing, "__dict__", {}))
+    """Those in ``__dict__`` and in ``__slots__``; nothing is asked but the interpreter."""
+    found = dict(attribute_dict(thing) or {})
     for kind in type(thing).__mro__:
         slots = vars(kind).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else tuple(slots):
@@ -89,23 +109,23 @@ def all_attributes(thing: Any) -> dict[str, Any]:
     return found
 
 
+def attribute_dict(thing: Any) -> dict[str, Any] | None:
+    """``__dict__``, past ``__getattr__``, by which proxies ask for it."""
+    try:
+        found: dict[str, Any] = object.__getattribute__(thing, "__dict__")
+    except AttributeError:
+        return None
+    return found
+
+
 @functools.cache
 def _is_file(kind: type) -> bool:
     return issubclass(kind, io.IOBase)
 
 
-def _is_optimizer_or_so(thing: Any) -> bool:
+def _is_optimizer_or_so(kind: type) -> bool:
     """Whether it is of a library, and has state that somebody has to save: an optimizer, an average of weights."""
-    return type(thing).__module__.partition(".")[0] not in _OF_THE_RUN and is_stateful(thing)
-
-
-def _variables_of_generator(generator: types.GeneratorType[Any, Any, Any]) -> dict[str, Any] | None:
-    frame = generator.gi_frame
-    if frame is None:
-        return {"has ended": True}
-    if generator.gi_running or not is_users_module(frame.f_globals.get("__name__", "")):
-        return None
-    return {**frame.f_locals, "yields from": generator.gi_yieldfrom, "has begun": frame.f_lasti}
+    return str(kind.__module__).partition(".")[0] not in _OF_THE_RUN and is_stateful(kind)
 
 
 def _progress_of_iterator(iterator: Any) -> dict[str, Any]:
@@ -118,10 +138,18 @@ def _progress_of_iterator(iterator: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def is_users_module(module_name: str) -> bool:
+def is_users_module(name: str) -> bool:
     """Whether a Python module is of no library."""
-    top = module_name.partition(".")[0]
+    top = name.partition(".")[0] if isinstance(name, str) else ""  # classes may have anything there
     if top in sys.stdlib_module_names or top in _LIBRARIES:
         return False
-    file = getattr(sys.modules.get(module_name), "__file__", None)
-    return file is None or not {"site-packages", "dist-packages"} & {*Path(file).parts}
+    file = variables_of_module(sys.modules.get(name)).get("__file__")
+    return not isinstance(file, str) or not {"site-packages", "dist-packages"} & {*Path(file).parts}
+
+
+def variables_of_module(module: Any) -> dict[str, Any]:
+    """Without a look at the module itself, by which some are loaded; of what is no module, none."""
+    if not issubclass(type(module), types.ModuleType):
+        return {}
+    variables: dict[str, Any] = types.ModuleType.__getattribute__(module, "__dict__")
+    return variables

@@ -9,51 +9,69 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from neuromanifold_gpt.state.users_objects import is_users_module
+from neuromanifold_gpt.state.users_objects import is_users_module, variables_of_function, variables_of_module
 
-_NO_STATE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, staticmethod, classmethod, property)
+_NO_STATE = (type, types.ModuleType, types.BuiltinFunctionType, staticmethod, classmethod, property)
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
 def users_variables() -> Iterator[tuple[str, Any]]:
     """Of all of users' Python modules that are loaded, by name such as ``train.rng`` or ``data.Augmentation.rng``.
 
-    Without modules, functions and classes.
+    Without modules and classes; of functions those that keep something. What cannot be looked at is passed over.
     """
-    for name in _names_of_users_modules(len(sys.modules)):
-        for variable, value in vars(sys.modules[name]).copy().items() if name in sys.modules else ():
-            if _is_magic(variable):
+    for name in _names_of_users_modules(tuple(sys.modules)):
+        variables = variables_of_module(sys.modules.get(name))
+        own_name = variables.get("__name__")  # another one, where the module is known under two
+        for variable, value in list(variables.items()):
+            try:
+                found = list(_at_variable(f"{name}.{variable}", variable, value, own_name))
+            except Exception:  # noqa: BLE001 - metaclasses and the like that fail when they are asked
                 continue
-            kind = type(value)  # isinstance() would ask proxies, which may have nobody to ask
-            if issubclass(kind, type):
-                if value.__module__ == name:
-                    yield from _attributes_of_class(f"{name}.{variable}", value)
-            elif not issubclass(kind, _NO_STATE):
-                yield f"{name}.{variable}", value
+            yield from found
+
+
+def _at_variable(path: str, name: Any, value: Any, module_name: Any) -> Iterator[tuple[str, Any]]:
+    kind = type(value)  # isinstance() would ask proxies, which may have nobody to ask
+    if not isinstance(name, str) or (name.startswith("__") and name.endswith("__")):
+        return
+    if issubclass(kind, type):
+        if value.__module__ == module_name:
+            yield from _of_class(path, value)
+    elif issubclass(kind, types.FunctionType):
+        if value.__module__ == module_name and variables_of_function(value):
+            yield path, value
+    elif not issubclass(kind, _NO_STATE) or (kind is types.BuiltinFunctionType and not _is_module(value.__self__)):
+        yield path, value
+
+
+def _of_class(path: str, kind: type) -> Iterator[tuple[str, Any]]:
+    for name, value in list(vars(kind).items()):
+        if issubclass(type(value), type):
+            is_its_own = value.__qualname__ == f"{kind.__qualname__}.{name}"
+        else:
+            is_its_own = not hasattr(type(value), "__get__")  # methods and the like
+        if is_its_own:
+            yield from _at_variable(f"{path}.{name}", name, value, kind.__module__)
+
+
+def _is_module(thing: Any) -> bool:
+    return thing is None or issubclass(type(thing), types.ModuleType)
 
 
 @functools.lru_cache(maxsize=1)
-def _names_of_users_modules(_number_of_modules: int) -> list[str]:
+def _names_of_users_modules(names: tuple[str, ...]) -> list[str]:
     """There are thousands, and in most saves the same as before."""
-    names: dict[int, str] = {}  # of several, the first
-    for name, module in sorted(sys.modules.copy().items()):
+    found: dict[int, str] = {}  # of several names of one module, the first
+    for name in sorted(names, key=str):
+        module = sys.modules.get(name)
         if _is_users(name, module):
-            names.setdefault(id(module), name)
-    return list(names.values())
-
-
-def _attributes_of_class(path: str, kind: type) -> Iterator[tuple[str, Any]]:
-    for attribute, value in vars(kind).copy().items():
-        if not (_is_magic(attribute) or issubclass(type(value), _NO_STATE) or hasattr(type(value), "__get__")):
-            yield f"{path}.{attribute}", value
+            found.setdefault(id(module), name)
+    return list(found.values())
 
 
 def _is_users(name: str, module: Any) -> bool:
-    if not isinstance(module, types.ModuleType) or not is_users_module(name):
+    if not issubclass(type(module), types.ModuleType) or not is_users_module(name):
         return False
-    file = vars(module).get("__file__")  # some modules are loaded by a look at them
+    file = variables_of_module(module).get("__file__")
     return name == "__main__" or (isinstance(file, str) and not file.startswith(_STANDARD_LIBRARY))
-
-
-def _is_magic(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__")

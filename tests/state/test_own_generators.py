@@ -6,6 +6,7 @@ import importlib
 import random
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from neuromanifold_gpt import load_checkpoint, resumable, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
+from neuromanifold_gpt.data.positioned_loader import PositionedLoader
+from neuromanifold_gpt.state.users_variables import users_variables
 
 KINDS: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
     "random.Random": (lambda: random.Random(1), lambda generator: generator.gauss(0, 1)),
@@ -31,7 +34,10 @@ KINDS: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
     ),
 }
 USERS_CODE = """
+import argparse
+import functools
 import random
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 system = random.SystemRandom()
@@ -49,9 +55,50 @@ class Config:
 
 config = Config()
 
+class Outer:
+    class Inner:
+        rng, seen = random.Random(4), []
+
+def closed_over(rng):
+    return lambda: rng.random()
+
+def defaulting(x, rng=random.Random(6)):
+    return rng.random()
+
+def remembering(x, seen=[]):
+    seen.append(x)
+
+def generating(rng):
+    while True:
+        yield rng.random()
+
+closure = closed_over(random.Random(5))
+method = random.Random(7).uniform
+builtin_method = random.Random(8).random
+by_default = defaultdict(list, rng=random.Random(9))
+namespace = argparse.Namespace(rng=random.Random(10), temperature=1.0)
+generator = generating(random.Random(11))
+partial = functools.partial(defaulting, rng=random.Random(12))
+many = [random.Random(number) for number in range(200)]
+
 def draw():
     return rng.random(), Draws.rng.random(), config.rng.random()
 """
+PATHS = [
+    "rng",
+    "Draws.rng",
+    "config.rng",
+    "Outer.Inner.rng",
+    "defaulting.default 0",
+    "closure.rng",
+    "method.self",
+    "builtin_method.self",
+    "by_default.rng",
+    "namespace.rng",
+    "generator.rng",
+    "partial.keywords.rng",
+    *[f"many.{number}" for number in range(200)],
+]
 
 
 def model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -96,8 +143,32 @@ class TestGivenToStateful:
     def test_but_not_given_again(self, tmp_path: Path) -> None:
         model, optimizer = model_and_optimizer()
         save_checkpoint(tmp_path, step=1, model=model, optimizers=optimizer, stateful={"rng": random.Random(1)})
-        with pytest.warns(InexactResumeWarning, match="generators that nobody has here: rng"):
+        with pytest.warns(InexactResumeWarning, match="state that nobody takes.*: rng"):
             load_checkpoint(tmp_path).restore(model=model, optimizers=optimizer)
+
+    def test_of_another_kind(self, tmp_path: Path) -> None:
+        save_checkpoint(tmp_path, step=1, model=nn.Linear(1, 1), stateful={"rng": random.Random(1)})
+        with pytest.raises(StateMismatchError, match="stateful: rng: expected the state of a Generator"):
+            load_checkpoint(tmp_path).restore(stateful={"rng": np.random.default_rng(1)})
+
+    def test_under_a_name_that_the_model_has_too_and_twice(self, tmp_path: Path) -> None:
+        def drawn(model: nn.Module, beside: random.Random) -> list[float]:
+            return [model.rng.random(), model.other.random(), beside.random()]
+
+        def make() -> tuple[nn.Module, torch.optim.Optimizer, random.Random]:
+            model, optimizer = model_and_optimizer()
+            model.rng, model.other = random.Random(1), random.Random(2)  # type: ignore[assignment]
+            return model, optimizer, random.Random(3)
+
+        (model, optimizer, beside), (resumed, optimizer_here, beside_here) = make(), make()
+        drawn(model, beside)
+        stateful = {"rng": beside, "own": model.other, "again": beside}
+        save_checkpoint(tmp_path, step=1, model=model, optimizers=optimizer, stateful=stateful)  # type: ignore[arg-type]
+        expected = drawn(model, beside)
+        stateful = {"rng": beside_here, "own": resumed.other, "again": beside_here}
+        restore = load_checkpoint(tmp_path).restore
+        restore(model=resumed, optimizers=optimizer_here, stateful=stateful)  # type: ignore[arg-type]
+        assert drawn(resumed, beside_here) == expected
 
     def test_what_has_no_state_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(TypeError, match=r"stateful: .* found a dict"):
@@ -106,29 +177,98 @@ class TestGivenToStateful:
 
 
 class TestOfPythonModules:
+    def loader(self) -> PositionedLoader:
+        return resumable(DataLoader([1, 2, 3]))  # type: ignore[arg-type]
+
     def test_go_on(self, users_code: ModuleType, tmp_path: Path) -> None:
         model, optimizer = model_and_optimizer()
         users_code.draw()
-        save_checkpoint(tmp_path / "run", step=1, model=model, optimizers=optimizer)
+        save_checkpoint(tmp_path / "run", step=1, model=model, optimizers=optimizer, loaders=self.loader())
         expected = users_code.draw()
-        load_checkpoint(tmp_path / "run").restore(model=model, optimizers=optimizer)
+        load_checkpoint(tmp_path / "run").restore(model=model, optimizers=optimizer, loaders=self.loader())
         assert users_code.draw() == expected
 
-    def test_are_stored_once(self, users_code: ModuleType, tmp_path: Path) -> None:
+    def test_are_left_alone_where_the_loop_finds_its_position(self, users_code: ModuleType, tmp_path: Path) -> None:
+        model, optimizer = model_and_optimizer()
+        save_checkpoint(tmp_path / "run", step=1, model=model, optimizers=optimizer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", InexactResumeWarning)
+            load_checkpoint(tmp_path / "run").restore(model=model, optimizers=optimizer)
+        users_code.Draws.rng.random()
+        expected = users_code.Draws.rng.getstate()
+        with pytest.warns(InexactResumeWarning, match=r"in other states at the save: users_code.Draws.rng\."):
+            load_checkpoint(tmp_path / "run").restore(model=model, optimizers=optimizer)
+        assert users_code.Draws.rng.getstate() == expected
+
+    def test_are_found_wherever_they_are_and_stored_once(self, users_code: ModuleType, tmp_path: Path) -> None:
         save_checkpoint(tmp_path / "run", step=1, model=nn.Linear(1, 1))
         stored = [path for path in load_checkpoint(tmp_path / "run").own_generators[0] if "users_code" in path]
-        assert stored == ["users_code.rng", "users_code.Draws.rng", "users_code.config.rng"]
+        assert stored == [f"users_code.{path}" for path in PATHS]
 
     def test_are_missed(self, users_code: ModuleType, tmp_path: Path) -> None:
         model, optimizer = model_and_optimizer()
-        save_checkpoint(tmp_path / "run", step=1, model=model, optimizers=optimizer)
+        save_checkpoint(tmp_path / "run", step=1, model=model, optimizers=optimizer, loaders=self.loader())
         del users_code.rng, users_code.same
         users_code.Draws.rng = np.random.default_rng(1)  # type: ignore[attr-defined]
         with pytest.warns(InexactResumeWarning, match=r"nobody has here: users_code.Draws.rng; users_code.rng\."):
-            load_checkpoint(tmp_path / "run").restore(model=model, optimizers=optimizer)
+            load_checkpoint(tmp_path / "run").restore(model=model, optimizers=optimizer, loaders=self.loader())
         with warnings.catch_warnings():
             warnings.simplefilter("error", InexactResumeWarning)
             load_checkpoint(tmp_path / "run").restore(model=model)
+
+    def test_values_are_said_after_a_restore_too(self, users_code: ModuleType, tmp_path: Path) -> None:
+        model, optimizer = model_and_optimizer()
+        save_checkpoint(tmp_path / "run", step=1, model=model, optimizers=optimizer)
+        load_checkpoint(tmp_path / "run").restore(model=model, optimizers=optimizer)
+        users_code.count, users_code.namespace.temperature = 1, 0.5
+        users_code.Outer.Inner.seen.append(1)
+        users_code.remembering(1)
+        said = r"users_code.Outer.Inner.seen; users_code.count; users_code.namespace; users_code.remembering\."
+        with pytest.warns(InexactResumeWarning, match=said):
+            save_checkpoint(tmp_path / "run", step=2, model=model, optimizers=optimizer)
+
+    def test_one_large_table_hides_no_other(self, users_code: ModuleType, tmp_path: Path) -> None:
+        users_code.a_table = {i: {j: [j] * 10 for j in range(10)} for i in range(1000)}  # type: ignore[attr-defined]
+        users_code.z = {"state": {"temperature": 1.0}}  # type: ignore[attr-defined]
+        model = nn.Linear(1, 1)
+        save_checkpoint(tmp_path / "run", step=1, model=model)
+        users_code.z["state"]["temperature"] = 0.5
+        with pytest.warns(InexactResumeWarning, match=r"no checkpoint has: users_code.z\."):
+            save_checkpoint(tmp_path / "run", step=2, model=model)
+
+    def test_what_goes_with_the_position_is_no_reason_to_doubt(self, users_code: ModuleType, tmp_path: Path) -> None:
+        users_code.data = Counts()  # type: ignore[attr-defined]
+        loader = resumable(DataLoader(users_code.data))
+        model = nn.Linear(1, 1)
+        save_checkpoint(tmp_path / "run", step=1, model=model, loaders=loader)
+        assert len(list(loader)) == users_code.data.count == 3
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", InexactResumeWarning)
+            save_checkpoint(tmp_path / "run", step=2, model=model, loaders=loader)
+
+    def test_odd_things_are_in_nobody_s_way(self, users_code: ModuleType, tmp_path: Path) -> None:
+        class OfNowhere:
+            __module__ = None  # type: ignore[assignment]
+
+        class Fails(type):
+            def __getattribute__(cls, name: str) -> Any:
+                raise RuntimeError(name)
+
+        class Asked(Fails("Failing", (), {})):  # type: ignore[misc]
+            pass
+
+        users_code.nowhere, users_code.failing, users_code.gone = OfNowhere(), Asked, weakref.proxy(Counts())  # type: ignore[attr-defined]
+        vars(users_code)[3] = 4  # type: ignore[index]
+        save_checkpoint(tmp_path / "run", step=1, model=nn.Linear(1, 1))
+        del vars(users_code)[3]  # type: ignore[arg-type]
+
+    def test_a_module_that_takes_the_place_of_another_is_looked_at(
+        self, users_code: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert "users_code.count" in dict(users_variables())
+        monkeypatch.delitem(sys.modules, "users_code")
+        monkeypatch.setitem(sys.modules, "users_other_code", users_code)
+        assert "users_other_code.count" in dict(users_variables())
 
     def test_values_are_not_stored_but_said(self, users_code: ModuleType, tmp_path: Path) -> None:
         model = nn.Linear(1, 1)
@@ -177,6 +317,46 @@ class Noisy(Dataset[float]):
 
     def __getitem__(self, index: int) -> float:
         return self.rng.random()
+
+
+class Counts:
+    """Counts its samples."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> int:
+        self.count += 1
+        return index
+
+
+class MakesOne(Noisy):
+    """Makes its generator when it first needs it, as workers do; and counts."""
+
+    def __init__(self, counts: bool) -> None:
+        self.rng: random.Random | None = None  # type: ignore[assignment]
+        self.counts, self.count = counts, 0
+
+    def __getitem__(self, index: int) -> float:
+        self.count += 1
+        self.rng = self.rng or random.Random(1)
+        return self.rng.random() + self.count * self.counts
+
+
+class TestThatAreMadeAtTheFirstSample:
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_samples_are_those_of_any_process(self, workers: int) -> None:
+        def make() -> PositionedLoader:  # counts are lost with workers
+            return resumable(DataLoader(MakesOne(counts=not workers), 2, num_workers=workers), seed=1)
+
+        whole = [batch.tolist() for batch in make()]
+        begun, resumed = make(), make()
+        first = next(iter(begun)).tolist()
+        resumed.load_state_dict(begun.state_dict())
+        assert [first, *(batch.tolist() for batch in resumed)] == whole
 
 
 class TestThatSeveralDrawFrom:
