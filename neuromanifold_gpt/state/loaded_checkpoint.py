@@ -112,7 +112,8 @@ class LoadedCheckpoint:
             EnvironmentChangedWarning: torch, threads, device or determinism settings differ from the save.
             InexactResumeWarning: weights are rounded, since the model holds them in a narrower type; an optimizer was
                 built with other settings; parameters were frozen otherwise; modules had other values that no checkpoint
-                has; schedulers, loaders or others were saved and are not given.
+                has; schedulers, loaders or others were saved and are not given; random number generators are not there,
+                or are in variables and were in another state, and no ``loaders`` are given.
         """
         optimizers, schedulers = as_list(optimizers), as_list(schedulers)
         loaders = as_stateful("loaders", loaders)
