@@ -18,6 +18,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     MissingOptimizerError,
     StateMismatchError,
 )
+from neuromanifold_gpt.state.generators import Generator, set_generator_state
 from neuromanifold_gpt.state.gradients import restore_gradients
 from neuromanifold_gpt.state.metrics import load_metric_states, metrics_of
 from neuromanifold_gpt.state.modules import (
@@ -35,7 +36,6 @@ from neuromanifold_gpt.state.optimizers import (
     match_optimizer_state,
 )
 from neuromanifold_gpt.state.own_generators import restore_generators_around
-from neuromanifold_gpt.state.owned_state import Generator, set_generator_state
 from neuromanifold_gpt.state.rng import own_state, rank_and_world_size, restore_own_rng_state
 from neuromanifold_gpt.state.save import Stateful, as_list, as_stateful, without_generators
 from neuromanifold_gpt.state.settings import check_classes, warn_of_ignored_settings

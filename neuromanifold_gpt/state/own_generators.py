@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.generators import Generator
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
 from neuromanifold_gpt.state.modules import listed
-from neuromanifold_gpt.state.owned_state import Generator, OwnedState
+from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.users_objects import NAMESPACES, is_of_users_class
 from neuromanifold_gpt.state.users_variables import users_variables
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import copy
 import functools
-import random
 import types
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,14 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from neuromanifold_gpt.state.generators import (
+    Generator,
+    generator_state,
+    raw_state,
+    seed_generator,
+    set_generator_state,
+    set_raw_state,
+)
 from neuromanifold_gpt.state.users_objects import (
     all_attributes,
     attribute_dict,
@@ -27,7 +34,6 @@ from neuromanifold_gpt.state.users_objects import (
     variables_of_generator,
 )
 
-Generator = random.Random | np.random.Generator | np.random.BitGenerator | np.random.RandomState | torch.Generator
 _SCALARS = (bool, int, float, str, type(None))
 _OPAQUE = (str, bytes, int, float, complex, type, types.ModuleType, Tensor, np.ndarray, nn.Module, type(None))
 # What refers to the whole run, and is reached from it: a data module, of which ``collate_fn`` is a method, say.
@@ -37,7 +43,6 @@ _MODULES_OF_TRAINERS = (
     "pytorch_lightning.trainer.",
     "lightning_fabric.fabric",
 )
-_PYTHONS = "random.Random"
 _MAXIMUM_DEPTH = 6
 _MAXIMUM_ITEMS = 100  # of a list or dict that is searched: longer ones hold data, if not generators
 _MAXIMUM_OBJECTS = 10_000  # that are searched from one root
@@ -77,16 +82,16 @@ class OwnedState:
     def reseed(self, seed: int) -> None:
         """Seed every generator, each with a number of its own, by its path; ``seed`` is one of 64 bits."""
         for path, generator in self._generators.items():
-            _seed(generator, seed ^ xxhash.xxh3_64_intdigest(path.encode()))
+            seed_generator(generator, seed ^ xxhash.xxh3_64_intdigest(path.encode()))
 
     def raw_generator_states(self) -> list[Any]:
         """The generators, as they describe themselves."""
-        return [_raw_state(generator) for generator in self._generators.values()]
+        return [raw_state(generator) for generator in self._generators.values()]
 
     def set_raw_generator_states(self, states: list[Any]) -> None:
         """Put back :meth:`raw_generator_states`."""
         for generator, state in zip(self._generators.values(), states, strict=True):
-            _set_raw_state(generator, state)
+            set_raw_state(generator, state)
 
     def generator_states(self) -> dict[str, Any]:
         """The generators, as plain values and tensors, by path."""
@@ -160,7 +165,7 @@ class OwnedState:
     def _take(self, path: str, thing: Any) -> list[tuple[str, Any]]:
         kind = type(thing)  # isinstance() would ask proxies
         if issubclass(kind, Generator):
-            _raw_state(thing)  # random.SystemRandom has none
+            raw_state(thing)  # random.SystemRandom has none
             self._generators[path] = thing
             return []
         if issubclass(kind, _OPAQUE) or _is_trainer(thing):
@@ -206,85 +211,6 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
 
 def _is_searched(container: Collection[Any], values: Iterable[Any]) -> bool:
     return len(container) <= _MAXIMUM_ITEMS or issubclass(type(next(iter(values))), Generator)
-
-
-def _seed(generator: Generator, seed: int) -> None:
-    if isinstance(generator, np.random.RandomState) and generator.get_state(legacy=False)["bit_generator"] == "MT19937":
-        generator.seed([seed & 0xFFFFFFFF, seed >> 32])
-    elif isinstance(generator, np.random.RandomState):
-        fresh_bits: Callable[[int], np.random.BitGenerator] = type(generator._bit_generator)
-        generator.set_state(np.random.RandomState(fresh_bits(seed)).get_state(legacy=False))
-    elif isinstance(generator, np.random.Generator | np.random.BitGenerator):
-        bits = _bits_of(generator)
-        fresh: Callable[[int], np.random.BitGenerator] = type(bits)
-        bits.state = fresh(seed).state
-    elif isinstance(generator, torch.Generator):
-        generator.manual_seed(seed)
-    else:
-        generator.seed(seed)
-
-
-def generator_state(generator: Generator) -> Any:
-    """As plain values and tensors."""
-    return _plain(_raw_state(generator))
-
-
-def set_generator_state(generator: Generator, state: Any) -> None:
-    """Put back :func:`generator_state`.
-
-    Raises:
-        TypeError: it is that of another kind of generator.
-    """
-    try:
-        _set_raw_state(generator, _unplain(state))
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # what each kind says to another's state
-        raise TypeError(f"expected the state of a {type(generator).__name__}") from error
-
-
-def _raw_state(generator: Generator) -> Any:
-    if isinstance(generator, np.random.RandomState):
-        return generator.get_state(legacy=False)
-    if isinstance(generator, np.random.Generator | np.random.BitGenerator):
-        return _bits_of(generator).state
-    return generator.get_state() if isinstance(generator, torch.Generator) else generator.getstate()
-
-
-def _set_raw_state(generator: Generator, state: Any) -> None:
-    if isinstance(generator, np.random.Generator | np.random.BitGenerator):
-        _bits_of(generator).state = state
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
-    else:
-        generator.set_state(state)
-
-
-def _bits_of(generator: np.random.Generator | np.random.BitGenerator) -> np.random.BitGenerator:
-    return generator.bit_generator if isinstance(generator, np.random.Generator) else generator
-
-
-def _plain(state: Any) -> Any:
-    """The state of a generator, as plain values and tensors."""
-    if isinstance(state, tuple):  # of random.Random
-        version, internal, gauss = state
-        return [_PYTHONS, version, torch.tensor(internal, dtype=torch.int64), gauss]
-    if isinstance(state, dict):
-        return {key: _plain(value) for key, value in state.items()}
-    if isinstance(state, np.ndarray):  # of unsigned 32 or 64 bits
-        return [str(state.dtype), torch.from_numpy(state.view(np.uint8).copy())]
-    return state.item() if isinstance(state, np.generic) else state
-
-
-def _unplain(state: Any) -> Any:
-    """What :func:`_plain` was given."""
-    if isinstance(state, dict):
-        return {key: _unplain(value) for key, value in state.items()}
-    if not isinstance(state, list):
-        return state
-    if state[0] == _PYTHONS:
-        _, version, internal, gauss = state
-        return version, tuple(internal.tolist()), gauss
-    dtype, data = state
-    return data.numpy().view(np.dtype(dtype))
 
 
 def _copy_of(value: Any) -> Any:
