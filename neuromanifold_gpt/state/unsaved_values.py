@@ -100,7 +100,8 @@ def warn_of_other_values(
 
 
 def _with_variables(module: nn.Module, kept: Collection[Any]) -> dict[str, str]:
-    objects = [thing for loader in kept for thing in getattr(loader, "objects_of_position", tuple)()]
+    loaders = [thing for thing in kept if hasattr(type(thing), "objects_of_position")]
+    objects = [thing for loader in loaders for thing in loader.objects_of_position()]
     variables = variables_beside_state({*kept_by(module), *map(id, [*kept, *objects])}, without=("__main__",))
     return {**values_beside_state(module, kept=kept), **variables}
 

@@ -35,7 +35,7 @@ def is_called_after_a_time(name: str) -> bool:
 
 def is_of_users_class(thing: Any) -> bool:
     """Whether its class is of no library: neither of the standard library nor of an installed package."""
-    name = type(thing).__module__
+    name = type.__getattribute__(type(thing), "__module__")  # past metaclasses
     return isinstance(name, str) and is_users_module(name)
 
 

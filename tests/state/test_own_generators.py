@@ -254,10 +254,10 @@ class TestOfPythonModules:
             def __getattribute__(cls, name: str) -> Any:
                 raise RuntimeError(name)
 
-        class Asked(Fails("Failing", (), {})):  # type: ignore[misc]
-            pass
-
-        users_code.nowhere, users_code.failing, users_code.gone = OfNowhere(), Asked, weakref.proxy(Counts())  # type: ignore[attr-defined]
+        asked = Fails("Asked", (), {})
+        instance = object.__new__(asked)
+        users_code.nowhere, users_code.failing, users_code.gone = OfNowhere(), asked, weakref.proxy(Counts())  # type: ignore[attr-defined]
+        users_code.instance = instance  # type: ignore[attr-defined]
         vars(users_code)[3] = 4  # type: ignore[index]
         save_checkpoint(tmp_path / "run", step=1, model=nn.Linear(1, 1))
         del vars(users_code)[3]  # type: ignore[arg-type]
