@@ -102,7 +102,7 @@ class ResumePointTracker:
         # state.
         if self._parts is not None and not self._has_stepped:
             self._parts.look()
-            self._owned = self._parts.generators()  # the first batch may have made some
+            self._owned = self._parts.generators(thoroughly=True)  # the first batch may have made some
             self._has_stepped = True
         stepped = self.whole is None or trainer.global_step != self.whole.global_step
         leaving = trainer.should_stop or trainer.fit_loop.epoch_loop._is_training_done

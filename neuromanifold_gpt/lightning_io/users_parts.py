@@ -61,14 +61,14 @@ class UsersParts:
         """
         self._unsaved.warn_if_changed(self._values())
 
-    def generators(self) -> OwnedState:
-        """That are there now, in whatever holds them."""
+    def generators(self, *, thoroughly: bool = False) -> OwnedState:
+        """That are there now, in whatever holds them; ``thoroughly`` as for :func:`generators_around`."""
         others = {
             path: value
             for path, value in self._attributes()
             if not issubclass(type(value), Dataset | DataLoader | Sampler)  # goes with the positions of loaders
         }
-        return generators_around(self._trainer.lightning_module, others, ignored=(self._trainer,))
+        return generators_around(self._trainer.lightning_module, others, (self._trainer,), thoroughly=thoroughly)
 
     def _values(self) -> dict[str, str]:
         trainer, module = self._trainer, self._trainer.lightning_module

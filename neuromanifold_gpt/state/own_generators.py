@@ -17,13 +17,14 @@ from neuromanifold_gpt.state.generators import Generator
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.users_objects import NAMESPACES, is_of_users_class
+from neuromanifold_gpt.state.users_objects import NAMESPACES, attribute_dict, is_of_users_class
 from neuromanifold_gpt.state.users_variables import users_variables
 
 _SEARCHED = (
     *(dict, list, tuple, deque, *NAMESPACES),
     *(types.FunctionType, types.MethodType, types.BuiltinMethodType, types.GeneratorType, functools.partial),
 )
+_without: dict[str, tuple[int, int]] = {}  # of variables: identity and size, when none was found
 # Of the model, what it owns is searched with it; of the others, what decides batches is in the position in the data.
 _SEARCHED_ELSEWHERE = (nn.Module, Dataset, DataLoader, Sampler)
 
@@ -35,18 +36,40 @@ def what_is_drawn_from(roots: dict[str, Any], ignored: tuple[Any, ...] = ()) -> 
         roots, ignored: as for :class:`OwnedState`.
     """
     variables = {path: value for path, value in users_variables() if _may_have_some(value)}
-    return OwnedState({**roots, **variables}, ignored, only_generators=True)
+    return OwnedState({**roots, **_with_some(variables)}, ignored, only_generators=True)
+
+
+def _with_some(variables: dict[str, Any]) -> dict[str, Any]:
+    """Those in which there are generators. What had none is searched again if it has more items or attributes now."""
+    found = {}
+    for path, value in variables.items():
+        kind = type(value)
+        size = len(value) if issubclass(kind, dict | list | tuple | deque) else len(attribute_dict(value) or ())
+        if _without.get(path) == (id(value), size):
+            continue
+        if OwnedState({path: value}, only_generators=True).objects():
+            found[path] = value
+        elif kind is not types.GeneratorType:
+            _without[path] = id(value), size
+    return found
 
 
 def generators_around(
-    module: nn.Module, others: dict[str, Any] | None = None, ignored: tuple[Any, ...] = ()
+    module: nn.Module,
+    others: dict[str, Any] | None = None,
+    ignored: tuple[Any, ...] = (),
+    *,
+    thoroughly: bool = False,
 ) -> OwnedState:
     """The generators that a model and its parts own, and those of :func:`what_is_drawn_from`.
 
     Args:
         module: the model.
         others, ignored: further objects by name, and those not to search.
+        thoroughly: search variables, too, in which there was none before.
     """
+    if thoroughly:
+        _without.clear()
     return what_is_drawn_from({**_attributes_of_parts(module), **(others or {})}, ignored)
 
 

@@ -94,6 +94,8 @@ class _Look:
             metrics = [metric for metric in metrics_of(value).values() if id(metric) not in self._kept]
             shown = [*tensors, *map(metric_state, metrics)]
             return self._at_items(shown, shown, depth)
+        if self._left <= 0:
+            return ""  # before its attributes are gathered
         attributes = None if self._is_setting else attributes_of(value)
         return self._at_items(attributes, attributes.values(), depth) if attributes else None
 

@@ -23,7 +23,7 @@ from neuromanifold_gpt.state.users_objects import is_called_after_a_time
 from neuromanifold_gpt.state.users_variables import users_variables
 
 DETAILS_KEY = "module_values"
-_LOOKED_AT_OF_VARIABLES = 500  # there may be many, and large tables that never change among them
+_LOOKED_AT_OF_VARIABLES = 100  # there may be many, and large tables that never change among them
 
 
 def values_beside_state(

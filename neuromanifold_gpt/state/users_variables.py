@@ -9,7 +9,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from neuromanifold_gpt.state.users_objects import is_users_module, variables_of_function, variables_of_module
+from neuromanifold_gpt.state.users_objects import is_users_module, variables_of_module
 
 _NO_STATE = (type, types.ModuleType, types.BuiltinFunctionType, staticmethod, classmethod, property)
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
@@ -33,26 +33,40 @@ def users_variables() -> Iterator[tuple[str, Any]]:
 
 def _at_variable(path: str, name: Any, value: Any, module_name: Any) -> Iterator[tuple[str, Any]]:
     kind = type(value)  # isinstance() would ask proxies, which may have nobody to ask
-    if not isinstance(name, str) or (name.startswith("__") and name.endswith("__")):
+    if not isinstance(name, str) or _is_magic(name):
         return
     if issubclass(kind, type):
         if value.__module__ == module_name:
             yield from _of_class(path, value)
     elif issubclass(kind, types.FunctionType):
-        if value.__module__ == module_name and variables_of_function(value):
+        keeps_something = value.__closure__ or value.__defaults__ or value.__kwdefaults__ or value.__dict__
+        if keeps_something and value.__module__ == module_name:
             yield path, value
     elif not issubclass(kind, _NO_STATE) or (kind is types.BuiltinFunctionType and not _is_module(value.__self__)):
         yield path, value
 
 
 def _of_class(path: str, kind: type) -> Iterator[tuple[str, Any]]:
+    for name in _names_in_class(kind, len(vars(kind))):
+        yield from _at_variable(f"{path}.{name}", name, vars(kind).get(name), kind.__module__)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _names_in_class(kind: type, _number_of_attributes: int) -> list[str]:
+    """Without methods and the like, of which most classes have nothing else."""
+    names = []
     for name, value in list(vars(kind).items()):
         if issubclass(type(value), type):
             is_its_own = value.__qualname__ == f"{kind.__qualname__}.{name}"
         else:
-            is_its_own = not hasattr(type(value), "__get__")  # methods and the like
-        if is_its_own:
-            yield from _at_variable(f"{path}.{name}", name, value, kind.__module__)
+            is_its_own = not hasattr(type(value), "__get__")
+        if is_its_own and not _is_magic(name):
+            names.append(name)
+    return names
+
+
+def _is_magic(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
 
 
 def _is_module(thing: Any) -> bool:
