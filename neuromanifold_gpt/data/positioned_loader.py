@@ -13,6 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.position import Position, Progress
+from neuromanifold_gpt.state.unsaved_values import variables_beside_state
 
 
 class PositionedLoader(DataLoader[Any]):
@@ -25,6 +26,8 @@ class PositionedLoader(DataLoader[Any]):
     """
 
     _position: Position
+    # Of users' Python modules, when training began in this process: a save says which have changed.
+    variables_at_first_pass: dict[str, str] | None = None
 
     def show(self, *, dataset: Any, batch_size: int | None, drop_last: bool) -> None:
         """Let the public attributes be those that users expect, not what ``DataLoader`` is made to work with.
@@ -57,6 +60,8 @@ class PositionedLoader(DataLoader[Any]):
         # A generator: nothing here happens before the first batch is asked for, so iterators that are only created
         # (Lightning makes several) do not use up the position to continue from.
         position = self._position
+        if self.variables_at_first_pass is None:
+            self.variables_at_first_pass = variables_beside_state()
         number = position.begin_pass()
         moves, epoch = position.moves, position.epoch
         try:

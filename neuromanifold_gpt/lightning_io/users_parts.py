@@ -81,7 +81,7 @@ class UsersParts:
         of_the_run = (trainer, trainer.strategy, trainer.profiler, *trainer.loggers)  # type: ignore[attr-defined]
         others = (*saved, *of_the_run, *self.metrics.values(), *self._of_position())
         kept = kept_by(module) | {id(thing) for thing in others}
-        found.update(variables_beside_state(kept))
+        found.update(variables_beside_state(kept, with_script=True))
         for path, value in self._attributes():
             name = path.rpartition(".")[2]
             if not is_called_after_a_time(name) and (shown := shown_value(value, kept)) is not None:

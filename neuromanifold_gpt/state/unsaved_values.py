@@ -63,11 +63,15 @@ def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[st
         kept: objects that are saved with it.
 
     Warns:
-        InexactResumeWarning: values have changed since the first call for this module, or since it was restored.
+        InexactResumeWarning: values have changed since the first call for this module, or since it was restored; or
+            variables since the first pass over the first of the loaders.
     """
     module = unwrap(module)
     now = _with_variables(module, kept)
-    _followed.setdefault(module, UnsavedValues(now)).warn_if_changed(now)
+    if module not in _followed:
+        before = [loader.variables_at_first_pass or {} for loader in _loaders_among(kept)]
+        _followed[module] = UnsavedValues({**now, **before[0]} if before else now)
+    _followed[module].warn_if_changed(now)
     settings = values_beside_state(module, kept=kept, as_settings=True)
     return {path: shown for path, shown in settings.items() if shown != RESULT}
 
@@ -100,23 +104,27 @@ def warn_of_other_values(
 
 
 def _with_variables(module: nn.Module, kept: Collection[Any]) -> dict[str, str]:
-    loaders = [thing for thing in kept if hasattr(type(thing), "objects_of_position")]
-    objects = [thing for loader in loaders for thing in loader.objects_of_position()]
-    variables = variables_beside_state({*kept_by(module), *map(id, [*kept, *objects])}, without=("__main__",))
+    objects = [thing for loader in _loaders_among(kept) for thing in loader.objects_of_position()]
+    variables = variables_beside_state({*kept_by(module), *map(id, [*kept, *objects])})
     return {**values_beside_state(module, kept=kept), **variables}
 
 
-def variables_beside_state(kept: Collection[int], *, without: Collection[str] = ()) -> dict[str, str]:
+def _loaders_among(things: Collection[Any]) -> list[Any]:
+    """Those of this package, by what they have: the package's parts import this one."""
+    return [thing for thing in things if hasattr(type(thing), "objects_of_position")]
+
+
+def variables_beside_state(kept: Collection[int] = (), *, with_script: bool = False) -> dict[str, str]:
     """What is shown of the variables of users' Python modules, by name.
 
     Args:
         kept: as for :func:`shown_value`.
-        without: names of modules.
+        with_script: also those of the script that runs.
     """
     found = {
         path: shown_value(value, kept, items=_LOOKED_AT_OF_VARIABLES)
         for path, value in users_variables()
-        if path.partition(".")[0] not in without and not is_called_after_a_time(path.rpartition(".")[2])
+        if (with_script or not path.startswith("__main__.")) and not is_called_after_a_time(path.rpartition(".")[2])
     }
     return {path: shown for path, shown in found.items() if shown is not None}
 

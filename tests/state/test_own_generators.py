@@ -227,6 +227,18 @@ class TestOfPythonModules:
         with pytest.warns(InexactResumeWarning, match=said):
             save_checkpoint(tmp_path / "run", step=2, model=model, optimizers=optimizer)
 
+    def test_values_are_said_at_the_first_save(self, users_code: ModuleType, tmp_path: Path) -> None:
+        model, loader = nn.Linear(1, 1), self.loader()
+        for _ in loader:
+            users_code.count += 1
+        with pytest.warns(InexactResumeWarning, match=r"no checkpoint has: users_code.count\."):
+            save_checkpoint(tmp_path / "run", step=1, model=model, loaders=loader)
+        another, begun_later = nn.Linear(1, 1), self.loader()
+        next(iter(begun_later))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", InexactResumeWarning)
+            save_checkpoint(tmp_path / "other", step=1, model=another, loaders=begun_later)
+
     def test_one_large_table_hides_no_other(self, users_code: ModuleType, tmp_path: Path) -> None:
         users_code.a_table = {i: {j: [j] * 10 for j in range(10)} for i in range(1000)}  # type: ignore[attr-defined]
         users_code.z = {"state": {"temperature": 1.0}}  # type: ignore[attr-defined]
