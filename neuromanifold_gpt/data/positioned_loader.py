@@ -61,7 +61,7 @@ class PositionedLoader(DataLoader[Any]):
         # (Lightning makes several) do not use up the position to continue from.
         position = self._position
         if self.variables_at_first_pass is None:
-            self.variables_at_first_pass = variables_beside_state()
+            self.variables_at_first_pass = variables_beside_state(self.objects_of_position())
         number = position.begin_pass()
         moves, epoch = position.moves, position.epoch
         try:

@@ -26,6 +26,7 @@ from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMisma
 from neuromanifold_gpt.data.errors import ReadAgainWarning
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.lightning_io.loader_warnings import SamplersOnTheWay, warn_of_inexact_loaders
+from neuromanifold_gpt.lightning_io.users_parts import what_trains
 from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, restore_rng_state
@@ -52,7 +53,7 @@ class DataPosition:
         for number, loader in enumerate(self._combined.flattened):
             if not isinstance(loader, _Stateful):
                 self._owned.update(owned_by_loader(number, loader))
-        self._variables = what_is_drawn_from({})
+        self._variables = what_is_drawn_from({}, things=[*what_trains(self._fit_loop.trainer), *self.objects()])
         self._samplers_on_the_way = SamplersOnTheWay(self._combined.flattened)
         self.iterator_is_made()
         warn_of_inexact_loaders(self._combined.flattened)

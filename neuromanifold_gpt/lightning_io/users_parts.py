@@ -68,7 +68,13 @@ class UsersParts:
             for path, value in self._attributes()
             if not issubclass(type(value), Dataset | DataLoader | Sampler)  # goes with the positions of loaders
         }
-        return generators_around(self._trainer.lightning_module, others, (self._trainer,), thoroughly=thoroughly)
+        return generators_around(
+            self._trainer.lightning_module,
+            others,
+            (self._trainer,),
+            things=[*what_trains(self._trainer), *self._of_position()],
+            thoroughly=thoroughly,
+        )
 
     def _values(self) -> dict[str, str]:
         trainer, module = self._trainer, self._trainer.lightning_module
@@ -79,9 +85,9 @@ class UsersParts:
         if not is_overridden("on_save_checkpoint", module):
             found = values_beside_state(module, with_followed=False, ignored=_OF_EVERY_MODULE, kept=saved)
         of_the_run = (trainer, trainer.strategy, trainer.profiler, *trainer.loggers)  # type: ignore[attr-defined]
-        others = (*saved, *of_the_run, *self.metrics.values(), *self._of_position())
-        kept = kept_by(module) | {id(thing) for thing in others}
-        found.update(variables_beside_state(kept, with_script=True))
+        of_position = tuple(self._of_position())
+        kept = kept_by(module) | {id(thing) for thing in (*saved, *of_the_run, *self.metrics.values(), *of_position)}
+        found.update(variables_beside_state([*what_trains(trainer), *of_position], kept, with_script=True))
         for path, value in self._attributes():
             name = path.rpartition(".")[2]
             if not is_called_after_a_time(name) and (shown := shown_value(value, kept)) is not None:
@@ -112,6 +118,12 @@ class UsersParts:
             for attribute, value in all_attributes(data).items():
                 if attribute not in _OF_EVERY_DATA_MODULE:
                     yield f"{type(data).__name__}.{attribute}", value
+
+
+def what_trains(trainer: Trainer) -> list[Any]:
+    """The parts of the module, the optimizers, the callbacks and the data module."""
+    others = (*trainer.optimizers, *trainer.callbacks, trainer.datamodule)  # type: ignore[attr-defined]
+    return [*trainer.lightning_module.modules(), *others]
 
 
 def _saves_nothing(thing: Any, base: type) -> bool:

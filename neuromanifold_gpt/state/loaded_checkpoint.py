@@ -39,7 +39,7 @@ from neuromanifold_gpt.state.own_generators import restore_generators_around
 from neuromanifold_gpt.state.rng import own_state, rank_and_world_size, restore_own_rng_state
 from neuromanifold_gpt.state.save import Stateful, as_list, as_stateful, without_generators
 from neuromanifold_gpt.state.settings import check_classes, warn_of_ignored_settings
-from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_other_values
+from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_other_values, with_what_they_read
 
 
 @dataclass
@@ -166,7 +166,11 @@ class LoadedCheckpoint:
         self._restore_beside_state(module, further, generators)
         if self.own_generators and model is not None:
             restore_generators_around(
-                module, own_state(self.own_generators), with_variables=bool(loaders), silently=not optimizers
+                module,
+                own_state(self.own_generators),
+                with_what_they_read([*optimizers, *targets]),
+                with_variables=bool(loaders),
+                silently=not optimizers,
             )
         if self.rng_states:
             restore_own_rng_state(self.rng_states)

@@ -6,6 +6,7 @@ import functools
 import types
 import warnings
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -29,14 +30,19 @@ _without: dict[str, tuple[int, int]] = {}  # of variables: identity and size, wh
 _SEARCHED_ELSEWHERE = (nn.Module, Dataset, DataLoader, Sampler)
 
 
-def what_is_drawn_from(roots: dict[str, Any], ignored: tuple[Any, ...] = ()) -> OwnedState:
-    """The generators of some objects by name, and those of users' Python modules.
+def what_is_drawn_from(
+    roots: dict[str, Any], ignored: tuple[Any, ...] = (), *, things: Iterable[Any] = ()
+) -> OwnedState:
+    """The generators of some objects by name, and those in variables of :func:`users_modules`.
 
     Args:
         roots, ignored: as for :class:`OwnedState`.
+        things: what trains beside the roots.
     """
-    variables = {path: value for path, value in users_variables() if _may_have_some(value)}
-    return OwnedState({**roots, **_with_some(variables)}, ignored, only_generators=True)
+    found = OwnedState(roots, ignored)
+    variables = users_variables([*things, *found.objects()])
+    with_some = _with_some({path: value for path, value in variables if _may_have_some(value)})
+    return OwnedState({**roots, **with_some}, ignored, only_generators=True)
 
 
 def _with_some(variables: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +65,7 @@ def generators_around(
     others: dict[str, Any] | None = None,
     ignored: tuple[Any, ...] = (),
     *,
+    things: Iterable[Any] = (),
     thoroughly: bool = False,
 ) -> OwnedState:
     """The generators that a model and its parts own, and those of :func:`what_is_drawn_from`.
@@ -66,21 +73,24 @@ def generators_around(
     Args:
         module: the model.
         others, ignored: further objects by name, and those not to search.
+        things: what trains beside these.
         thoroughly: search variables, too, in which there was none before.
     """
     if thoroughly:
         _without.clear()
-    return what_is_drawn_from({**_attributes_of_parts(module), **(others or {})}, ignored)
+    roots = {**_attributes_of_parts(module), **(others or {})}
+    return what_is_drawn_from(roots, ignored, things=[*module.modules(), *things])
 
 
 def restore_generators_around(
-    module: nn.Module, states: dict[str, Any], *, with_variables: bool, silently: bool
+    module: nn.Module, states: dict[str, Any], things: Iterable[Any], *, with_variables: bool, silently: bool
 ) -> None:
     """For plain loops, put back the states of :func:`generators_around`.
 
     Args:
         module: the model.
         states: of its generators and those of users' Python modules, by path.
+        things: what is restored with it.
         with_variables: also those of users' Python modules. Where the loop goes to its position in the data by itself,
             it may be by drawing from them again.
         silently: where nothing goes on exactly.
@@ -88,7 +98,7 @@ def restore_generators_around(
     Warns:
         InexactResumeWarning: there is none of the kind; or one that is left alone is not as it was.
     """
-    around = generators_around(module)
+    around = generators_around(module, things=things)
     of_module = OwnedState(_attributes_of_parts(module), only_generators=True).generator_states()
     put_back = {path: state for path, state in states.items() if with_variables or path in of_module}
     here = around.generator_states()

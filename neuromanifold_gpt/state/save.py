@@ -31,7 +31,7 @@ from neuromanifold_gpt.state.modules import module_modes, module_state, paramete
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
 from neuromanifold_gpt.state.own_generators import generators_around
 from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks
-from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_values_left_out
+from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_values_left_out, with_what_they_read
 
 T = TypeVar("T")
 # The layout of the model file is that of Lightning 2 weights; Lightning migrates nothing from this version on.
@@ -107,7 +107,7 @@ def save_checkpoint(
     left_out = {} if save_model_only else warn_of_values_left_out(model, kept)
     of_this_rank = {
         "rng": capture_rng_state(),
-        "own_generators": generators_around(unwrap(model)).generator_states(),
+        "own_generators": generators_around(unwrap(model), things=with_what_they_read(kept)).generator_states(),
         "stateful_generators": {key: generator_state(generator) for key, generator in sorted(generators.items())},
         "metrics": metric_states(metrics_of(unwrap(model), further)),
         "data": [loader.state_dict() for loader in as_stateful("loaders", loaders)],

@@ -104,9 +104,14 @@ def warn_of_other_values(
 
 
 def _with_variables(module: nn.Module, kept: Collection[Any]) -> dict[str, str]:
-    objects = [thing for loader in _loaders_among(kept) for thing in loader.objects_of_position()]
-    variables = variables_beside_state({*kept_by(module), *map(id, [*kept, *objects])})
+    others = with_what_they_read(kept)
+    variables = variables_beside_state([*module.modules(), *others], {*kept_by(module), *map(id, others)})
     return {**values_beside_state(module, kept=kept), **variables}
+
+
+def with_what_they_read(kept: Collection[Any]) -> list[Any]:
+    """Some objects, and of loaders among them those whose changes go with the position."""
+    return [*kept, *(thing for loader in _loaders_among(kept) for thing in loader.objects_of_position())]
 
 
 def _loaders_among(things: Collection[Any]) -> list[Any]:
@@ -114,16 +119,19 @@ def _loaders_among(things: Collection[Any]) -> list[Any]:
     return [thing for thing in things if hasattr(type(thing), "objects_of_position")]
 
 
-def variables_beside_state(kept: Collection[int] = (), *, with_script: bool = False) -> dict[str, str]:
+def variables_beside_state(
+    things: Iterable[Any], kept: Collection[int] = (), *, with_script: bool = False
+) -> dict[str, str]:
     """What is shown of the variables of users' Python modules, by name.
 
     Args:
+        things: what trains, see :func:`users_modules`.
         kept: as for :func:`shown_value`.
         with_script: also those of the script that runs.
     """
     found = {
         path: shown_value(value, kept, items=_LOOKED_AT_OF_VARIABLES)
-        for path, value in users_variables()
+        for path, value in users_variables(things)
         if (with_script or not path.startswith("__main__.")) and not is_called_after_a_time(path.rpartition(".")[2])
     }
     return {path: shown for path, shown in found.items() if shown is not None}

@@ -36,7 +36,7 @@ def is_called_after_a_time(name: str) -> bool:
 def is_of_users_class(thing: Any) -> bool:
     """Whether its class is of no library: neither of the standard library nor of an installed package."""
     name = type.__getattribute__(type(thing), "__module__")  # past metaclasses
-    return isinstance(name, str) and is_users_module(name)
+    return is_users_module(name)
 
 
 def is_stateful(thing: Any) -> bool:
@@ -137,14 +137,19 @@ def _progress_of_iterator(iterator: Any) -> dict[str, Any]:
     return {"left": operator.length_hint(iterator, -1), **{str(number): other for number, other in enumerate(others)}}
 
 
-@functools.cache
-def is_users_module(name: str) -> bool:
+def is_users_module(name: Any) -> bool:
     """Whether a Python module is of no library."""
-    top = name.partition(".")[0] if isinstance(name, str) else ""  # classes may have anything there
-    if top in sys.stdlib_module_names or top in _LIBRARIES:
+    if not isinstance(name, str):  # classes may have anything there
         return False
     file = variables_of_module(sys.modules.get(name)).get("__file__")
-    return not isinstance(file, str) or not {"site-packages", "dist-packages"} & {*Path(file).parts}
+    return _is_of_no_library(name.partition(".")[0], file if isinstance(file, str) else "")
+
+
+@functools.cache
+def _is_of_no_library(package: str, file: str) -> bool:
+    if package in sys.stdlib_module_names or package in _LIBRARIES:
+        return False
+    return not {"site-packages", "dist-packages"} & {*Path(file).parts}
 
 
 def variables_of_module(module: Any) -> dict[str, Any]:

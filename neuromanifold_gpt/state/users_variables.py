@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import functools
-import sys
-import sysconfig
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from neuromanifold_gpt.state.users_objects import is_users_module, variables_of_module
+from neuromanifold_gpt.state.users_modules import users_modules
+from neuromanifold_gpt.state.users_objects import variables_of_module
 
 _NO_STATE = (type, types.ModuleType, types.BuiltinFunctionType, staticmethod, classmethod, property)
-_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
-def users_variables() -> Iterator[tuple[str, Any]]:
-    """Of all of users' Python modules that are loaded, by name such as ``train.rng`` or ``data.Augmentation.rng``.
+def users_variables(things: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """Of :func:`users_modules`, by name such as ``train.rng`` or ``data.Augmentation.rng``.
 
     Without modules and classes; of functions those that keep something. What cannot be looked at is passed over.
+
+    Args:
+        things: as for :func:`users_modules`.
     """
-    for name in _names_of_users_modules(tuple(sys.modules)):
-        variables = variables_of_module(sys.modules.get(name))
+    for name, module in users_modules(things):
+        variables = variables_of_module(module)
         own_name = variables.get("__name__")  # another one, where the module is known under two
         for variable, value in list(variables.items()):
             try:
@@ -71,21 +72,3 @@ def _is_magic(name: str) -> bool:
 
 def _is_module(thing: Any) -> bool:
     return thing is None or issubclass(type(thing), types.ModuleType)
-
-
-@functools.lru_cache(maxsize=1)
-def _names_of_users_modules(names: tuple[str, ...]) -> list[str]:
-    """There are thousands, and in most saves the same as before."""
-    found: dict[int, str] = {}  # of several names of one module, the first
-    for name in sorted(names, key=str):
-        module = sys.modules.get(name)
-        if _is_users(name, module):
-            found.setdefault(id(module), name)
-    return list(found.values())
-
-
-def _is_users(name: str, module: Any) -> bool:
-    if not issubclass(type(module), types.ModuleType) or not is_users_module(name):
-        return False
-    file = variables_of_module(module).get("__file__")
-    return name == "__main__" or (isinstance(file, str) and not file.startswith(_STANDARD_LIBRARY))
