@@ -51,7 +51,7 @@ def _names_on_stack() -> set[str]:
     names: set[str] = set()
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
-        name = frame.f_globals.get("__name__")
+        name = frame.f_globals.get("__name__", "")
         if is_users_module(name):
             names.update((name, *_in_sys_modules(frame.f_code, frame.f_globals)))
         frame = frame.f_back
