@@ -74,6 +74,7 @@ class Position:
         self.is_exhausted = False  # for orders whose size is not known
         self._continue_pass = False
         self._is_loaded = False
+        self._counted_from = 0
         self._newest_pass = 0
         self._pass_is_open = False  # the newest one can go on
         self._is_saved_in_pass = False  # since it began, or it began where a position was loaded
@@ -110,6 +111,12 @@ class Position:
             if self._is_loaded:
                 self.order.leave(self.epoch, self.progress)
             self.go_to(epoch, self.order.beginning(), continue_pass=False)
+
+    def set_counted_epoch(self, epoch: int) -> None:
+        """:meth:`set_epoch`, by what may count the passes of this process only, as Fabric does: then from here on."""
+        if self._is_loaded:
+            self._counted_from = self.epoch if epoch == 0 else 0
+        self.set_epoch(self._counted_from + epoch)
 
     def begin_pass(self) -> int:
         """Go to where a new pass begins; gives its number.

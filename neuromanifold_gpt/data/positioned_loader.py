@@ -158,5 +158,5 @@ class EpochSetter(DistributedSampler[Any]):
         self._position = position
 
     def set_epoch(self, epoch: int) -> None:
-        """See :meth:`Position.set_epoch`."""
-        self._position.set_epoch(epoch)
+        """See :meth:`Position.set_counted_epoch`."""
+        self._position.set_counted_epoch(epoch)

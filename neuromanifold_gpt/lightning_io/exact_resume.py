@@ -164,8 +164,8 @@ class ExactResume(Callback):
                 "this save comes too early: the optimizers of the checkpoint that training resumes from are not loaded "
                 "yet. Save in on_train_start, or later."
             )
-        self._tracker.warn_of_what_is_left_out()
         loop = self._tracker.current(trainer)
+        self._tracker.warn_of_what_is_left_out()
         checkpoint["loops"]["fit_loop"] = loop.fit_loop
         checkpoint["epoch"] = loop.epoch
         # Those that decide about checkpoints name this very one; the others are as they were at the point.

@@ -26,6 +26,7 @@ from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs
 from neuromanifold_gpt.lightning_io.users_parts import UsersParts
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
 from neuromanifold_gpt.state.module_values import ModuleValues
+from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.own_generators import warn_of_missing_generators
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, own_state
@@ -83,6 +84,7 @@ class ResumePointTracker:
         self._module_values: ModuleValues | None = None
         self._parts: UsersParts | None = None
         self._has_stepped = False  # in this process
+        self._epoch_is_new = True
         self._before_validation: tuple[dict[str, Any], dict[str, Any]] = ({}, {})  # the counters, and the rest
         self._validated = False
         self._stopped_at: int | None = None  # batches processed before a validation that only a stop has brought about
@@ -93,17 +95,20 @@ class ResumePointTracker:
         self._metrics = self._parts.metrics
         self._owned = self._parts.generators()
         self._module_values = ModuleValues(trainer.lightning_module)
-        self._has_stepped = False
+        self._has_stepped, self._epoch_is_new = False, True
 
     def reached(self, trainer: Trainer, point: str) -> None:
         """The state is whole now."""
         # When the loop is left in the middle of an epoch, hooks of the epoch's end follow that an undisturbed run would
         # not have called yet: what they change in callbacks, and means over a part of the epoch, are not part of the
         # state.
+        between = point in (EPOCH_END, BETWEEN_EPOCHS)
         if self._parts is not None and not self._has_stepped:
             self._parts.look()
-            self._owned = self._parts.generators(thoroughly=True)  # the first batch may have made some
             self._has_stepped = True
+        if self._parts is not None and (between or self._epoch_is_new):
+            self._owned = self._parts.generators()  # hooks and first batches may have made some
+        self._epoch_is_new = between
         stepped = self.whole is None or trainer.global_step != self.whole.global_step
         leaving = trainer.should_stop or trainer.fit_loop.epoch_loop._is_training_done
         self.whole = LoopState(
@@ -209,9 +214,24 @@ class ResumePointTracker:
         warn_of_missing_generators(missing)
 
     def warn_of_what_is_left_out(self) -> None:
-        """Say which values of the module, callbacks and the data module no checkpoint has."""
-        if self._parts is not None:
-            self._parts.warn_of_what_is_left_out()
+        """Say which values and generators of the module, callbacks and the data module no checkpoint has.
+
+        Warns:
+            InexactResumeWarning: names them.
+        """
+        if self._parts is None or self._owned is None:
+            return
+        self._parts.warn_of_what_is_left_out()
+        before, self._owned = self._owned, self._parts.generators()
+        new = self._owned.generators_that_are_new_since(before)
+        if self.whole is not None and new:
+            warnings.warn(
+                f"random number generators were made after the step that is saved, or late in the epoch: "
+                f"{listed(new)}. This checkpoint does not have them. Make them in __init__ or on_train_start, and seed "
+                "them again rather than making new ones.",
+                InexactResumeWarning,
+                stacklevel=2,
+            )
 
     def _values(self) -> dict[str, Any]:
         return self._module_values.changed() if self._module_values is not None else {"integers": {}, "buffers": {}}

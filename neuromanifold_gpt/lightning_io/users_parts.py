@@ -18,10 +18,15 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torchmetrics import Metric
 
 from neuromanifold_gpt.state.metrics import metrics_of
-from neuromanifold_gpt.state.own_generators import generators_around
+from neuromanifold_gpt.state.own_generators import by_number, generators_around
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.shown_values import kept_by, shown_value
-from neuromanifold_gpt.state.unsaved_values import UnsavedValues, values_beside_state, variables_beside_state
+from neuromanifold_gpt.state.unsaved_values import (
+    UnsavedValues,
+    values_beside_state,
+    values_of_optimizers,
+    variables_beside_state,
+)
 from neuromanifold_gpt.state.users_objects import all_attributes, is_called_after_a_time, is_of_users_class
 
 # The hyper-parameters are in the checkpoint.
@@ -61,19 +66,21 @@ class UsersParts:
         """
         self._unsaved.warn_if_changed(self._values())
 
-    def generators(self, *, thoroughly: bool = False) -> OwnedState:
-        """That are there now, in whatever holds them; ``thoroughly`` as for :func:`generators_around`."""
+    def generators(self) -> OwnedState:
+        """That are there now, in whatever holds them."""
         others = {
             path: value
             for path, value in self._attributes()
             if not issubclass(type(value), Dataset | DataLoader | Sampler)  # goes with the positions of loaders
         }
+        trainer = self._trainer
+        others.update(by_number("optimizers", trainer.optimizers))
+        others.update(by_number("schedulers", (config.scheduler for config in trainer.lr_scheduler_configs)))
         return generators_around(
-            self._trainer.lightning_module,
+            trainer.lightning_module,
             others,
-            (self._trainer,),
-            things=[*what_trains(self._trainer), *self._of_position()],
-            thoroughly=thoroughly,
+            (trainer,),
+            things=[*what_trains(trainer), *self._of_position()],
         )
 
     def _values(self) -> dict[str, str]:
@@ -87,6 +94,7 @@ class UsersParts:
         of_the_run = (trainer, trainer.strategy, trainer.profiler, *trainer.loggers)  # type: ignore[attr-defined]
         of_position = tuple(self._of_position())
         kept = kept_by(module) | {id(thing) for thing in (*saved, *of_the_run, *self.metrics.values(), *of_position)}
+        found.update(values_of_optimizers(trainer.optimizers))
         found.update(variables_beside_state([*what_trains(trainer), *of_position], kept, with_script=True))
         for path, value in self._attributes():
             name = path.rpartition(".")[2]

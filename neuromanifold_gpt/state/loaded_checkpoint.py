@@ -35,7 +35,7 @@ from neuromanifold_gpt.state.optimizers import (
     load_matched_state,
     match_optimizer_state,
 )
-from neuromanifold_gpt.state.own_generators import restore_generators_around
+from neuromanifold_gpt.state.own_generators import by_number, restore_generators_around
 from neuromanifold_gpt.state.rng import own_state, rank_and_world_size, restore_own_rng_state
 from neuromanifold_gpt.state.save import Stateful, as_list, as_stateful, without_generators
 from neuromanifold_gpt.state.settings import check_classes, warn_of_ignored_settings
@@ -168,6 +168,7 @@ class LoadedCheckpoint:
             restore_generators_around(
                 module,
                 own_state(self.own_generators),
+                {**by_number("optimizers", optimizers), **by_number("schedulers", schedulers)},
                 with_what_they_read([*optimizers, *targets]),
                 with_variables=bool(loaders),
                 silently=not optimizers,

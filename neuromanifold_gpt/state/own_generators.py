@@ -18,14 +18,14 @@ from neuromanifold_gpt.state.generators import Generator
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.users_objects import NAMESPACES, attribute_dict, is_of_users_class
+from neuromanifold_gpt.state.users_objects import NAMESPACES, is_of_users_class
 from neuromanifold_gpt.state.users_variables import users_variables
 
 _SEARCHED = (
     *(dict, list, tuple, deque, *NAMESPACES),
     *(types.FunctionType, types.MethodType, types.BuiltinMethodType, types.GeneratorType, functools.partial),
 )
-_without: dict[str, tuple[int, int]] = {}  # of variables: identity and size, when none was found
+_HOOKS = frozenset(name for name in OF_EVERY_MODULE if name.endswith("_hooks"))
 # Of the model, what it owns is searched with it; of the others, what decides batches is in the position in the data.
 _SEARCHED_ELSEWHERE = (nn.Module, Dataset, DataLoader, Sampler)
 
@@ -41,23 +41,8 @@ def what_is_drawn_from(
     """
     found = OwnedState(roots, ignored)
     variables = users_variables([*things, *found.objects()])
-    with_some = _with_some({path: value for path, value in variables if _may_have_some(value)})
-    return OwnedState({**roots, **with_some}, ignored, only_generators=True)
-
-
-def _with_some(variables: dict[str, Any]) -> dict[str, Any]:
-    """Those in which there are generators. What had none is searched again if it has more items or attributes now."""
-    found = {}
-    for path, value in variables.items():
-        kind = type(value)
-        size = len(value) if issubclass(kind, dict | list | tuple | deque) else len(attribute_dict(value) or ())
-        if _without.get(path) == (id(value), size):
-            continue
-        if OwnedState({path: value}, only_generators=True).objects():
-            found[path] = value
-        elif kind is not types.GeneratorType:
-            _without[path] = id(value), size
-    return found
+    may_have_some = {path: value for path, value in variables if _may_have_some(value)}
+    return OwnedState({**roots, **may_have_some}, ignored, only_generators=True)
 
 
 def generators_around(
@@ -66,7 +51,6 @@ def generators_around(
     ignored: tuple[Any, ...] = (),
     *,
     things: Iterable[Any] = (),
-    thoroughly: bool = False,
 ) -> OwnedState:
     """The generators that a model and its parts own, and those of :func:`what_is_drawn_from`.
 
@@ -74,22 +58,26 @@ def generators_around(
         module: the model.
         others, ignored: further objects by name, and those not to search.
         things: what trains beside these.
-        thoroughly: search variables, too, in which there was none before.
     """
-    if thoroughly:
-        _without.clear()
     roots = {**_attributes_of_parts(module), **(others or {})}
     return what_is_drawn_from(roots, ignored, things=[*module.modules(), *things])
 
 
 def restore_generators_around(
-    module: nn.Module, states: dict[str, Any], things: Iterable[Any], *, with_variables: bool, silently: bool
+    module: nn.Module,
+    states: dict[str, Any],
+    others: dict[str, Any],
+    things: Iterable[Any],
+    *,
+    with_variables: bool,
+    silently: bool,
 ) -> None:
     """For plain loops, put back the states of :func:`generators_around`.
 
     Args:
         module: the model.
         states: of its generators and those of users' Python modules, by path.
+        others: as for :func:`generators_around`.
         things: what is restored with it.
         with_variables: also those of users' Python modules. Where the loop goes to its position in the data by itself,
             it may be by drawing from them again.
@@ -98,23 +86,28 @@ def restore_generators_around(
     Warns:
         InexactResumeWarning: there is none of the kind; or one that is left alone is not as it was.
     """
-    around = generators_around(module, things=things)
-    of_module = OwnedState(_attributes_of_parts(module), only_generators=True).generator_states()
-    put_back = {path: state for path, state in states.items() if with_variables or path in of_module}
+    around = generators_around(module, others, things=things)
+    own = OwnedState({**_attributes_of_parts(module), **others}, only_generators=True).generator_states()
+    put_back = {path: state for path, state in states.items() if with_variables or path in own}
     here = around.generator_states()
     missing = {*around.restore_generators(put_back), *(states.keys() - here.keys())}
     if silently:
         return
     warn_of_missing_generators(sorted(missing))
-    others = sorted(path for path in states.keys() & here.keys() - put_back.keys() if _differ(states[path], here[path]))
-    if others:
+    moved = sorted(path for path in states.keys() & here.keys() - put_back.keys() if _differ(states[path], here[path]))
+    if moved:
         warnings.warn(
-            f"random number generators in variables were in other states at the save: {listed(others)}. They are left "
+            f"random number generators in variables were in other states at the save: {listed(moved)}. They are left "
             "as they are, since no loaders= are given and it is the loop that finds its position in the data. Where it "
             "draws from them otherwise, give them to stateful=, here and at the save.",
             InexactResumeWarning,
             stacklevel=4,
         )
+
+
+def by_number(kind: str, things: Iterable[Any]) -> dict[str, Any]:
+    """Optimizers or schedulers, for instance, by names such as ``optimizers.0``."""
+    return {f"{kind}.{number}": thing for number, thing in enumerate(things)}
 
 
 def warn_of_missing_generators(paths: list[str]) -> None:
@@ -133,12 +126,15 @@ def warn_of_missing_generators(paths: list[str]) -> None:
 
 
 def _attributes_of_parts(module: nn.Module) -> dict[str, Any]:
-    return {
-        f"{name}.{attribute}".lstrip("."): value
-        for name, part in module.named_modules()
-        for attribute, value in vars(part).items()
-        if attribute not in OF_EVERY_MODULE
-    }
+    found = {}
+    for name, part in module.named_modules():
+        for attribute, value in vars(part).items():
+            path = f"{name}.{attribute}".lstrip(".")
+            if attribute not in OF_EVERY_MODULE:
+                found[path] = value
+            elif attribute in _HOOKS and value:
+                found[path] = list(value.values())  # the keys count the hooks of the process
+    return found
 
 
 def _may_have_some(value: Any) -> bool:

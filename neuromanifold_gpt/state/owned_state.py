@@ -95,7 +95,7 @@ class OwnedState:
 
     def generator_states(self) -> dict[str, Any]:
         """The generators, as plain values and tensors, by path."""
-        return {path: generator_state(generator) for path, generator in self._generators.items()}
+        return {path: generator_state(generator) for path, generator in sorted(self._generators.items())}
 
     def restore_generators(self, states: dict[str, Any]) -> list[str]:
         """Put back :meth:`generator_states`; gives the paths at which there is none of the kind."""
@@ -130,6 +130,11 @@ class OwnedState:
                 self._owners[path].load_state_dict(copy.deepcopy(value))
             elif owner in self._owners:
                 vars(self._owners[owner])[name] = _as_it_was(value, vars(self._owners[owner]).get(name))
+
+    def generators_that_are_new_since(self, other: OwnedState) -> list[str]:
+        """The paths of those that ``other`` had not found, wherever they are."""
+        known = {id(generator) for generator in other._generators.values()}
+        return sorted(path for path, generator in self._generators.items() if id(generator) not in known)
 
     def has_as_many_generators_as(self, other: OwnedState) -> bool:
         """Whether none has been made since ``other`` looked at the same."""

@@ -29,7 +29,7 @@ from neuromanifold_gpt.state.gradients import capture_gradients
 from neuromanifold_gpt.state.metrics import metric_states, metrics_of
 from neuromanifold_gpt.state.modules import module_modes, module_state, parameter_names, unwrap
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
-from neuromanifold_gpt.state.own_generators import generators_around
+from neuromanifold_gpt.state.own_generators import by_number, generators_around
 from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks
 from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_values_left_out, with_what_they_read
 
@@ -107,7 +107,11 @@ def save_checkpoint(
     left_out = {} if save_model_only else warn_of_values_left_out(model, kept)
     of_this_rank = {
         "rng": capture_rng_state(),
-        "own_generators": generators_around(unwrap(model), things=with_what_they_read(kept)).generator_states(),
+        "own_generators": generators_around(
+            unwrap(model),
+            {**by_number("optimizers", as_list(optimizers)), **by_number("schedulers", as_list(schedulers))},
+            things=with_what_they_read(kept),
+        ).generator_states(),
         "stateful_generators": {key: generator_state(generator) for key, generator in sorted(generators.items())},
         "metrics": metric_states(metrics_of(unwrap(model), further)),
         "data": [loader.state_dict() for loader in as_stateful("loaders", loaders)],

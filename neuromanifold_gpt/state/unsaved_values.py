@@ -13,16 +13,19 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE, is_kept_by_others, non_persistent_buffers
 from neuromanifold_gpt.state.modules import listed, unwrap
 from neuromanifold_gpt.state.shown_values import RESULT, kept_by, shown_value
-from neuromanifold_gpt.state.users_objects import is_called_after_a_time
+from neuromanifold_gpt.state.users_objects import is_called_after_a_time, is_of_users_class
 from neuromanifold_gpt.state.users_variables import users_variables
 
 DETAILS_KEY = "module_values"
+_OF_EVERY_OPTIMIZER = frozenset({*vars(torch.optim.SGD([torch.zeros(1)], lr=0.1)), "_opt_called"})
 _LOOKED_AT_OF_VARIABLES = 100  # there may be many, and large tables that never change among them
 
 
@@ -45,7 +48,7 @@ def values_beside_state(
     """
     found: dict[str, str | None] = {}
     all_kept = kept_by(module) | {id(thing) for thing in kept}
-    for path, value in _values(module, ignored):
+    for path, value in _values(module, ignored, as_settings):
         if with_followed or type(value) is not int:
             found[path] = shown_value(value, all_kept, is_setting=as_settings)
     if with_followed:
@@ -106,7 +109,19 @@ def warn_of_other_values(
 def _with_variables(module: nn.Module, kept: Collection[Any]) -> dict[str, str]:
     others = with_what_they_read(kept)
     variables = variables_beside_state([*module.modules(), *others], {*kept_by(module), *map(id, others)})
-    return {**values_beside_state(module, kept=kept), **variables}
+    optimizers = [thing for thing in kept if isinstance(thing, torch.optim.Optimizer)]
+    return {**values_beside_state(module, kept=kept), **values_of_optimizers(optimizers), **variables}
+
+
+def values_of_optimizers(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, str]:
+    """What is shown of attributes of users' own, which are in no state dict."""
+    found = {}
+    for number, optimizer in enumerate(optimizers):
+        for name, value in vars(optimizer).items() if is_of_users_class(optimizer) else ():
+            is_saved_or_no_state = name in _OF_EVERY_OPTIMIZER or is_called_after_a_time(name)
+            if not is_saved_or_no_state and (shown := shown_value(value)) is not None:
+                found[f"optimizers.{number}.{name}"] = shown
+    return found
 
 
 def with_what_they_read(kept: Collection[Any]) -> list[Any]:
@@ -174,11 +189,14 @@ _REMEDY = (
 _followed: WeakKeyDictionary[nn.Module, UnsavedValues] = WeakKeyDictionary()  # of plain loops
 
 
-def _values(module: nn.Module, ignored: Collection[str]) -> Iterator[tuple[str, Any]]:
+def _values(module: nn.Module, ignored: Collection[str], as_settings: bool) -> Iterator[tuple[str, Any]]:
     """Attributes of users' modules, but those called after times, or of a part that saves state itself."""
     for owner, part in module.named_modules():
-        if is_kept_by_others(part) or type(part).get_extra_state is not nn.Module.get_extra_state:
+        if is_metric(part) or type(part).get_extra_state is not nn.Module.get_extra_state:
             continue
+        of_library = is_kept_by_others(part)  # of torch: what is annealed, such as the p of dropout
         for name, value in vars(part).items():
+            if of_library and (type(value) is not float or as_settings):
+                continue
             if name not in OF_EVERY_MODULE and name not in ignored and not is_called_after_a_time(name):
                 yield f"{owner}.{name}", value

@@ -2,124 +2,176 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-import sysconfig
 import types
+from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
-from neuromanifold_gpt.state.users_objects import is_users_module, variables_of_module
+import numpy as np
+from torch import Tensor
 
-_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
-# By name: which module that was, how many variables it had and how many modules there were; what it refers to.
-_references: dict[str, tuple[tuple[int, int, int], frozenset[str]]] = {}
+from neuromanifold_gpt.state.users_objects import (
+    all_attributes,
+    is_of_users_class,
+    is_users_file,
+    variables_of_function,
+    variables_of_module,
+)
+
+Variables = dict[str, Any]
+_NOT_FOLLOWED = (str, bytes, int, float, complex, type(None), Tensor, np.ndarray)
+_FOLLOWED_DEPTH = 4
+_FOLLOWED_ITEMS = 100  # of one container or object
+_FOLLOWED_OBJECTS = 10_000  # of one module
+_REMEMBERED_MODULES = 1000
+# By identity of a module's variables: them, how many there were and how many modules; the modules they refer to, by
+# name, since another may take the place of one, or where they are not registered.
+_references: dict[int, tuple[Variables, tuple[int, int], list[str | Variables]]] = {}
 
 
-def users_modules(things: Iterable[Any]) -> list[tuple[str, types.ModuleType]]:
-    """Users' Python modules, by name: the script's, those of the functions that run, and of the classes and functions
-    of some objects; and those that these refer to, or import in their functions.
+def users_modules(things: Iterable[Any]) -> list[tuple[str, Variables]]:
+    """The variables of users' Python modules, by the modules' names, in the order in which they were loaded.
+
+    These are the script, those of the functions that run, and of the classes and functions of some objects; and those
+    that these refer to, or import in their functions.
 
     Args:
         things: what trains, such as the parts of a model and a dataset.
     """
-    found: dict[int, tuple[str, types.ModuleType]] = {}  # of several names of one module, the first
-    names = {"__main__", *_names_on_stack(), *(name for thing in things for name in modules_of(thing))}
-    looked_at: set[str] = set()
-    while names:
-        name = names.pop()
-        looked_at.add(name)
-        module = sys.modules.get(name)
-        if module is not None and _is_users(name, module):
-            known = found.get(id(module))
-            found[id(module)] = (min(name, known[0]) if known else name, module)
-            names |= _references_of(name, module) - looked_at
-    return sorted(found.values(), key=lambda named: named[0])
+    found: dict[int, Variables] = {}
+    left = [*_of_name("__main__"), *_on_stack(), *(of_it for thing in things for of_it in _of_thing(thing))]
+    while left:
+        variables = left.pop()
+        if id(variables) not in found and _is_users(variables):
+            found[id(variables)] = variables
+            left.extend(_referred_to(variables))
+    named = []
+    for name, module in list(sys.modules.items()):
+        if variables := found.pop(id(variables_of_module(module)), {}):
+            named.append((name, variables))
+    return named + [(variables["__name__"], variables) for variables in found.values()]  # loaded without registration
 
 
-def modules_of(thing: Any) -> Iterator[str]:
-    """The names of those in which its class and the classes above it are, or a function is."""
-    kind = type(thing)  # isinstance() would ask proxies
-    if issubclass(kind, types.MethodType):
-        thing = thing.__func__
-    if issubclass(type(thing), types.FunctionType):
-        yield thing.__globals__.get("__name__", "")
-    for parent in type.__getattribute__(kind, "__mro__"):
-        yield _module_of_class(parent)
+def _is_users(variables: Variables) -> bool:
+    name, file = variables.get("__name__"), variables.get("__file__")
+    return isinstance(name, str) and (name == "__main__" or isinstance(file, str)) and is_users_file(name, file)
 
 
-def _names_on_stack() -> set[str]:
-    names: set[str] = set()
+def _of_name(name: Any) -> Iterator[Variables]:
+    variables = variables_of_module(sys.modules.get(name)) if isinstance(name, str) else {}
+    if variables:
+        yield variables
+
+
+def _on_stack() -> Iterator[Variables]:
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if is_users_module(name):
-            names.update((name, *_in_sys_modules(frame.f_code, frame.f_globals)))
+        if _is_users(frame.f_globals):
+            yield frame.f_globals
+            yield from _imported_by(frame.f_code, frame.f_globals)
         frame = frame.f_back
-    return names
 
 
-def _references_of(name: str, module: types.ModuleType) -> frozenset[str]:
-    variables = variables_of_module(module)
-    state = id(module), len(variables), len(sys.modules)
-    if name not in _references or _references[name][0] != state:
-        found: set[str] = set()
-        for value in list(variables.values()):
-            found.update(_of_variable(value, variables))
-        _references[name] = state, frozenset(found)
-    return _references[name][1]
-
-
-def _of_variable(value: Any, variables: dict[str, Any]) -> Iterator[str]:
-    kind = type(value)
+def _of_thing(thing: Any) -> Iterator[Variables]:
+    """Of its class and those above it; or of a function."""
+    if issubclass(type(thing), types.MethodType):
+        yield from _of_thing(thing.__func__)
+        thing = thing.__self__
+    kind = type(thing)  # isinstance() would ask proxies
     if issubclass(kind, types.ModuleType):
-        yield variables_of_module(value).get("__name__", "")
-    elif issubclass(kind, type):
-        yield _module_of_class(value)
-        if _module_of_class(value) == variables.get("__name__"):
-            for attribute in type.__getattribute__(value, "__dict__").values():
-                if not issubclass(type(attribute), type):
-                    yield from _of_function(attribute, variables)
+        yield variables_of_module(thing)
+    elif issubclass(kind, types.FunctionType):
+        yield thing.__globals__
     else:
-        yield _module_of_class(kind)
-        yield from _of_function(value, variables)
+        for parent in type.__getattribute__(thing if issubclass(kind, type) else kind, "__mro__"):
+            yield from _of_class(parent)
 
 
-def _of_function(value: Any, variables: dict[str, Any]) -> Iterator[str]:
-    """Of what it is made of by decorators too."""
-    if issubclass(type(value), staticmethod | classmethod):
-        value = value.__func__
-    if issubclass(type(value), property):
-        value = value.fget
-    for _ in range(10):
-        if not issubclass(type(value), types.FunctionType):
+def _of_class(kind: type) -> Iterator[Variables]:
+    module = type.__getattribute__(kind, "__module__")  # past metaclasses; anything may be there
+    yield from _of_name(module)
+    if not isinstance(module, str) or module not in sys.modules or module == "__main__":
+        methods = type.__getattribute__(kind, "__dict__").values()
+        yield from (method.__globals__ for method in methods if issubclass(type(method), types.FunctionType))
+
+
+def _referred_to(variables: Variables) -> Iterator[Variables]:
+    state = len(variables), len(sys.modules)
+    known = _references.get(id(variables))
+    if known is None or known[0] is not variables or known[1] != state:
+        found: dict[int, Variables] = {}
+        seen: set[int] = set()
+        for value in list(variables.values()):
+            for of_it in _of_value(value, variables, seen, 0):
+                if _is_users(of_it):
+                    found[id(of_it)] = of_it
+        if len(_references) >= _REMEMBERED_MODULES:  # of those that are no more, too
+            _references.clear()
+        known = _references[id(variables)] = variables, state, list(map(_registered_name, found.values()))
+    for reference in known[2]:
+        yield from _of_name(reference) if isinstance(reference, str) else (reference,)
+
+
+def _registered_name(variables: Variables) -> str | Variables:
+    name: str = variables["__name__"]
+    return name if variables_of_module(sys.modules.get(name)) is variables else variables
+
+
+def _of_value(value: Any, variables: Variables, seen: set[int], depth: int) -> Iterator[Variables]:
+    """Of it, and of all that it holds."""
+    kind = type(value)
+    if issubclass(kind, _NOT_FOLLOWED) or id(value) in seen or len(seen) > _FOLLOWED_OBJECTS:
+        return
+    seen.add(id(value))
+    yield from _of_thing(value)
+    if depth < _FOLLOWED_DEPTH and not issubclass(kind, types.ModuleType):
+        if issubclass(kind, types.FunctionType) and value.__globals__ is variables:
+            yield from _imported_by(value.__code__, variables)
+        try:
+            parts = list(islice(_parts(value, variables), _FOLLOWED_ITEMS))
+        except Exception:  # noqa: BLE001 - proxies of what is gone, what another thread changes
             return
-        yield value.__globals__.get("__name__", "")
-        if value.__globals__ is variables:
-            yield from _in_sys_modules(value.__code__, variables)
-        value = value.__dict__.get("__wrapped__")
+        for part in parts:
+            yield from _of_value(part, variables, seen, depth + 1)
 
 
-def _in_sys_modules(code: types.CodeType, variables: dict[str, Any]) -> Iterator[str]:
-    """Modules that a function imports when it is called, as far as they are loaded by now."""
+def _parts(value: Any, variables: Variables) -> Iterator[Any]:
+    kind = type(value)
+    if issubclass(kind, type):
+        if type.__getattribute__(value, "__module__") == variables.get("__name__"):
+            yield from type.__getattribute__(value, "__dict__").values()
+    elif issubclass(kind, dict | types.MappingProxyType):
+        yield from value.values()
+    elif issubclass(kind, list | tuple | deque | set | frozenset):
+        yield from value
+    elif issubclass(kind, types.FunctionType):
+        yield from variables_of_function(value).values()
+    elif issubclass(kind, types.MethodType):
+        yield from (value.__self__, value.__func__)
+    elif issubclass(kind, types.BuiltinMethodType):
+        yield value.__self__
+    elif issubclass(kind, functools.partial | functools.partialmethod):
+        yield from (value.func, value.args, value.keywords)
+    elif issubclass(kind, staticmethod | classmethod):
+        yield value.__func__
+    elif issubclass(kind, property):
+        yield from (value.fget, value.fset)
+    elif is_of_users_class(value) or hasattr(kind, "__call__"):  # noqa: B004 - of libraries: transforms, memos, modules
+        yield from all_attributes(value).values()
+
+
+def _imported_by(code: types.CodeType, variables: Variables) -> Iterator[Variables]:
+    """What a function imports when it is called, as far as it is loaded by now."""
     package = variables.get("__package__")
     parts = package.split(".") if isinstance(package, str) and package else []
-    parents = [".".join(parts[:number]) + "." for number in range(1, len(parts) + 1)]
+    parents = ["", *(".".join(parts[:number]) + "." for number in range(1, len(parts) + 1))]
     for name in code.co_names:
-        for parent in ("", *parents):
+        for parent in parents:
             if parent + name in sys.modules:
-                yield parent + name
+                yield from _of_name(parent + name)
     for constant in code.co_consts:
         if type(constant) is types.CodeType:
-            yield from _in_sys_modules(constant, variables)
-
-
-def _module_of_class(kind: type) -> str:
-    name = type.__getattribute__(kind, "__module__")  # past metaclasses; anything may be there
-    return name if type(name) is str else ""
-
-
-def _is_users(name: str, module: Any) -> bool:
-    if not issubclass(type(module), types.ModuleType) or not is_users_module(name):
-        return False
-    file = variables_of_module(module).get("__file__")
-    return name == "__main__" or (isinstance(file, str) and not file.startswith(_STANDARD_LIBRARY))
+            yield from _imported_by(constant, variables)

@@ -10,6 +10,7 @@ import itertools
 import operator
 import re
 import sys
+import sysconfig
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 _CALLED_AFTER_TIMES = re.compile(r"(^|_)(time|times|tic|toc|elapsed|duration|sec|secs|seconds|ms|clock)$|^t\d*$")
 NAMESPACES = (types.SimpleNamespace, argparse.Namespace)  # of the standard library, and for users' variables
 _OF_THE_RUN = ("lightning", "pytorch_lightning", "lightning_fabric", "neuromanifold_gpt")  # they save what they keep
+_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 _LIBRARIES = (*_OF_THE_RUN, "torch", "torchmetrics")
 # The position in the data has what they change, or the loader says so. Modules are shown by their tensors.
 _LOOKED_AT_ELSEWHERE = (type, nn.Module, Dataset, DataLoader, Sampler)
@@ -141,15 +143,19 @@ def is_users_module(name: Any) -> bool:
     """Whether a Python module is of no library."""
     if not isinstance(name, str):  # classes may have anything there
         return False
-    file = variables_of_module(sys.modules.get(name)).get("__file__")
+    return is_users_file(name, variables_of_module(sys.modules.get(name)).get("__file__"))
+
+
+def is_users_file(name: str, file: Any) -> bool:
+    """:func:`is_users_module`, of one that was loaded from ``file``, if that is a path."""
     return _is_of_no_library(name.partition(".")[0], file if isinstance(file, str) else "")
 
 
 @functools.cache
 def _is_of_no_library(package: str, file: str) -> bool:
-    if package in sys.stdlib_module_names or package in _LIBRARIES:
+    if package in _LIBRARIES or (not file and package in sys.stdlib_module_names):
         return False
-    return not {"site-packages", "dist-packages"} & {*Path(file).parts}
+    return not file.startswith(_STANDARD_LIBRARY) and not {"site-packages", "dist-packages"} & {*Path(file).parts}
 
 
 def variables_of_module(module: Any) -> dict[str, Any]:

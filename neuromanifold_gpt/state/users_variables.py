@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from neuromanifold_gpt.state.users_modules import users_modules
-from neuromanifold_gpt.state.users_objects import variables_of_module
 
+_CONSTANTS = (bool, int, float, str, bytes, type(None), type)
 _NO_STATE = (type, types.ModuleType, types.BuiltinFunctionType, staticmethod, classmethod, property)
 
 
@@ -21,8 +21,7 @@ def users_variables(things: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     Args:
         things: as for :func:`users_modules`.
     """
-    for name, module in users_modules(things):
-        variables = variables_of_module(module)
+    for name, variables in users_modules(things):
         own_name = variables.get("__name__")  # another one, where the module is known under two
         for variable, value in list(variables.items()):
             try:
@@ -40,11 +39,15 @@ def _at_variable(path: str, name: Any, value: Any, module_name: Any) -> Iterator
         if value.__module__ == module_name:
             yield from _of_class(path, value)
     elif issubclass(kind, types.FunctionType):
-        keeps_something = value.__closure__ or value.__defaults__ or value.__kwdefaults__ or value.__dict__
-        if keeps_something and value.__module__ == module_name:
+        if _keeps_something(value) and value.__module__ == module_name:
             yield path, value
     elif not issubclass(kind, _NO_STATE) or (kind is types.BuiltinFunctionType and not _is_module(value.__self__)):
         yield path, value
+
+
+def _keeps_something(function: types.FunctionType) -> bool:
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return bool(function.__closure__ or function.__dict__) or any(type(value) not in _CONSTANTS for value in defaults)
 
 
 def _of_class(path: str, kind: type) -> Iterator[tuple[str, Any]]:

@@ -180,6 +180,65 @@ class TestGivenToStateful:
         assert not list(tmp_path.iterdir())
 
 
+class Noising(torch.optim.SGD):
+    """Adds noise of its own, and counts."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.parameters(), 0.1)
+        self.rng, self.number = random.Random(1), 0
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step(closure)
+        self.number += 1
+
+
+def training(owner: str) -> tuple[dict[str, Any], Callable[[], float]]:
+    """What is saved, and draws from what ``owner`` holds."""
+    model, rng = nn.Linear(1, 1), random.Random(1)
+    optimizer = Noising(model)
+    held = rng if owner == "scheduler" else None
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: (1.0, held)[0])
+    if owner == "hook":
+        nn.Identity().register_forward_hook(lambda *_: None)  # the keys of hooks count those of the process
+        model.register_forward_hook(lambda *_: (None, rng)[0])
+    draw = optimizer.rng.random if owner == "optimizer" else rng.random
+    return {"model": model, "optimizers": optimizer, "schedulers": scheduler}, draw
+
+
+class TestOfWhatTrains:
+    @pytest.mark.parametrize("owner", ["optimizer", "scheduler", "hook"])
+    def test_go_on(self, owner: str, tmp_path: Path) -> None:
+        saved, draw = training(owner)
+        draw()
+        save_checkpoint(tmp_path, step=1, **saved)
+        expected = draw()
+        restored, draw_again = training(owner)
+        load_checkpoint(tmp_path).restore(**restored)
+        assert draw_again() == expected
+
+    def test_made_when_it_is_first_needed_in_what_was_searched_before(self, tmp_path: Path) -> None:
+        saved, _ = training("optimizer")
+        saved["optimizers"].rng = None
+        save_checkpoint(tmp_path / "1", step=1, **saved)
+        saved["optimizers"].rng = random.Random(1)
+        second = save_checkpoint(tmp_path / "2", step=2, **saved)
+        assert [*load_checkpoint(second).own_generators[0]] == ["optimizers.0.rng"]
+
+    def test_what_an_optimizer_counts_is_said(self, tmp_path: Path) -> None:
+        saved, _ = training("optimizer")
+        save_checkpoint(tmp_path, step=1, **saved)
+        saved["optimizers"].step()
+        with pytest.warns(InexactResumeWarning, match=r"no checkpoint has: optimizers\.0\.number\."):
+            save_checkpoint(tmp_path, step=2, **saved)
+
+    def test_what_is_annealed_in_a_layer_of_torch_is_said(self, tmp_path: Path) -> None:
+        model = nn.Sequential(nn.Dropout(0.5))
+        save_checkpoint(tmp_path, step=1, model=model)
+        model[0].p = 0.4
+        with pytest.warns(InexactResumeWarning, match=r"no checkpoint has: 0\.p\."):
+            save_checkpoint(tmp_path, step=2, model=model)
+
+
 class TestOfPythonModules:
     def loader(self) -> PositionedLoader:
         return resumable(DataLoader([1, 2, 3]))  # type: ignore[arg-type]
@@ -207,7 +266,7 @@ class TestOfPythonModules:
     def test_are_found_wherever_they_are_and_stored_once(self, users_code: ModuleType, tmp_path: Path) -> None:
         save_checkpoint(tmp_path / "run", step=1, model=nn.Linear(1, 1))
         stored = [path for path in load_checkpoint(tmp_path / "run").own_generators[0] if "users_code" in path]
-        assert stored == [f"users_code.{path}" for path in PATHS]
+        assert stored == sorted(f"users_code.{path}" for path in PATHS)
 
     def test_are_missed(self, users_code: ModuleType, tmp_path: Path) -> None:
         model, optimizer = model_and_optimizer()

@@ -246,3 +246,23 @@ class TestLoadersWithoutAPosition:
         load_checkpoint(checkpoint).restore(model=model, loaders=again)
         assert seen + [batch.item() for batch in fabric.setup_dataloaders(again)] == expected
         assert sorted(expected) == samples
+
+    @pytest.mark.parametrize("stop", [4, 14, 20, 23])
+    def test_the_wrapper_of_fabric_which_counts_epochs_from_0_again(self, tmp_path, stop):
+        fabric = pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu")
+        model, samples = nn.Linear(1, 1), [float(i) for i in range(10)]
+
+        def batches_until_30(loader, seen, stop=None):
+            wrapped = fabric.setup_dataloaders(loader)
+            while len(seen) < 30:
+                for batch in wrapped:
+                    seen.append(batch.item())
+                    if len(seen) == stop:
+                        save_checkpoint(tmp_path, step=stop, model=model, loaders=loader)
+            return seen
+
+        whole = batches_until_30(ResumableDataLoader(samples, shuffle=True, seed=1), [], stop)
+        again = ResumableDataLoader(samples, shuffle=True, seed=1)
+        load_checkpoint(tmp_path).restore(model=model, loaders=again)
+        assert batches_until_30(again, whole[:stop]) == whole
+        assert len({tuple(whole[i : i + 10]) for i in (0, 10, 20)}) == 3

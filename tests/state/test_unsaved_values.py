@@ -535,6 +535,21 @@ class DrawsLate(Draws):
         self._drawn.values.append(self.late.random())
 
 
+class DrawsAtStep2(Draws):
+    """Makes a generator in the middle of an epoch."""
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == 2:
+            self.late = random.Random(2)
+
+
+class DrawsAnew(Draws):
+    """Makes a generator for each epoch."""
+
+    def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
+        self.rng = random.Random(trainer.current_epoch)
+
+
 class Averages(Callback):
     """An average of the weights, which nobody saves."""
 
@@ -636,6 +651,20 @@ class TestInLightning:
         path = list_checkpoints(tmp_path)[2].model_path
         with pytest.warns(InexactResumeWarning, match=r"generators that nobody has here: DrawsLate\.late\. Make"):
             fit(tmp_path / "again", Carries(keeps=False), DrawsLate([]), ckpt_path=path)
+
+    def test_generators_that_are_made_after_training_began_are_said(self, tmp_path: Path) -> None:
+        with pytest.warns(InexactResumeWarning, match=r"made after the step .*: DrawsAtStep2\.late\. This"):
+            fit(tmp_path, Carries(keeps=False), DrawsAtStep2([]), every_n_train_steps=1)
+
+    def test_generators_that_are_made_anew_for_each_epoch_go_on(self, tmp_path: Path) -> None:
+        drawn: list[float] = []
+        again: list[float] = []
+        with nothing_said():
+            fit(tmp_path, Carries(keeps=False), DrawsAnew(drawn), every_n_train_steps=1)
+            saved = list_checkpoints(tmp_path)[-2]
+            fit(tmp_path / "again", Carries(keeps=False), DrawsAnew(again), ckpt_path=saved.model_path)
+        assert again == drawn[saved.step :]
+        assert again
 
     @pytest.mark.parametrize("hook", ["on_validation_start", "on_validation_batch_end", "on_validation_end"])
     def test_generators_that_validation_draws_from(self, hook: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,22 @@ class Program:
 def bound():
     return Program().run
 """,
+    "held": """
+import functools
+from types import SimpleNamespace
+from users_program import parts, pieces
+from users_program.pieces import Compose
+def closed_over(function):
+    return lambda: function()
+def defaulting(function=parts.function): pass
+by_dict, by_list, by_set = {"": parts.function}, [parts.function], {parts.function}
+by_partial, by_memo = functools.partial(parts.function, 1), functools.cache(parts.function)
+by_class, by_instance, by_method = {"": parts.Part}, Compose([parts.Part()]), parts.Part().method
+by_namespace, by_closure, by_registry = SimpleNamespace(f=parts.function), closed_over(parts.function), {}
+del parts, pieces
+""",
+    "parts": "def function(*a): pass\nclass Part:\n    def method(self): pass",
+    "pieces": "class Compose:\n    def __init__(self, several): self.several = several\n    def __call__(self): pass",
     "unrelated": "import random\nrng = random.Random(1)\ncount = 0",
 }
 
@@ -92,6 +109,50 @@ def test_of_functions_methods_and_what_they_import(program: dict[str, ModuleType
     assert reached_from(program["program"].Program()) == all_of_them
     assert reached_from(program["program"].bound()) == all_of_them
     assert reached_from(program["decorators"].decorated) == {"decorators"}
+
+
+HOLDERS = ["dict", "list", "set", "partial", "memo", "class", "instance", "method", "namespace", "closure"]
+
+
+@pytest.mark.parametrize("holder", [*[f"by_{holder}" for holder in HOLDERS], "defaulting"])
+def test_of_what_is_held(holder: str, program: dict[str, ModuleType]) -> None:
+    held = program["held"]
+    for name in [name for name in vars(held) if name.startswith("by_") or name == "defaulting"]:
+        if name != holder:
+            delattr(held, name)
+    assert {"held", "parts"} <= reached_from(held.closed_over)
+    delattr(held, holder)
+    assert "parts" not in reached_from(held.closed_over)
+
+
+def test_of_modules_that_are_nowhere_registered(program: dict[str, ModuleType], tmp_path: Path) -> None:
+    (tmp_path / "plugin.py").write_text("from users_program.model import Model\ndef run(find): return find()")
+    spec = importlib.util.spec_from_file_location("users_program.plugin", tmp_path / "plugin.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert reached_from(module.run) == module.run(reached_from) == {"plugin", "model", "base"}
+
+
+def test_one_that_is_named_as_in_the_standard_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sched.py").write_text("class Schedule: pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sched", raising=False)
+    schedule = importlib.import_module("sched").Schedule()
+    monkeypatch.delitem(sys.modules, "sched", raising=False)
+    assert "sched" not in dict(users_modules([schedule]))
+    monkeypatch.setitem(sys.modules, "sched", importlib.import_module("sched"))
+    assert "sched" in dict(users_modules([schedule]))
+
+
+def test_the_order_is_that_in_which_they_were_loaded(program: dict[str, ModuleType]) -> None:
+    before = [name for name, _ in users_modules([program["program"].bound])]
+    sys.modules["users_program.a_later_one"] = later = ModuleType("users_program.a_later_one")
+    later.__file__ = "a_later_one.py"
+    after = [name for name, _ in users_modules([program["program"].bound, later])]
+    assert [name for name in after if name in before] == before
+    assert after[-1] == "users_program.a_later_one"
 
 
 def test_of_numbers_that_were_imported_only_their_owner_when_named(program: dict[str, ModuleType]) -> None:
