@@ -84,7 +84,8 @@ class ResumePointTracker:
         self._module_values: ModuleValues | None = None
         self._parts: UsersParts | None = None
         self._has_stepped = False  # in this process
-        self._epoch_is_new = True
+        self._hooks_were_called = True  # of an epoch or a validation: they may have made generators
+        self._said: set[str] = set()  # generators that were made late
         self._before_validation: tuple[dict[str, Any], dict[str, Any]] = ({}, {})  # the counters, and the rest
         self._validated = False
         self._stopped_at: int | None = None  # batches processed before a validation that only a stop has brought about
@@ -95,7 +96,7 @@ class ResumePointTracker:
         self._metrics = self._parts.metrics
         self._owned = self._parts.generators()
         self._module_values = ModuleValues(trainer.lightning_module)
-        self._has_stepped, self._epoch_is_new = False, True
+        self._has_stepped, self._hooks_were_called = False, True
 
     def reached(self, trainer: Trainer, point: str) -> None:
         """The state is whole now."""
@@ -106,9 +107,9 @@ class ResumePointTracker:
         if self._parts is not None and not self._has_stepped:
             self._parts.look()
             self._has_stepped = True
-        if self._parts is not None and (between or self._epoch_is_new):
+        if self._parts is not None and (between or self._hooks_were_called):
             self._owned = self._parts.generators()  # hooks and first batches may have made some
-        self._epoch_is_new = between
+        self._hooks_were_called = between
         stepped = self.whole is None or trainer.global_step != self.whole.global_step
         leaving = trainer.should_stop or trainer.fit_loop.epoch_loop._is_training_done
         self.whole = LoopState(
@@ -153,7 +154,7 @@ class ResumePointTracker:
 
     def validation_is_done(self) -> None:
         """Whatever hooks follow."""
-        self._validated = True
+        self._validated = self._hooks_were_called = True
         self._validation.has_moved()
 
     def inexact_here(self, point: str | None, fit_loop: dict[str, Any]) -> list[str]:
@@ -223,7 +224,8 @@ class ResumePointTracker:
             return
         self._parts.warn_of_what_is_left_out()
         before, self._owned = self._owned, self._parts.generators()
-        new = self._owned.generators_that_are_new_since(before)
+        new = sorted({*self._owned.generators_that_are_new_since(before)} - self._said)
+        self._said.update(new)
         if self.whole is not None and new:
             warnings.warn(
                 f"random number generators were made after the step that is saved, or late in the epoch: "

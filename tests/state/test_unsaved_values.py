@@ -466,11 +466,13 @@ def fit(
     *callbacks: Callback,
     data: LightningDataModule | None = None,
     ckpt_path: Path | None = None,
+    val_check_interval: int | None = None,
     **save: Any,
 ) -> None:
     Trainer(
         callbacks=[*callbacks, SeparatedCheckpoint(directory, save_top_k=-1, **save)],
         max_epochs=2,
+        val_check_interval=val_check_interval,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -541,6 +543,13 @@ class DrawsAtStep2(Draws):
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         if trainer.global_step == 2:
             self.late = random.Random(2)
+
+
+class DrawsInValidation(Draws):
+    """Makes a generator for each validation, in the middle of epochs too."""
+
+    def on_validation_start(self, trainer: Trainer, *args: Any) -> None:
+        self.late = random.Random(2)
 
 
 class DrawsAnew(Draws):
@@ -655,6 +664,12 @@ class TestInLightning:
     def test_generators_that_are_made_after_training_began_are_said(self, tmp_path: Path) -> None:
         with pytest.warns(InexactResumeWarning, match=r"made after the step .*: DrawsAtStep2\.late\. This"):
             fit(tmp_path, Carries(keeps=False), DrawsAtStep2([]), every_n_train_steps=1)
+
+    def test_generators_that_are_made_for_each_validation_are_no_reason_to_doubt(self, tmp_path: Path) -> None:
+        data = ShufflesValidation()
+        with nothing_said():
+            module, draws = Validates(keeps=False), DrawsInValidation([])
+            fit(tmp_path, module, draws, data=data, val_check_interval=2, every_n_train_steps=1)
 
     def test_generators_that_are_made_anew_for_each_epoch_go_on(self, tmp_path: Path) -> None:
         drawn: list[float] = []
