@@ -113,9 +113,9 @@ class Position:
             self.go_to(epoch, self.order.beginning(), continue_pass=False)
 
     def set_counted_epoch(self, epoch: int) -> None:
-        """:meth:`set_epoch`, by what may count the passes of this process only, as Fabric does: then from here on."""
+        """:meth:`set_epoch`, by what counts the passes of this process: from a position that was loaded on."""
         if self._is_loaded:
-            self._counted_from = self.epoch if epoch == 0 else 0
+            self._counted_from = self.epoch - epoch
         self.set_epoch(self._counted_from + epoch)
 
     def begin_pass(self) -> int:

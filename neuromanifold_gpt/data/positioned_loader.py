@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,8 @@ from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.position import Position, Progress
 from neuromanifold_gpt.state.unsaved_values import variables_beside_state
+
+_FABRIC_WRAPPERS = ("lightning.fabric.wrappers", "lightning_fabric.wrappers")
 
 
 class PositionedLoader(DataLoader[Any]):
@@ -158,5 +161,9 @@ class EpochSetter(DistributedSampler[Any]):
         self._position = position
 
     def set_epoch(self, epoch: int) -> None:
-        """See :meth:`Position.set_counted_epoch`."""
-        self._position.set_counted_epoch(epoch)
+        """See :meth:`Position.set_epoch`; Fabric begins to count at 0 in each process, however far training is."""
+        asking = sys._getframe(2).f_globals.get("__name__")  # it calls a function that it shares with the Trainer
+        if asking in _FABRIC_WRAPPERS:
+            self._position.set_counted_epoch(epoch)
+        else:
+            self._position.set_epoch(epoch)
