@@ -26,6 +26,7 @@ _NOT_FOLLOWED = (str, bytes, int, float, complex, type(None), Tensor, np.ndarray
 _FOLLOWED_DEPTH = 4
 _FOLLOWED_ITEMS = 100  # of one container or object
 _FOLLOWED_OBJECTS = 10_000  # of one module
+_positions: dict[str, int] = {}
 _REMEMBERED_MODULES = 1000
 # By identity of a module's variables: them, how many there were and how many modules; the modules they refer to, by
 # name, since another may take the place of one, or where they are not registered.
@@ -48,16 +49,30 @@ def users_modules(things: Iterable[Any]) -> list[tuple[str, Variables]]:
         if id(variables) not in found and _is_users(variables):
             found[id(variables)] = variables
             left.extend(_referred_to(variables))
-    named = []
-    for name, module in list(sys.modules.items()):
-        if variables := found.pop(id(variables_of_module(module)), {}):
-            named.append((name, variables))
-    return named + [(variables["__name__"], variables) for variables in found.values()]  # loaded without registration
+    named = [(_name_of(variables), variables) for variables in found.values()]
+    return sorted(named, key=lambda pair: _position(pair[0]))
 
 
 def _is_users(variables: Variables) -> bool:
     name, file = variables.get("__name__"), variables.get("__file__")
     return isinstance(name, str) and (name == "__main__" or isinstance(file, str)) and is_users_file(name, file)
+
+
+def _name_of(variables: Variables) -> str:
+    """That it is registered under; where it is not, its own."""
+    name: str = variables["__name__"]
+    if variables_of_module(sys.modules.get(name)) is variables:
+        return name
+    others = (other for other, module in list(sys.modules.items()) if variables_of_module(module) is variables)
+    return next(others, name)
+
+
+def _position(name: str) -> tuple[int, str]:
+    """Among all that are loaded. There are thousands, and mostly the same as before."""
+    if len(_positions) != len(sys.modules):
+        _positions.clear()
+        _positions.update((name, number) for number, name in enumerate(list(sys.modules)))
+    return _positions.get(name, len(_positions)), name
 
 
 def _of_name(name: Any) -> Iterator[Variables]:
