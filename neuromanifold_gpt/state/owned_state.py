@@ -198,7 +198,8 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
     kind = type(thing)
     if issubclass(kind, dict):
         if _is_searched(thing, thing.values()):
-            yield from ((str(key), value) for key, value in thing.items())
+            for number, (key, value) in enumerate(thing.items()):  # parameters are keys too: their text costs
+                yield (str(key) if type(key) in _SCALARS else f"{type(key).__name__} {number}"), value
     elif issubclass(kind, list | tuple | deque):
         if _is_searched(thing, thing):
             yield from ((str(number), value) for number, value in enumerate(thing))
