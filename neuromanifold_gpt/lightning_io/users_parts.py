@@ -74,8 +74,8 @@ class UsersParts:
             if not issubclass(type(value), Dataset | DataLoader | Sampler)  # goes with the positions of loaders
         }
         trainer = self._trainer
-        others.update(by_number("optimizers", trainer.optimizers))
-        others.update(by_number("schedulers", (config.scheduler for config in trainer.lr_scheduler_configs)))
+        schedulers = (config.scheduler for config in trainer.lr_scheduler_configs)
+        others.update(by_number(optimizers=trainer.optimizers, schedulers=schedulers))
         return generators_around(
             trainer.lightning_module,
             others,

@@ -168,7 +168,7 @@ class LoadedCheckpoint:
             restore_generators_around(
                 module,
                 own_state(self.own_generators),
-                {**by_number("optimizers", optimizers), **by_number("schedulers", schedulers)},
+                by_number(optimizers=optimizers, schedulers=schedulers),
                 with_what_they_read([*optimizers, *targets]),
                 with_variables=bool(loaders),
                 silently=not optimizers,

@@ -105,9 +105,9 @@ def restore_generators_around(
         )
 
 
-def by_number(kind: str, things: Iterable[Any]) -> dict[str, Any]:
-    """Optimizers or schedulers, for instance, by names such as ``optimizers.0``."""
-    return {f"{kind}.{number}": thing for number, thing in enumerate(things)}
+def by_number(**kinds: Iterable[Any]) -> dict[str, Any]:
+    """Things of some kinds by names such as ``optimizers.0``."""
+    return {f"{kind}.{number}": thing for kind, things in kinds.items() for number, thing in enumerate(things)}
 
 
 def warn_of_missing_generators(paths: list[str]) -> None:

@@ -109,7 +109,7 @@ def save_checkpoint(
         "rng": capture_rng_state(),
         "own_generators": generators_around(
             unwrap(model),
-            {**by_number("optimizers", as_list(optimizers)), **by_number("schedulers", as_list(schedulers))},
+            by_number(optimizers=as_list(optimizers), schedulers=as_list(schedulers)),
             things=with_what_they_read(kept),
         ).generator_states(),
         "stateful_generators": {key: generator_state(generator) for key, generator in sorted(generators.items())},

@@ -61,7 +61,7 @@ def _is_users(variables: Variables) -> bool:
 def _name_of(variables: Variables) -> str:
     """That it is registered under; where it is not, its own."""
     name: str = variables["__name__"]
-    if variables_of_module(sys.modules.get(name)) is variables:
+    if _is_registered(variables):
         return name
     others = (other for other, module in list(sys.modules.items()) if variables_of_module(module) is variables)
     return next(others, name)
@@ -125,14 +125,18 @@ def _referred_to(variables: Variables) -> Iterator[Variables]:
                     found[id(of_it)] = of_it
         if len(_references) >= _REMEMBERED_MODULES:  # of those that are no more, too
             _references.clear()
-        known = _references[id(variables)] = variables, state, list(map(_registered_name, found.values()))
+        known = _references[id(variables)] = (
+            variables,
+            state,
+            [of_it["__name__"] if _is_registered(of_it) else of_it for of_it in found.values()],
+        )
     for reference in known[2]:
         yield from _of_name(reference) if isinstance(reference, str) else (reference,)
 
 
-def _registered_name(variables: Variables) -> str | Variables:
-    name: str = variables["__name__"]
-    return name if variables_of_module(sys.modules.get(name)) is variables else variables
+def _is_registered(variables: Variables) -> bool:
+    """Under its own name."""
+    return variables_of_module(sys.modules.get(variables["__name__"])) is variables
 
 
 def _of_value(value: Any, variables: Variables, seen: set[int], depth: int) -> Iterator[Variables]:
