@@ -119,6 +119,9 @@ class _PermutedOrder:
     def begin_again(self, progress: Progress) -> Progress:
         return self.beginning()
 
+    def saved(self, progress: Progress) -> Progress:
+        return progress
+
     def leave(self, epoch: int, progress: Progress) -> None:
         """Nothing is left behind."""
 

@@ -62,7 +62,7 @@ class OrderedLoader(PositionedLoader):
         )
         self.show(dataset=dataset, batch_size=batch_size, drop_last=order.drop_last)
 
-    def position(self) -> dict[str, Any]:
+    def position(self, *, within_pass: bool = False) -> dict[str, Any]:
         """The position, and what dataset and ``collate_fn`` have changed in themselves since the loader was made.
 
         Workers have copies of them: what changes there is lost, and what changes here reaches the next workers.
@@ -72,7 +72,7 @@ class OrderedLoader(PositionedLoader):
             values = self._values_in_workers
         else:
             values = self._owned.changed_values()
-        return {**super().position(), **({"values": values} if values else {})}
+        return {**super().position(within_pass=within_pass), **({"values": values} if values else {})}
 
     def objects_of_position(self) -> tuple[Any, ...]:
         """See :meth:`PositionedLoader.objects_of_position`."""

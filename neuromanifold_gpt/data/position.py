@@ -43,6 +43,10 @@ class EpochOrder(Protocol):
         """The beginning of the epoch of ``progress``, which was left in the middle."""
         ...
 
+    def saved(self, progress: Progress) -> Progress:
+        """``progress``, with what else has changed by now that a resume from it needs."""
+        ...
+
     def leave(self, epoch: int, progress: Progress) -> None:
         """Do what was done up to ``progress``, which was loaded and is not continued."""
         ...
@@ -59,8 +63,10 @@ class EpochOrder(Protocol):
 class Position:
     """Where in which epoch the last batch that was handed out ended.
 
-    A pass that continues after a resume stands for the one in which the position was saved. It cannot do so where the
-    program had left that one, or had another pass within it: that is said in each process in which it happens.
+    A pass that continues after a resume stands for the one in which the position was saved, also where that one had
+    come to its last batch: nothing is left of it then, but the program may have something to do behind it. It cannot
+    stand for a pass that the program had left, or that had another one within it: that is said in each process in
+    which it happens.
 
     It does not refer to the loader: a cycle would leave loader and workers to the garbage collector, which takes them
     apart in any order, and torch then waits five seconds for each worker that can no longer be told to end.
@@ -74,6 +80,7 @@ class Position:
         self.is_exhausted = False  # for orders whose size is not known
         self._continue_pass = False
         self._is_loaded = False
+        self.epoch_is_known = False  # the program has asked for it, or told it, since a position was loaded
         self._counted_from = 0
         self._newest_pass = 0
         self._pass_is_open = False  # the newest one can go on
@@ -101,16 +108,17 @@ class Position:
         """Set the position; the next pass begins there if ``continue_pass``."""
         self.epoch, self.progress = epoch, progress
         self._continue_pass = self._is_loaded = continue_pass
-        self.is_exhausted = self._is_saved_in_pass = False
+        self.epoch_is_known = self.is_exhausted = self._is_saved_in_pass = self._pass_is_open = False
         self._interrupted_pass = None
         self.moves += 1
 
     def set_epoch(self, epoch: int) -> None:
         """Go to an epoch's beginning, unless that epoch is under way."""
-        if epoch != self.epoch or self.is_at_end:
+        if epoch != self.epoch or (self.is_at_end and not self._continue_pass):
             if self._is_loaded:
                 self.order.leave(self.epoch, self.progress)
             self.go_to(epoch, self.order.beginning(), continue_pass=False)
+        self.epoch_is_known = True
 
     def set_counted_epoch(self, epoch: int) -> None:
         """:meth:`set_epoch`, by what counts the passes of this process: from a position that was loaded on."""
@@ -123,8 +131,11 @@ class Position:
 
         Warns:
             DataOrderWarning: it begins an epoch again of which a position was saved.
+            UserWarning: it gives nothing, since nothing was left of the epoch where the position was saved.
         """
-        if self.is_at_end:
+        if self.is_at_end and self._continue_pass:
+            self._say_that_nothing_is_left()
+        elif self.is_at_end:
             self.set_epoch(self.epoch + 1)
         elif not self._continue_pass:
             if self._is_saved_in_pass and self._is_begun:
@@ -178,6 +189,16 @@ class Position:
         """A resume may continue from here."""
         self._is_saved_in_pass = True
 
+    def _say_that_nothing_is_left(self) -> None:
+        if not self.epoch_is_known:
+            warnings.warn(
+                f"nothing is left of epoch {self.epoch}, in which the position was saved while the loop over it still "
+                "ran: this pass gives no batch, so that what comes after that loop is done, and the next pass is the "
+                "next epoch. Where you count epochs, begin with loader.epoch, or call loader.set_epoch(epoch) in each.",
+                UserWarning,
+                stacklevel=4,  # who iterates
+            )
+
     def _warn(self, what: str) -> None:
         warnings.warn(
             f"a resume of this training cannot be exact at every checkpoint: a loader has one position, and {what}.",
@@ -185,11 +206,16 @@ class Position:
             stacklevel=4,  # who iterates
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """The position; at the end of an epoch, the beginning of the next one."""
-        if self.is_at_end:
+    def state_dict(self, *, within_pass: bool = False) -> dict[str, Any]:
+        """The position; at the end of an epoch, the beginning of the next one.
+
+        Args:
+            within_pass: at the end of an epoch whose pass still runs, that end.
+        """
+        runs = within_pass and (self._pass_is_open or self._continue_pass)
+        if self.is_at_end and not runs:
             return {"epoch": self.epoch + 1, **self.order.beginning(), **self.order.description()}
-        return {"epoch": self.epoch, **self.progress, **self.order.description()}
+        return {"epoch": self.epoch, **self.order.saved(self.progress), **self.order.description()}
 
 
 def _left_after(consumed: int) -> str:

@@ -50,6 +50,7 @@ class PositionedLoader(DataLoader[Any]):
     @property
     def epoch(self) -> int:
         """The epoch of the last batch that was handed out, or where the next pass begins if it was set since."""
+        self._position.epoch_is_known = True
         return self._position.epoch
 
     def __len__(self) -> int:
@@ -114,17 +115,28 @@ class PositionedLoader(DataLoader[Any]):
         return self._position.is_at_end
 
     def state_dict(self) -> dict[str, Any]:
-        """The position behind the last batch that was handed out."""
+        """The position behind the last batch that was handed out.
+
+        Behind an epoch's last batch it is the end of that epoch while the loop over it still runs: a resumed loop then
+        is given no batch at first, and does what comes after it.
+        """
+        return self._noted(within_pass=True)
+
+    def state_between_passes(self) -> dict[str, Any]:
+        """:meth:`state_dict`, but at the end of an epoch always the beginning of the next one."""
+        return self._noted(within_pass=False)
+
+    def _noted(self, *, within_pass: bool) -> dict[str, Any]:
         self._position.note_save()
-        return self.position()
+        return self.position(within_pass=within_pass)
 
     def objects_of_position(self) -> tuple[Any, ...]:
         """Those whose changes go with the position: they are not lost with the process."""
         raise NotImplementedError
 
-    def position(self) -> dict[str, Any]:
-        """:meth:`state_dict` of a loader whose passes somebody else begins and ends."""
-        return self._position.state_dict()
+    def position(self, *, within_pass: bool = False) -> dict[str, Any]:
+        """:meth:`state_between_passes` of a loader whose passes are not interrupted."""
+        return self._position.state_dict(within_pass=within_pass)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a position; the next pass begins there, and a pass under way no longer counts.

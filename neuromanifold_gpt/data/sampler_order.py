@@ -91,6 +91,9 @@ class SamplerOrder:
         self._owned.restore_values(progress["sampler"])
         return {**progress, self._unit: 0, "ids_digest": ""}
 
+    def saved(self, progress: Progress) -> Progress:
+        return progress
+
     def leave(self, epoch: int, progress: Progress) -> None:
         """Let the sampler do what it did before it was left in the middle of an epoch."""
         for _ in self._begin(epoch).passed_over(self.consumed(progress)):

@@ -158,11 +158,12 @@ class _Turns:
             "workers": self._workers,
             "shards": [_BEGINNING] * max(self._workers, 1),
             "next_shard": 0,
-            "values_at_beginning": {
-                **self._dataset.changed_values(),
-                **(self._collate_fn.changed_values() if self._workers == 0 else {}),  # workers have copies
-            },
+            "values_at_beginning": self._values(),
         }
+
+    def _values(self) -> dict[str, Any]:
+        of_collate_fn = self._collate_fn.changed_values() if self._workers == 0 else {}  # workers have copies
+        return {**self._dataset.changed_values(), **of_collate_fn}
 
     def objects(self) -> tuple[Any, ...]:
         return (*self._dataset.objects(), *self._collate_fn.objects())
@@ -170,6 +171,10 @@ class _Turns:
     def begin_again(self, progress: Progress) -> Progress:
         self._restore(progress)
         return {**self.beginning(), "values_at_beginning": progress["values_at_beginning"]}
+
+    def saved(self, progress: Progress) -> Progress:
+        # Where all is read, a resume begins with the values that this has left.
+        return {**progress, "values_at_beginning": self._values()} if self.is_over(progress) else progress
 
     def _restore(self, progress: Progress) -> None:
         for owned in (self._dataset, self._collate_fn):

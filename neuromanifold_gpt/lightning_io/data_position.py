@@ -61,7 +61,7 @@ class DataPosition:
     def iterator_is_made(self) -> None:
         """Lightning is about to make an iterator."""
         self._ended_before_resume.clear()
-        self._at_iterator = {"states": self._combined._state_dicts(), "begun_again": [], "at_end": []}
+        self._at_iterator = {"states": self._states(), "begun_again": [], "at_end": []}
         if not self._all_stateful:
             variables = self._variables.generator_states()
             self._at_iterator.update(rng=capture_rng_state(), owned=self._owned_state(), variables=variables)
@@ -183,9 +183,17 @@ class DataPosition:
         for loader, state in zip(stateful, states, strict=True):
             loader.load_state_dict(state)
 
+    def _states(self) -> list[dict[str, Any]]:
+        """Of the loaders that have one. Lightning knows by itself when an epoch is over."""
+        return [
+            loader.state_between_passes() if isinstance(loader, PositionedLoader) else loader.state_dict()
+            for loader in self._combined.flattened
+            if isinstance(loader, _Stateful)
+        ]
+
     def _position_of_stateful(self) -> dict[str, Any]:
         return {
-            "states": self._combined._state_dicts(),
+            "states": self._states(),
             "begun_again": list(getattr(self._combined._iterator, "_consumed", [])),
             "at_end": list(map(self._is_at_end, self._combined.flattened, range(len(self._combined.flattened)))),
         }

@@ -117,6 +117,8 @@ class Loop:
             if ended and "saves after epochs" in self.cell.loop:
                 self.epoch += 1
                 self.save()
+            if ended and "ends epochs behind the pass" in self.cell.loop:
+                self._end_epoch()
 
     def _batches(self) -> Iterator[Any]:
         """One pass, in the ways in which users write it."""
@@ -159,7 +161,7 @@ class Loop:
                 self.phase.end(self.cell)
 
     def _ends_epoch(self) -> bool:
-        if "saves after epochs" in self.cell.loop or "stream" in self.cell.dataset:
+        if {"saves after epochs", "ends epochs behind the pass"} & self.cell.loop or "stream" in self.cell.dataset:
             return False
         length = min(map(len, self.loader)) if isinstance(self.loader, list) else len(self.loader)
         return self.batches % length == 0

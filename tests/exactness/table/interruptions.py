@@ -124,6 +124,18 @@ CELLS: list[Cell] = [
         schedule=None,
         loop=frozenset({"saves after epochs"}),
     ),
+    *[
+        loop(
+            "interruption",
+            f"{loader} loader, ends epochs behind the pass, {where}",
+            stops=stops,
+            loader=loader,
+            schedule="plateau, validation loss",
+            loop=frozenset({"ends epochs behind the pass"}),
+        )
+        for loader in ("own", "resumable")
+        for where, stops in {"at an epoch's end": (7,), "and again": (7, 7, 14), "in the middle": (10,)}.items()
+    ],
     loop("interruption", "set_epoch at each pass", stops=(10,), loop=frozenset({"set_epoch"})),
     loop("interruption", "set_epoch at each pass, at an epoch's end", stops=(7,), loop=frozenset({"set_epoch"})),
 ]
