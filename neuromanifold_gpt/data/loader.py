@@ -14,6 +14,7 @@ from neuromanifold_gpt.data.order import permuted
 from neuromanifold_gpt.data.ordered_loader import OrderedLoader
 from neuromanifold_gpt.data.position import Progress, nothing_left
 from neuromanifold_gpt.data.sample_seeds import SampleKey
+from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import rank_and_world_size
 
 
@@ -125,8 +126,8 @@ class _PermutedOrder:
     def leave(self, epoch: int, progress: Progress) -> None:
         """Nothing is left behind."""
 
-    def objects(self) -> tuple[Any, ...]:
-        return ()
+    def owned(self) -> list[OwnedState]:
+        return []
 
     def description(self) -> dict[str, Any]:
         return {

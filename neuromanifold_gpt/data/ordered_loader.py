@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
 
+from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.position import EpochOrder, Position, Progress
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.data.sample_seeds import SampleKey, SeededCollate, SeededSamples
@@ -16,8 +17,8 @@ from neuromanifold_gpt.state.owned_state import OwnedState
 class BatchOrder(EpochOrder, Protocol):
     """The batches of sample ids of each epoch."""
 
-    def objects(self) -> tuple[Any, ...]:
-        """Whose changes are part of :meth:`beginning`."""
+    def owned(self) -> list[OwnedState]:
+        """Of whose objects the changes are part of :meth:`beginning`."""
         ...
 
     def batches(self, epoch: int, progress: Progress) -> Iterator[tuple[list[SampleKey], Progress]]:
@@ -50,6 +51,7 @@ class OrderedLoader(PositionedLoader):
         self._position = Position(order)
         self._samples = SeededSamples(dataset, seed_samples)
         self._owned = OwnedState({"dataset": dataset, "collate_fn": collate_fn})
+        self._beside = ChangesBesidePosition([self._owned, *order.owned()])
         self._values_in_workers: dict[str, Any] | None = None
         self._has_said = False
         self._seeded_collate = SeededCollate(collate_fn) if seed_samples else None
@@ -76,7 +78,7 @@ class OrderedLoader(PositionedLoader):
 
     def objects_of_position(self) -> tuple[Any, ...]:
         """See :meth:`PositionedLoader.objects_of_position`."""
-        return (*self._owned.objects(), *self._order.objects())
+        return tuple(thing for owned in (self._owned, *self._order.owned()) for thing in owned.objects())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See :meth:`PositionedLoader.load_state_dict`."""

@@ -137,8 +137,10 @@ class Position:
             self._say_that_nothing_is_left()
         elif self.is_at_end:
             self.set_epoch(self.epoch + 1)
+        elif not self._is_begun:
+            self.progress = self.order.beginning()  # of which the program may have changed something
         elif not self._continue_pass:
-            if self._is_saved_in_pass and self._is_begun:
+            if self._is_saved_in_pass:
                 consumed = self.order.consumed(self.progress)
                 if self._pass_is_open:
                     self._interrupted_pass = self._newest_pass, consumed

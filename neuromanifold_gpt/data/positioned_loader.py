@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.position import Position, Progress
@@ -25,12 +26,14 @@ class PositionedLoader(DataLoader[Any]):
     Each pass over the loader is one epoch, and the next pass the next epoch. A pass that was left early starts over
     in the next one, unless :meth:`load_state_dict` or :meth:`set_epoch` says otherwise.
 
-    Subclasses call :meth:`show` when they are made, and say in :meth:`_batches` what comes from the position on.
+    Subclasses set ``_position`` and ``_beside`` and call :meth:`show` when they are made, and say in :meth:`_batches`
+    what comes from the position on.
     """
 
     _position: Position
     # Of users' Python modules, when training began in this process: a save says which have changed.
     variables_at_first_pass: dict[str, str] | None = None
+    _beside: ChangesBesidePosition
 
     def show(self, *, dataset: Any, batch_size: int | None, drop_last: bool) -> None:
         """Let the public attributes be those that users expect, not what ``DataLoader`` is made to work with.
@@ -73,6 +76,7 @@ class PositionedLoader(DataLoader[Any]):
                 # Counted as it is handed out: what workers have prefetched is not consumed.
                 if position.moves == moves:  # else the position was set meanwhile, and this pass has no say in it
                     position.advance(number, epoch, progress)
+                self._beside.begin()
                 yield batch
             if position.moves == moves and position.epoch == epoch:
                 position.is_exhausted = True
@@ -119,7 +123,11 @@ class PositionedLoader(DataLoader[Any]):
 
         Behind an epoch's last batch it is the end of that epoch while the loop over it still runs: a resumed loop then
         is given no batch at first, and does what comes after it.
+
+        Warns:
+            DataOrderWarning: training has changed something in the data that no position has.
         """
+        self.warn_of_what_is_left_out()
         return self._noted(within_pass=True)
 
     def state_between_passes(self) -> dict[str, Any]:
@@ -129,6 +137,10 @@ class PositionedLoader(DataLoader[Any]):
     def _noted(self, *, within_pass: bool) -> dict[str, Any]:
         self._position.note_save()
         return self.position(within_pass=within_pass)
+
+    def warn_of_what_is_left_out(self) -> None:
+        """See :class:`ChangesBesidePosition`."""
+        self._beside.warn_of_changes()
 
     def objects_of_position(self) -> tuple[Any, ...]:
         """Those whose changes go with the position: they are not lost with the process."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,12 +14,10 @@ from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.position import Progress, nothing_left
 from neuromanifold_gpt.data.sample_seeds import OwnGenerators, SampleKey
+from neuromanifold_gpt.data.sampler_run import CountedIds, RunningSampler, SamplerUnits
 from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import rank_and_world_size
-
-_DIGEST_BYTES = 8
-_PASSED_OVER_AT_ONCE = 1024
 
 
 class SamplerOrder:
@@ -29,7 +26,8 @@ class SamplerOrder:
     At the beginning of an epoch, the sampler is told its number (``set_epoch``), and all that it can draw from is
     seeded by (seed, epoch): generators of its own, and generators that stand in for the global ones while it runs. What
     it changes in itself between epochs is part of the position. To continue, it is run again up to the position: ids
-    are drawn, no sample is loaded. Whether these are the ids of the first time is checked by a digest.
+    are drawn, no sample is loaded. Whether these are the ids of the first time is checked by a digest. What training
+    has changed in it since the epoch began, such as the weights of the samples, is changed then.
 
     A stock ``BatchSampler`` is taken apart: the position counts samples, and ranks share ``batch_size * world_size``
     consecutive ones. Of any other batch sampler, batches are counted, and each rank takes every ``world_size``-th one.
@@ -56,6 +54,7 @@ class SamplerOrder:
         self._dataset = loader.dataset
         self._owned = OwnedState({"sampler": self._source}, ignored=(self._dataset,), thorough=True)
         self._unit = "samples_consumed" if self._in_samples else "batches_consumed"
+        self._running: RunningSampler | None = None
 
     @property
     def size(self) -> int | None:
@@ -78,26 +77,31 @@ class SamplerOrder:
         """Whether no batch is left, if the sampler tells its size."""
         return nothing_left(self, progress)
 
-    def objects(self) -> tuple[Any, ...]:
+    def owned(self) -> list[OwnedState]:
         """The sampler and what it refers to."""
-        return self._owned.objects()
+        return [self._owned]
 
     def beginning(self) -> Progress:
         """The sampler as it is now, before its next epoch."""
-        return {self._unit: 0, "ids_digest": "", "sampler": self._owned.changed_values()}
+        return {self._unit: 0, "ids_digest": "", "sampler": self._owned.changed_values(), "sampler_now": {}}
 
     def begin_again(self, progress: Progress) -> Progress:
         """Put the sampler back to where it was when the epoch began."""
         self._owned.restore_values(progress["sampler"])
-        return {**progress, self._unit: 0, "ids_digest": ""}
+        return {**progress, self._unit: 0, "ids_digest": "", "sampler_now": {}}
 
     def saved(self, progress: Progress) -> Progress:
-        return progress
+        """With what others have changed in the sampler since its epoch began."""
+        if self.consumed(progress) == 0:
+            return self.beginning()
+        running = self._running
+        if running is None or running.began_with is not progress["sampler"]:
+            return progress
+        return {**progress, "sampler_now": running.changes()}
 
     def leave(self, epoch: int, progress: Progress) -> None:
-        """Let the sampler do what it did before it was left in the middle of an epoch."""
-        for _ in self._begin(epoch).passed_over(self.consumed(progress)):
-            pass
+        """Let the sampler become what it was when it was left in the middle of an epoch."""
+        self._go_to(epoch, progress)
 
     def description(self) -> dict[str, Any]:
         """What a resume compares."""
@@ -125,23 +129,13 @@ class SamplerOrder:
         Warns:
             DataOrderWarning: the sampler gives other ids than it gave before the position was saved.
         """
-        units = self._begin(epoch)
-        first = units.take(self._sharing()[1] - 1)  # what a last block that is short is filled with
-        units.put_back(first)
-        ids = _Ids()
-        for unit in units.passed_over(self.consumed(progress)):
-            ids.add(self._ids_of(unit))
-        if progress["ids_digest"] not in ("", ids.digest()):
-            warnings.warn(
-                f"{type(self._source).__name__} gives other ids than before the checkpoint: the order of the rest of "
-                "this epoch is not the saved one. Something that decides its order is not restored; give it "
-                "state_dict and load_state_dict.",
-                DataOrderWarning,
-                stacklevel=2,
-            )
+        units, ids, first = self._go_to(epoch, progress)
+        changed = {*progress["sampler_now"].get("values", ())}
         consumed = self.consumed(progress)
+        running = self._running = RunningSampler(self._owned, progress["sampler"], units, ids, consumed, changed)
+        progress = {**progress, "sampler_now": {}}
         rank, world_size = self._sharing()
-        while block := units.take(self.units_per_step):
+        while block := running.take(self.units_per_step):
             if len(block) < self.units_per_step and self.drop_last:
                 return
             number = ids.count
@@ -156,66 +150,52 @@ class SamplerOrder:
             keys = [(self.seed, epoch, next(numbers), sample_id) for sample_id in sample_ids]
             yield keys, {**progress, self._unit: consumed, "ids_digest": ids.digest()}
 
+    def _go_to(self, epoch: int, progress: Progress) -> tuple[SamplerUnits, CountedIds, list[Any]]:
+        """Run the sampler to a position; also gives the first units, with which a short last block is filled."""
+        units, ids, consumed = self._begin(epoch), CountedIds(), self.consumed(progress)
+        first = units.take(self._sharing()[1] - 1)
+        units.put_back(first)
+        for unit in units.passed_over(consumed):
+            ids.add(self._ids_of(unit))
+        self._check(ids, progress["ids_digest"])
+        if now := progress["sampler_now"]:  # what others had changed, when the sampler had gone as far as this
+            ahead = units.take(now["units_taken"] - consumed)
+            if now["is_over"]:
+                units.take(1)
+            ids_ahead = ids.copy()
+            for unit in ahead:
+                ids_ahead.add(self._ids_of(unit))
+            self._check(ids_ahead, now["ids_digest"])
+            units.put_back(ahead)
+            self._owned.set_values(now["values"])
+        return units, ids, first
+
+    def _check(self, ids: CountedIds, digest: str) -> None:
+        if digest not in ("", ids.digest()):
+            warnings.warn(
+                f"{type(self._source).__name__} gives other ids than before the checkpoint: the order of the rest of "
+                "this epoch is not the saved one. Something that decides its order is not restored; give it "
+                "state_dict and load_state_dict.",
+                DataOrderWarning,
+                stacklevel=3,
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_running": None}  # it holds an iterator
+
     def _ids_of(self, unit: Any) -> list[Any]:
         return [unit] if self._in_samples else list(unit)
 
     def _sharing(self) -> tuple[int, int]:
         return (0, 1) if self._shares_itself else rank_and_world_size()
 
-    def _begin(self, epoch: int) -> _Units:
+    def _begin(self, epoch: int) -> SamplerUnits:
         """Begin an epoch of the sampler."""
         for sampler in self._samplers:
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
         drawn_from = what_is_drawn_from({"sampler": self._source}, ignored=(self._dataset,))
-        return _Units(self._source, OwnGenerators(mixed(self.seed, epoch), drawn_from))
-
-
-class _Units:
-    """The samples or batches of a sampler that runs with generators of its own.
-
-    They are taken as many at a time as are needed: the sampler may depend on what training does meanwhile.
-    """
-
-    def __init__(self, source: Iterable[Any], generators: OwnGenerators) -> None:
-        self._generators = generators
-        self._put_back: list[Any] = []
-        with generators.in_place():
-            self._iterator = iter(source)
-
-    def take(self, count: int) -> list[Any]:
-        """The next ones; fewer at the end."""
-        taken, self._put_back = self._put_back[:count], self._put_back[count:]
-        if len(taken) < count:
-            with self._generators.in_place():
-                taken += itertools.islice(self._iterator, count - len(taken))
-        return taken
-
-    def put_back(self, units: list[Any]) -> None:
-        """Let them be the next ones."""
-        self._put_back = [*units, *self._put_back]
-
-    def passed_over(self, count: int) -> Iterator[Any]:
-        """The next ones, which nobody trains on."""
-        while count > 0 and (taken := self.take(min(count, _PASSED_OVER_AT_ONCE))):
-            count -= len(taken)
-            yield from taken
-
-
-class _Ids:
-    """How many sample ids there were, and a digest of them in their order."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._hash = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-
-    def add(self, sample_ids: Iterable[Any]) -> None:
-        for sample_id in sample_ids:
-            self._hash.update(f"{sample_id!r},".encode())
-            self.count += 1
-
-    def digest(self) -> str:
-        return self._hash.hexdigest()
+        return SamplerUnits(self._source, OwnGenerators(mixed(self.seed, epoch), drawn_from))
 
 
 def _samplers_in(source: Any) -> Iterator[Any]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from torch.utils.data import DataLoader
 
+from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.errors import ReadAgainWarning
 from neuromanifold_gpt.data.position import Position, Progress
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
@@ -64,6 +65,7 @@ class ResumableStreamLoader(PositionedLoader):
         self._turns = _Turns(loader, seed, default_seed)
         self._has_said = False
         self._position = Position(self._turns)
+        self._beside = ChangesBesidePosition([])  # a stream changes as it is read, which is repeated or in its state
         super().__init__(
             cast(Any, loader.dataset),
             batch_size=None,
@@ -173,8 +175,9 @@ class _Turns:
         return {**self.beginning(), "values_at_beginning": progress["values_at_beginning"]}
 
     def saved(self, progress: Progress) -> Progress:
-        # Where all is read, a resume begins with the values that this has left.
-        return {**progress, "values_at_beginning": self._values()} if self.is_over(progress) else progress
+        # Before it begins, and when all is read, the values are those of now.
+        is_under_way = self.consumed(progress) and not self.is_over(progress)
+        return progress if is_under_way else {**progress, "values_at_beginning": self._values()}
 
     def _restore(self, progress: Progress) -> None:
         for owned in (self._dataset, self._collate_fn):

@@ -17,9 +17,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker as torch_worker
 from tqdm import tqdm
 
+from neuromanifold_gpt.data.changes import shown_containers
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.sample_seeds import isolated_generators, seed_generators
-from neuromanifold_gpt.data.watched_collate import WATCHED_BATCHES, shown_containers
+from neuromanifold_gpt.data.watched_collate import WATCHED_BATCHES
 from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.users_objects import is_stateful

@@ -1,28 +1,20 @@
-"""Notice what dataset and ``collate_fn`` change in themselves that goes with no position.
-
-That is whatever changes inside worker processes, and, wherever it changes, what is kept in lists, dicts and arrays: a
-dataset keeps its data in such.
-"""
+"""Notice what dataset and ``collate_fn`` change in themselves inside workers: it goes with no position."""
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import numpy as np
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import get_worker_info
 
+from neuromanifold_gpt.data.changes import shown_containers
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.state.module_values import ModuleValues
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.shown_values import shown_value
 
 WATCHED_BATCHES = 5  # of each process: what counts samples or batches has changed by then
-_WATCHED_ELEMENTS = 1 << 16
 
 
 class WatchedBatch(NamedTuple):
@@ -33,7 +25,7 @@ class WatchedBatch(NamedTuple):
 
 
 class WatchedCollate:
-    """``collate``, which tells the loader what changes in this process, in the first batches.
+    """``collate``, which tells the loader what changes in its worker, in the first batches.
 
     Args:
         collate: what to do.
@@ -58,7 +50,9 @@ class WatchedCollate:
         batch = self._collate(samples)
         self._batches += 1
         changed = sorted({name for changes in self._changes for name in changes()})
-        if self._batches == 1:  # behind the first batch, at which files are opened and the like
+        if (
+            self._batches == 1 and get_worker_info() is not None
+        ):  # behind the first batch, at which files are opened and the like
             self._changes = self._begin()
         elif self._batches == WATCHED_BATCHES:
             self._changes = []  # which hold what the dataset held
@@ -68,31 +62,13 @@ class WatchedCollate:
         owned = OwnedState(self._roots)
         before = shown_containers(owned)
         changes: list[Callable[[], Iterable[str]]] = [
-            lambda: [path for path, shown in shown_containers(owned).items() if before.get(path, shown) != shown]
+            lambda: [path for path, shown in shown_containers(owned).items() if before.get(path, shown) != shown],
+            owned.changed_values,
         ]
-        if get_worker_info() is not None:
-            changes.append(owned.changed_values)
-            if self._module is not None:
-                values = ModuleValues(self._module)
-                changes.append(lambda: [f"module.{name.lstrip('.')}" for name in values.changed()["integers"]])
+        if self._module is not None:
+            values = ModuleValues(self._module)
+            changes.append(lambda: [f"module.{name.lstrip('.')}" for name in values.changed()["integers"]])
         return changes
-
-
-def shown_containers(owned: OwnedState, also: tuple[type, ...] = ()) -> dict[str, str]:
-    """What shows whether lists, dicts and small arrays have changed, by path; not those of objects, such as files.
-
-    Args:
-        owned: what is looked at.
-        also: further types of attributes.
-    """
-    values = {path: value for path, value in owned.attributes() if isinstance(value, also) or _is_watched(value)}
-    return {path: shown for path, value in values.items() if (shown := shown_value(value)) is not None}
-
-
-def _is_watched(value: Any) -> bool:
-    if isinstance(value, Tensor | np.ndarray):
-        return math.prod(value.shape) <= _WATCHED_ELEMENTS  # larger ones are data, perhaps in a mapped file
-    return isinstance(value, list | tuple | deque | dict)
 
 
 def warn_of_changes(names: list[str], workers: int) -> None:

@@ -19,12 +19,13 @@ from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher, _PrefetchDataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.utilities.combined_loader import CombinedLoader, _shutdown_workers_and_reset_iterator
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
+from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.errors import ReadAgainWarning
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
+from neuromanifold_gpt.lightning_io.loader_parts import is_order, owned_by_loader
 from neuromanifold_gpt.lightning_io.loader_warnings import SamplersOnTheWay, warn_of_inexact_loaders
 from neuromanifold_gpt.lightning_io.users_parts import what_trains
 from neuromanifold_gpt.state.own_generators import what_is_drawn_from
@@ -40,6 +41,7 @@ class DataPosition:
         self._owned: dict[str, OwnedState] = {}
         self._variables = OwnedState({})  # generators in users' Python modules
         self._samplers_on_the_way = SamplersOnTheWay([])
+        self._beside = ChangesBesidePosition([])
         # At the beginning of the epoch: when the iterator was made, when its first batch was asked for.
         self._at_iterator: dict[str, Any] = {}
         self._at_first_batch: dict[str, Any] = {}
@@ -55,6 +57,7 @@ class DataPosition:
                 self._owned.update(owned_by_loader(number, loader))
         self._variables = what_is_drawn_from({}, things=[*what_trains(self._fit_loop.trainer), *self.objects()])
         self._samplers_on_the_way = SamplersOnTheWay(self._combined.flattened)
+        self._beside = ChangesBesidePosition([*self._owned.values()])
         self.iterator_is_made()
         warn_of_inexact_loaders(self._combined.flattened)
 
@@ -81,6 +84,18 @@ class DataPosition:
     def batch_was_fetched(self) -> None:
         """Training goes on with it."""
         self._samplers_on_the_way.batch_was_fetched()
+        self._beside.begin()
+
+    def warn_of_what_is_left_out(self) -> None:
+        """Say what has changed in the data that goes with no position.
+
+        Warns:
+            DataOrderWarning: names what it did not name before.
+        """
+        self._beside.warn_of_changes()
+        for loader in self._combined.flattened if self._fit_loop._combined_loader is not None else ():
+            if isinstance(loader, PositionedLoader):
+                loader.warn_of_what_is_left_out()
 
     def current(self) -> dict[str, Any]:
         """The position behind the batch that was trained on last, as plain values and tensors."""
@@ -149,11 +164,13 @@ class DataPosition:
             if number == batches - 1 and saved["before_fetch"] is not None:
                 restore_rng_state(saved["before_fetch"])
             next(fetcher)
-        # What hooks and validations did meanwhile to a dataset, or drew from a generator, is not repeated by reading.
-        # Samplers are under way.
+        # What hooks and validations did meanwhile to data and samplers, or drew from a generator, no reading repeats.
+        # Samplers are under way, and with other workers not as far as they were.
         for name, owned in self._owned_of(saved["owned"]):
-            if not _is_order(name):
+            if not is_order(name):
                 owned.restore_values(saved["owned"][name]["values"])
+            elif self._workers == saved["workers"]:
+                owned.restore_attributes(saved["owned"][name]["values"])
             owned.restore_generators(saved["owned"][name]["generators"])
 
     def _warn_of_replay(self, saved: dict[str, Any]) -> None:
@@ -274,28 +291,3 @@ class DataPosition:
     @property
     def _names_of_replayed(self) -> list[str]:
         return [type(loader).__name__ for loader in self._combined.flattened if not isinstance(loader, _Stateful)]
-
-
-def owned_by_loader(number: int, loader: Any) -> dict[str, OwnedState]:
-    """What decides the batches of a loader without ``state_dict``, by name."""
-    return {
-        name: OwnedState({name: part}, ignored, thorough=name.endswith("sampler"))
-        for name, part, ignored in _parts_with_state(number, loader)
-    }
-
-
-def _parts_with_state(number: int, loader: Any) -> list[tuple[str, Any, tuple[Any, ...]]]:
-    """What of a loader decides its batches, by name, each with what belongs to another part."""
-    if not isinstance(loader, DataLoader):
-        return [(f"{number}.iterable", loader, ())]
-    sampler = loader.batch_sampler if loader.batch_sampler is not None else loader.sampler
-    return [
-        (f"{number}.sampler", sampler, (loader.dataset,)),
-        (f"{number}.generator", loader.generator, ()),
-        (f"{number}.dataset", loader.dataset, ()),  # of it and the next, workers get copies with each iterator
-        (f"{number}.collate_fn", loader.collate_fn, ()),
-    ]
-
-
-def _is_order(name: str) -> bool:
-    return name.endswith((".sampler", ".generator"))

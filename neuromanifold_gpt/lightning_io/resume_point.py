@@ -215,13 +215,14 @@ class ResumePointTracker:
         warn_of_missing_generators(missing)
 
     def warn_of_what_is_left_out(self) -> None:
-        """Say which values and generators of the module, callbacks and the data module no checkpoint has.
+        """Say which values and generators of the module, callbacks, the data module and the data no checkpoint has.
 
         Warns:
-            InexactResumeWarning: names them.
+            InexactResumeWarning, DataOrderWarning: name them.
         """
         if self._parts is None or self._owned is None:
             return
+        self._data.warn_of_what_is_left_out()
         self._parts.warn_of_what_is_left_out()
         before, self._owned = self._owned, self._parts.generators()
         new = sorted({*self._owned.generators_that_are_new_since(before)} - self._said)

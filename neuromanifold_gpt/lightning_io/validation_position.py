@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from neuromanifold_gpt.data.errors import DatasetError
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
-from neuromanifold_gpt.lightning_io.data_position import owned_by_loader
+from neuromanifold_gpt.lightning_io.loader_parts import owned_by_loader
 from neuromanifold_gpt.state.owned_state import OwnedState
 
 

@@ -14,10 +14,10 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
 import xxhash
 from torch import Tensor, nn
 
+from neuromanifold_gpt.state.flat_values import SCALARS, as_plain, copy_of, equal, put_back, seem_equal
 from neuromanifold_gpt.state.generators import (
     Generator,
     generator_state,
@@ -34,7 +34,6 @@ from neuromanifold_gpt.state.users_objects import (
     variables_of_generator,
 )
 
-_SCALARS = (bool, int, float, str, type(None))
 _OPAQUE = (str, bytes, int, float, complex, type, types.ModuleType, Tensor, np.ndarray, nn.Module, type(None))
 # What refers to the whole run, and is reached from it: a data module, of which ``collate_fn`` is a method, say.
 _MODULES_OF_TRAINERS = (
@@ -69,6 +68,7 @@ class OwnedState:
         only_generators: bool = False,
     ) -> None:
         self._thorough = thorough
+        self._copies: dict[str, Any] = {}  # of flat containers, as they were when they were last looked at
         self._owners: dict[str, Any] = {}
         self._generators: dict[str, Generator] = {}
         seen = {id(thing) for thing in ignored}
@@ -77,7 +77,7 @@ class OwnedState:
             self._search(name, root, seen, 0)
         if only_generators:
             self._owners.clear()
-        self._as_made = self._values()
+        self._as_made = self.values()
 
     def reseed(self, seed: int) -> None:
         """Seed every generator, each with a number of its own, by its path; ``seed`` is one of 64 bits."""
@@ -110,8 +110,8 @@ class OwnedState:
 
     def changed_values(self) -> dict[str, Any]:
         """The values that are no longer those of the beginning, by path."""
-        values = self._values()
-        changed = {path: value for path, value in values.items() if not _equal(value, self._as_made.get(path, ...))}
+        values = self.values()
+        changed = {path: value for path, value in values.items() if not equal(value, self._as_made.get(path, ...))}
         for path, owner in self._owners.items():
             if self._thorough and is_stateful(owner):
                 changed[path] = copy.deepcopy(owner.state_dict())
@@ -122,14 +122,23 @@ class OwnedState:
 
         What was ``None`` and is an object now, such as a file that is open, is left alone.
         """
-        now = self._values()
+        for path in changed.keys() & self._owners.keys():
+            self._owners[path].load_state_dict(copy.deepcopy(changed[path]))
+        self.restore_attributes(changed)
+
+    def restore_attributes(self, changed: dict[str, Any]) -> None:
+        """:meth:`restore_values`, but for what ``state_dict`` gave: an iteration that is under way may be in it."""
+        now = self.values()
         unchanged = {path: value for path, value in self._as_made.items() if path in now}
-        for path, value in {**unchanged, **changed}.items():
+        self.set_values({**unchanged, **changed})
+
+    def set_values(self, values: dict[str, Any]) -> None:
+        """Some of :meth:`values`."""
+        now = self.values()
+        for path, value in values.items():
             owner, _, name = path.rpartition(".")
-            if path in self._owners:
-                self._owners[path].load_state_dict(copy.deepcopy(value))
-            elif owner in self._owners:
-                vars(self._owners[owner])[name] = _as_it_was(value, vars(self._owners[owner]).get(name))
+            if owner in self._owners and path not in self._owners and not equal(value, now.get(path, ...)):
+                put_back(vars(self._owners[owner]), name, value)
 
     def generators_that_are_new_since(self, other: OwnedState) -> list[str]:
         """The paths of those that ``other`` had not found, wherever they are."""
@@ -148,6 +157,10 @@ class OwnedState:
         """Whether an object, or a generator, was found by both."""
         return not {id(thing) for thing in self.objects()}.isdisjoint(id(thing) for thing in other.objects())
 
+    def owners(self) -> list[tuple[str, Any]]:
+        """All objects with attributes, by path."""
+        return [*self._owners.items()]
+
     def attributes(self) -> Iterator[tuple[str, Any]]:
         """All attributes of all objects, by path."""
         for path, owner in self._owners.items():
@@ -164,7 +177,7 @@ class OwnedState:
             self._owners.pop(path, None)
             return
         for name, part in parts:
-            if type(part) not in _SCALARS:
+            if type(part) not in SCALARS:
                 self._search(f"{path}.{name}", part, seen, depth + 1)
 
     def _take(self, path: str, thing: Any) -> list[tuple[str, Any]]:
@@ -179,14 +192,27 @@ class OwnedState:
             self._owners[path] = thing
         return list(_parts(thing))
 
-    def _values(self) -> dict[str, Any]:
+    def values(self, *, at_a_glance: bool = False) -> dict[str, Any]:
+        """All numbers, texts and, if ``thorough``, flat containers, by path.
+
+        Args:
+            at_a_glance: look for changes in a part of long lists only.
+        """
         found = {}
         for path, value in self.attributes():
-            if isinstance(value, _SCALARS):
+            if isinstance(value, SCALARS):
                 found[path] = value
-            elif self._thorough and (copied := _copy_of(value)) is not None:
+            elif self._thorough and (copied := self._copy_of(path, value, at_a_glance)) is not None:
                 found[path] = copied
         return found
+
+    def _copy_of(self, path: str, value: Any, at_a_glance: bool) -> Any:
+        """:func:`copy_of`, the last one if the value is still that."""
+        known = self._copies.get(path)
+        same = seem_equal if at_a_glance else equal
+        if known is None or not same(as_plain(value), known):
+            known = self._copies[path] = copy_of(value)
+        return known
 
 
 def _is_trainer(thing: Any) -> bool:
@@ -199,7 +225,7 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
     if issubclass(kind, dict):
         if _is_searched(thing, thing.values()):
             for number, (key, value) in enumerate(thing.items()):  # parameters are keys too: their text costs
-                yield (str(key) if type(key) in _SCALARS else f"{type(key).__name__} {number}"), value
+                yield (str(key) if type(key) in SCALARS else f"{type(key).__name__} {number}"), value
     elif issubclass(kind, list | tuple | deque):
         if _is_searched(thing, thing):
             yield from ((str(number), value) for number, value in enumerate(thing))
@@ -217,26 +243,3 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
 
 def _is_searched(container: Collection[Any], values: Iterable[Any]) -> bool:
     return len(container) <= _MAXIMUM_ITEMS or issubclass(type(next(iter(values))), Generator)
-
-
-def _copy_of(value: Any) -> Any:
-    """A copy of a flat container of numbers or strings; ``None`` if it is none."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return torch.from_numpy(value.copy())
-    if isinstance(value, list | tuple) and all(isinstance(item, _SCALARS) for item in value):
-        return type(value)(value) if type(value) in (list, tuple) else None
-    return None
-
-
-def _as_it_was(saved: Any, current: Any) -> Any:
-    if isinstance(saved, Tensor):
-        return saved.numpy().copy() if isinstance(current, np.ndarray) else saved.clone()
-    return list(saved) if isinstance(saved, list) else saved
-
-
-def _equal(value: Any, other: Any) -> bool:
-    if isinstance(value, Tensor) or isinstance(other, Tensor):
-        return isinstance(value, Tensor) and isinstance(other, Tensor) and torch.equal(value, other)
-    return type(value) is type(other) and value == other

@@ -1,4 +1,4 @@
-"""What dataset and collate function change in themselves, and no position has, is said in the first batches."""
+"""What training changes in its data, and no position has, is said: of workers at first batches, else at the saves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from neuromanifold_gpt import ResumableDataLoader, resumable
 from neuromanifold_gpt.data.errors import DataOrderWarning
@@ -61,16 +61,15 @@ def loader_over(dataset: Any, workers: int, kind: str, **options: Any) -> Any:
 
 def passes(loader: Any) -> None:
     for _ in range(2):
-        list(loader)
+        for _ in loader:
+            loader.state_dict()
 
 
 @pytest.mark.parametrize("kind", ["own", "wrapped"])
 @pytest.mark.parametrize("what", CHANGES)
 def test_said_once(what: str, kind: str) -> None:
     loader = loader_over(Remembers(*CHANGES[what]), 0, kind)
-    with pytest.warns(
-        DataOrderWarning, match=r"^dataset\.kept changes as batches are made, and no position has it"
-    ) as said:
+    with pytest.warns(DataOrderWarning, match=r"^dataset\.kept: training changes it, and no position has it") as said:
         passes(loader)
     assert len(said) == 1
 
@@ -88,7 +87,7 @@ def test_said_of_workers(what: str) -> None:
 def test_not_said(what: str, workers: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", DataOrderWarning)
-        list(loader_over(Remembers(*NO_CHANGES[what]), workers, "own"))
+        passes(loader_over(Remembers(*NO_CHANGES[what]), workers, "own"))
 
 
 def test_collate_functions_too() -> None:
@@ -100,8 +99,8 @@ def test_collate_functions_too() -> None:
             self.before.append(samples)
             return default_collate(samples)
 
-    with pytest.warns(DataOrderWarning, match=r"collate_fn\.before changes as batches are made"):
-        list(ResumableDataLoader(range(24), 4, collate_fn=Mixes()))
+    with pytest.warns(DataOrderWarning, match=r"collate_fn\.before: training changes it"):
+        passes(ResumableDataLoader(range(24), 4, collate_fn=Mixes()))
 
 
 def test_tables_that_the_first_batch_fills_are_none() -> None:
@@ -115,7 +114,7 @@ def test_tables_that_the_first_batch_fills_are_none() -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", DataOrderWarning)
-        list(ResumableDataLoader(range(24), 4, collate_fn=Collates()))
+        passes(ResumableDataLoader(range(24), 4, collate_fn=Collates()))
 
 
 def test_what_the_dataset_has_had_is_let_go() -> None:
@@ -135,9 +134,9 @@ def test_what_the_dataset_has_had_is_let_go() -> None:
 
     dataset = Shards()
     loader = ResumableDataLoader(dataset, 4)
-    list(loader)
+    passes(loader)
     gc.collect()
-    assert [shard() is not None for shard in dataset.seen[1:]] == [False, False, False, True]
+    assert [shard() is not None for shard in dataset.seen[1:]] == [False] * 7 + [True]
 
 
 def test_a_copy_looks_for_itself() -> None:
@@ -145,3 +144,90 @@ def test_a_copy_looks_for_itself() -> None:
     list(loader)
     copied = pickle.loads(pickle.dumps(loader))
     assert next(iter(copied)).tolist() == [1.5] * 4
+
+
+class Labelled(Dataset[Any]):
+    """What training may change between epochs."""
+
+    def __init__(self) -> None:
+        self.labels: Any = torch.zeros(24)
+        self.transform: Any = str.lower
+        self.later_transform: Any = None
+        self.scale = 1.0
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, i: int) -> float:
+        return float(self.labels[i]) * self.scale
+
+
+class Strong:
+    def __call__(self, text: str) -> str:
+        return text.upper()
+
+
+def given(dataset: Labelled) -> None:
+    dataset.later_transform = str.upper
+
+
+LATE: dict[str, Callable[[Labelled], Any]] = {
+    "labels": lambda dataset: dataset.labels.add_(1),
+    "a list in place of a tensor": lambda dataset: setattr(dataset, "labels", [1.0] * 24),
+    "another function as transform": lambda dataset: setattr(dataset, "transform", str.upper),
+    "an object as transform": lambda dataset: setattr(dataset, "transform", Strong()),
+    "later_transform, which was none": given,
+    "many labels": lambda dataset: dataset.labels.add_(1),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("what", LATE)
+def test_what_changes_in_later_epochs_is_said_at_the_next_save(what: str, workers: int) -> None:
+    dataset = Labelled()
+    if what == "many labels":
+        dataset.labels = torch.zeros(1_000_000)
+    loader = ResumableDataLoader(dataset, 4, num_workers=workers)
+    name = "later_transform" if "later" in what else "transform" if "transform" in what else "labels"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataOrderWarning)
+        passes(loader)
+    LATE[what](dataset)
+    with pytest.warns(
+        DataOrderWarning, match=rf"^dataset\.{name}: training changes it, and no position has it"
+    ) as said:
+        passes(loader)
+    assert len(said) == 1
+    dataset.scale, dataset.later_transform = 2.0, None  # goes with the position
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataOrderWarning)
+        passes(loader)
+
+
+def test_an_attribute_that_takes_the_place_of_the_classs_own() -> None:
+    class Transforms(Labelled):
+        transform_of_all = Strong()
+
+    dataset = Transforms()
+    loader = ResumableDataLoader(dataset, 4)
+    passes(loader)
+    dataset.transform_of_all = Strong()
+    with pytest.warns(DataOrderWarning, match=r"^dataset\.transform_of_all: training changes it"):
+        loader.state_dict()
+
+
+def test_nested_lists_of_samplers_are_said() -> None:
+    class Buckets(Sampler[int]):
+        def __init__(self) -> None:
+            self.buckets = [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+        def __len__(self) -> int:
+            return 8
+
+        def __iter__(self) -> Any:
+            self.buckets[0].reverse()
+            return (i for bucket in self.buckets for i in bucket)
+
+    loader = resumable(DataLoader(range(8), 4, sampler=Buckets()))
+    with pytest.warns(DataOrderWarning, match=r"^sampler\.buckets: training changes it"):
+        passes(loader)

@@ -1,0 +1,131 @@
+"""What training changes in its data, in this process, that goes with no position: said at the saves."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from neuromanifold_gpt.data.errors import DataOrderWarning
+from neuromanifold_gpt.state.modules import listed
+from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.shown_values import shown_value
+from neuromanifold_gpt.state.users_objects import is_of_users_class, is_users_module
+
+_WATCHED_ELEMENTS = 1 << 16
+_WATCHED_OF_LARGE_ONES = 1 << 10
+_NONE, _CALLED = "none", "called"
+
+
+class ChangesBesidePosition:
+    """Follows lists, dicts, tensors and arrays of datasets, samplers and collate functions: labels that training
+    finds, a table of losses by sample; and which transforms and other functions they hold.
+
+    Args:
+        owned: those that hold them. What is among their values is in the position.
+    """
+
+    def __init__(self, owned: Sequence[OwnedState]) -> None:
+        self._owned = owned
+        self._before: dict[str, str] | None = None
+        self._said: set[str] = set()
+
+    def begin(self) -> None:
+        """The first batch is there: what it needs is made, files are open."""
+        if self._before is None:
+            self._before = self._shown()
+
+    def warn_of_changes(self) -> None:
+        """A position is saved.
+
+        Warns:
+            DataOrderWarning: names what has changed and was not named before.
+        """
+        if self._before is None:
+            return
+        now, before = self._shown(), self._before
+        changed = sorted(
+            path for path in now.keys() & before.keys() - self._said if _is_a_change(before[path], now[path])
+        )
+        if changed:
+            self._said.update(changed)
+            warnings.warn(
+                f"{listed(changed)}: training changes it, and no position has it. Where samples depend on it, a resume "
+                "cannot be exact: derive it from the sample or the epoch, or save it yourself.",
+                DataOrderWarning,
+                stacklevel=5,
+            )
+
+    def _shown(self) -> dict[str, str]:
+        found = {}
+        for owned in self._owned:
+            in_position = owned.values()
+            for path, value in _attributes(owned):
+                if (value is None or path not in in_position) and (shown := _shown(value)) is not None:
+                    found[path] = shown
+        return found
+
+
+def shown_containers(owned: OwnedState, also: tuple[type, ...] = ()) -> dict[str, str]:
+    """What shows whether lists, dicts and small arrays have changed, by path; not those of objects, such as files.
+
+    Args:
+        owned: what is looked at.
+        also: further types of attributes.
+    """
+    values = {path: value for path, value in owned.attributes() if isinstance(value, also) or _is_small(value)}
+    return {path: shown for path, value in values.items() if (shown := shown_value(value)) is not None}
+
+
+def _attributes(owned: OwnedState) -> Iterator[tuple[str, Any]]:
+    """Of users' objects, of datasets and samplers; and of these, what their class has until they have it themselves."""
+    for path, owner in owned.owners():
+        if issubclass(type(owner), Dataset | Sampler) or is_of_users_class(owner):
+            classes = [kind for kind in type(owner).__mro__[::-1] if is_users_module(kind.__module__)]
+            of_classes = {
+                name: value for kind in classes for name, value in vars(kind).items() if _is_data(name, value)
+            }
+            yield from ((f"{path}.{name}", value) for name, value in {**of_classes, **vars(owner)}.items())
+
+
+def _is_data(name: str, value: Any) -> bool:
+    """Whether an attribute of a class is no method or descriptor."""
+    return not name.startswith("__") and not hasattr(type(value), "__get__")
+
+
+def _shown(value: Any) -> str | None:
+    if isinstance(value, Tensor | np.ndarray):
+        return shown_value(_thinned(value))
+    if isinstance(value, list | tuple | deque | dict | set):
+        return shown_value(value)
+    if value is None:
+        return _NONE
+    return f"{_CALLED} {type(value).__qualname__} {id(value)}" if callable(value) else None
+
+
+def _is_a_change(before: str, now: str) -> bool:
+    """Tables and files that are made when they are first needed are none."""
+    if before == _NONE:
+        return now.startswith(_CALLED)
+    return now not in (before, _NONE)  # which the position has
+
+
+def _thinned(value: Any) -> Any:
+    """Of a large one, some of its rows: it may lie in a mapped file."""
+    size = math.prod(value.shape)
+    if size <= _WATCHED_ELEMENTS:
+        return value
+    rows = max(1, _WATCHED_OF_LARGE_ONES * value.shape[0] // size)
+    return value[:: -(-value.shape[0] // rows)]
+
+
+def _is_small(value: Any) -> bool:
+    if isinstance(value, Tensor | np.ndarray):
+        return math.prod(value.shape) <= _WATCHED_ELEMENTS  # larger ones are data, perhaps in a mapped file
+    return isinstance(value, list | tuple | deque | dict)
