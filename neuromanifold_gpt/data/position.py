@@ -115,7 +115,7 @@ class Position:
     def set_epoch(self, epoch: int) -> None:
         """Go to an epoch's beginning, unless that epoch is under way."""
         if epoch != self.epoch or (self.is_at_end and not self._continue_pass):
-            if self._is_loaded:
+            if self._is_loaded and self._is_begun:
                 self.order.leave(self.epoch, self.progress)
             self.go_to(epoch, self.order.beginning(), continue_pass=False)
         self.epoch_is_known = True

@@ -46,6 +46,7 @@ class LoopBoundaries:
         on_fit_left: called when the loop stops in the middle of an epoch, after the hooks of the epoch's end, or when
             it has been resumed and nothing was left to train.
         on_resume: called once, with nothing, at the point given to :meth:`resume_at`.
+        on_nothing_left: called in its place where nothing was left to train.
         data: told when Lightning gets loaders, makes iterators and fetches batches.
     """
 
@@ -55,12 +56,14 @@ class LoopBoundaries:
         on_boundary: Callable[[str], None],
         on_fit_left: Callable[[], None],
         on_resume: Callable[[], None],
+        on_nothing_left: Callable[[], None],
         data: DataPosition,
     ) -> None:
         self._fit_loop = trainer.fit_loop
         self._on_boundary = on_boundary
         self._on_fit_left = on_fit_left
         self._on_resume = on_resume
+        self._on_nothing_left = on_nothing_left
         self._data = data
         self._resume_point: str | None = None
         self._loop_state: dict[str, Any] = {}
@@ -98,8 +101,15 @@ class LoopBoundaries:
             self._on_fit_left()
 
     def _after_fit(self) -> None:
-        if self._resume_point is not None:
-            self._on_fit_left()
+        if self._resume_point is None:
+            return
+        point = self._take_up_counters()
+        if point not in (BETWEEN_EPOCHS, EPOCH_END):  # what stops in the middle of an epoch ends it
+            self._fit_loop.epoch_progress.increment_processed()
+            self._fit_loop.epoch_progress.increment_completed()
+        _is_not_resuming(self._fit_loop)
+        self._on_nothing_left()
+        self._on_fit_left()
 
     def _window_is_open(self) -> bool:
         """Whether gradients of an accumulation window wait for its last batch: they are in no checkpoint."""
@@ -144,17 +154,29 @@ class LoopBoundaries:
         return False
 
     def _resume(self) -> None:
-        self._resume_point = None
+        self._take_up_counters()
+        self._on_resume()
+
+    def _take_up_counters(self) -> str | None:
+        """Those of the checkpoint; gives the point at which they were."""
+        point, self._resume_point = self._resume_point, None
         load_counters(self._fit_loop, self._loop_state)
         # Through the base class: the fit loop's own setter keeps ``restarting`` true wherever max_steps is set.
         _Loop.restarting.fset(self._fit_loop, False)  # type: ignore[attr-defined]
-        self._on_resume()
+        return point
 
 
 def load_counters(fit_loop: _FitLoop, state: dict[str, Any]) -> None:
     """Set all progress counters of the fit loop and the loops in it, and nothing else."""
     _load_progress(fit_loop, state, "")
     fit_loop.epoch_loop._batches_that_stepped = state["epoch_loop.state_dict"]["_batches_that_stepped"]
+
+
+def _is_not_resuming(loop: _Loop) -> None:
+    loop._loaded_from_state_dict = loop._resuming_from_checkpoint = False
+    for inner in vars(loop).values():
+        if isinstance(inner, _Loop):
+            _is_not_resuming(inner)
 
 
 def _load_progress(loop: _Loop, state: dict[str, Any], prefix: str) -> None:

@@ -28,6 +28,7 @@ from neuromanifold_gpt.lightning_io.other_callbacks import (
     keep_stopped,
     refuse_tuners,
     trainer_settings,
+    warn_of_a_later_fit,
     warn_of_changed_settings,
 )
 from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker
@@ -105,6 +106,7 @@ class ExactResume(Callback):
                 on_boundary=lambda point: self._on_boundary(trainer, point),
                 on_fit_left=lambda: self._notify(trainer),
                 on_resume=lambda: self._restore(trainer),
+                on_nothing_left=lambda: self._restore_where_nothing_is_left(trainer),
                 data=self._data,
             )
             load = trainer.strategy.load_optimizer_state_dict
@@ -276,4 +278,14 @@ class ExactResume(Callback):
         self._optimizer_settings = []
         warn_of_changed_settings(trainer, loaded["settings"])
         self._tracker.restore_beside_state(trainer, loaded)
+        restore_own_rng_state(loaded["rng_states"])
+
+    def _restore_where_nothing_is_left(self, trainer: Trainer) -> None:
+        """The program goes on behind ``fit`` as it did where this trained."""
+        loaded, self._loaded = self._loaded, None
+        assert loaded is not None, "nothing is left only where a checkpoint was loaded"
+        warn_of_a_later_fit(trainer, is_in_epoch=loaded["point"] not in (BETWEEN_EPOCHS, EPOCH_END))
+        self._data.go_on_between_epochs(own_state(loaded["data"]))
+        trainer._logger_connector._callback_metrics.update(loaded["callback_metrics"])
+        self._tracker.restore_where_nothing_is_left(trainer, loaded)
         restore_own_rng_state(loaded["rng_states"])

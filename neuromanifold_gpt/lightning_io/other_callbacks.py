@@ -1,4 +1,4 @@
-"""What Lightning's own callbacks do that a resume has to know of."""
+"""What Lightning's own callbacks do, and the trainer's arguments say, that a resume has to know of."""
 
 from __future__ import annotations
 
@@ -79,6 +79,31 @@ def warn_of_changed_settings(trainer: Trainer, saved: dict[str, Any]) -> None:
     if changed:
         warnings.warn(
             f"settings of the trainer have changed since the save: {'; '.join(changed)}. The new ones are used.",
+            InexactResumeWarning,
+            stacklevel=2,
+        )
+
+
+def warn_of_a_later_fit(trainer: Trainer, *, is_in_epoch: bool) -> None:
+    """Say that a checkpoint is from behind the end of the ``fit`` that it was given to, in which nothing was left.
+
+    Args:
+        trainer: that has come to its end, with the counters of the checkpoint.
+        is_in_epoch: the checkpoint is from the middle of an epoch, which has been ended.
+
+    Warns:
+        InexactResumeWarning: it is, and what follows in the program does not resume from it.
+    """
+    max_steps, max_epochs = trainer.fit_loop.max_steps, trainer.fit_loop.max_epochs
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    epochs: int = progress.processed
+    is_behind_epochs = max_epochs not in (None, -1) and epochs > max_epochs
+    if is_behind_epochs or (max_steps != -1 and trainer.global_step > max_steps):
+        step, where = trainer.global_step, "in" if is_in_epoch else "after"
+        warnings.warn(
+            f"nothing is left to train: the checkpoint is of step {step}, {where} epoch {epochs - 1}, and this fit "
+            f"ends at max_steps={max_steps}, max_epochs={max_epochs}. If it was saved in a later fit of the "
+            "program, give it to that one: begun without ckpt_path, it does not resume.",
             InexactResumeWarning,
             stacklevel=2,
         )

@@ -214,6 +214,11 @@ class ResumePointTracker:
         missing = self._owned.restore_generators(own_state(resume["own_generators"]))
         warn_of_missing_generators(missing)
 
+    def restore_where_nothing_is_left(self, trainer: Trainer, resume: dict[str, Any]) -> None:
+        """:meth:`restore_beside_state`, where training does not begin."""
+        self.training_begins(trainer)
+        self.restore_beside_state(trainer, resume)
+
     def warn_of_what_is_left_out(self) -> None:
         """Say which values and generators of the module, callbacks, the data module and the data no checkpoint has.
 
