@@ -93,6 +93,11 @@ class Position:
         return self.is_exhausted or self.order.is_over(self.progress)
 
     @property
+    def goes_on(self) -> bool:
+        """Whether the next pass begins where a position was loaded."""
+        return self._continue_pass
+
+    @property
     def batches_per_epoch(self) -> int | None:
         """Of this rank, if that is known."""
         size, step = self.order.size, self.order.units_per_step

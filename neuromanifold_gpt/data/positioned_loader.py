@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import types
 import warnings
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
+from neuromanifold_gpt.data.consumers import counted_from, is_cycled
 from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.position import Position, Progress
@@ -63,13 +66,28 @@ class PositionedLoader(DataLoader[Any]):
             raise TypeError("the sampler or stream has no length, so the loader has none.")
         return batches
 
+    @property
+    def batches_consumed(self) -> int:
+        """Batches of the epoch that this rank was handed out: where to count from, ``enumerate(loader, start)``."""
+        order = self._position.order
+        return -(-order.consumed(self._position.progress) // order.units_per_step)
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        itself: list[weakref.ref[Any]] = []
+        iterator = self._pass(itself)
+        itself.append(weakref.ref(iterator))
+        return iterator
+
+    def _pass(self, itself: list[weakref.ref[Any]]) -> Iterator[Any]:
         # A generator: nothing here happens before the first batch is asked for, so iterators that are only created
         # (Lightning makes several) do not use up the position to continue from.
         position = self._position
+        is_first, goes_on = self.variables_at_first_pass is None, position.goes_on
         if self.variables_at_first_pass is None:
             self.variables_at_first_pass = variables_beside_state(self.objects_of_position())
         number = position.begin_pass()
+        if is_first or goes_on:
+            self._warn_of_consumers(itself[0](), sys._getframe(1), goes_on)
         moves, epoch = position.moves, position.epoch
         try:
             for batch, progress in self._batches():
@@ -82,6 +100,25 @@ class PositionedLoader(DataLoader[Any]):
                 position.is_exhausted = True
         finally:
             position.end_pass(number)
+
+    def _warn_of_consumers(self, iterator: Any, asking: types.FrameType, goes_on: bool) -> None:
+        if is_cycled(iterator, asking):
+            warnings.warn(
+                "a resume of this training cannot be exact: itertools.cycle gives the batches of its first pass again "
+                "and again, which are in no position. Begin a pass for each epoch: while True: for batch in loader.",
+                DataOrderWarning,
+                stacklevel=3,  # who iterates
+            )
+        consumed = self.batches_consumed
+        counted = counted_from(iterator, asking) if goes_on and consumed and not self.is_at_end else None
+        if counted not in (None, consumed, consumed + 1):
+            warnings.warn(
+                f"enumerate counts from {counted} here, while the epoch goes on behind {consumed} batches. Where the "
+                "loop goes by that number (accumulation, the last batch), it does not do what it did: use "
+                "enumerate(loader, loader.batches_consumed).",
+                DataOrderWarning,
+                stacklevel=3,
+            )
 
     def _batches(self) -> Iterator[tuple[Any, Progress]]:
         """What comes from the position on, each batch with the position behind it."""
