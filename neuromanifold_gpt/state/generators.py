@@ -11,6 +11,7 @@ import torch
 
 Generator = random.Random | np.random.Generator | np.random.BitGenerator | np.random.RandomState | torch.Generator
 _PYTHONS = "random.Random"
+_SPAWNED = "n_children_spawned"
 
 
 def seed_generator(generator: Generator, seed: int) -> None:
@@ -31,18 +32,25 @@ def seed_generator(generator: Generator, seed: int) -> None:
 
 
 def generator_state(generator: Generator) -> Any:
-    """As plain values and tensors."""
-    return _plain(raw_state(generator))
+    """As plain values and tensors; of NumPy's also how many others they have spawned, if any."""
+    state = _plain(raw_state(generator))
+    spawned = _spawned(generator)
+    return {**state, _SPAWNED: spawned} if spawned else state
 
 
 def set_generator_state(generator: Generator, state: Any) -> None:
     """Put back :func:`generator_state`.
 
     Raises:
-        TypeError: it is that of another kind of generator.
+        TypeError: it is that of another kind of generator, or of one that had spawned fewer others than this one.
     """
+    spawned = state.get(_SPAWNED, 0) if isinstance(state, dict) else 0
+    if (further := spawned - _spawned(generator)) < 0:
+        raise TypeError(f"expected a {type(generator).__name__} that has spawned no more than {spawned} others")
     try:
-        set_raw_state(generator, _unplain(state))
+        set_raw_state(generator, _unplain({k: v for k, v in state.items() if k != _SPAWNED} if spawned else state))
+        if further:
+            _bits_of(generator).seed_seq.spawn(further)  # type: ignore[arg-type, attr-defined]
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # what each kind says to another's state
         raise TypeError(f"expected the state of a {type(generator).__name__}") from error
 
@@ -68,6 +76,14 @@ def set_raw_state(generator: Generator, state: Any) -> None:
         generator.setstate(state)
     else:
         generator.set_state(state)
+
+
+def _spawned(generator: Generator) -> int:
+    """How many others it has spawned; it has no part in the state of the bits, and decides about those to come."""
+    if not isinstance(generator, np.random.Generator | np.random.BitGenerator):
+        return 0
+    seeds = getattr(_bits_of(generator), "seed_seq", None)
+    return seeds.n_children_spawned if isinstance(seeds, np.random.SeedSequence) else 0
 
 
 def _bits_of(generator: np.random.Generator | np.random.BitGenerator) -> np.random.BitGenerator:

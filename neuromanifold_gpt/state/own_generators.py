@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
+import threading
 import types
 import warnings
 from collections import deque
@@ -22,9 +24,11 @@ from neuromanifold_gpt.state.users_objects import NAMESPACES, is_of_users_class
 from neuromanifold_gpt.state.users_variables import users_variables
 
 _SEARCHED = (
-    *(dict, list, tuple, deque, *NAMESPACES),
+    *(dict, types.MappingProxyType, list, tuple, deque, *NAMESPACES),
+    *(contextvars.ContextVar, threading.local),
     *(types.FunctionType, types.MethodType, types.BuiltinMethodType, types.GeneratorType, functools.partial),
 )
+_HOOKS_OF_PARAMETERS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _HOOKS = frozenset(name for name in OF_EVERY_MODULE if name.endswith("_hooks"))
 # Of the model, what it owns is searched with it; of the others, what decides batches is in the position in the data.
 _SEARCHED_ELSEWHERE = (nn.Module, Dataset, DataLoader, Sampler)
@@ -134,6 +138,10 @@ def _attributes_of_parts(module: nn.Module) -> dict[str, Any]:
                 found[path] = value
             elif attribute in _HOOKS and value:
                 found[path] = list(value.values())  # the keys count the hooks of the process
+    for name, parameter in module.named_parameters():
+        for attribute in _HOOKS_OF_PARAMETERS:
+            if hooks := getattr(parameter, attribute, None):
+                found[f"{name}.{attribute}"] = list(hooks.values())
     return found
 
 

@@ -6,8 +6,10 @@ sampler that counts its epochs: nothing of it is in a state dict, and all of it 
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import functools
+import threading
 import types
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
@@ -222,7 +224,7 @@ def _is_trainer(thing: Any) -> bool:
 
 def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
     kind = type(thing)
-    if issubclass(kind, dict):
+    if issubclass(kind, dict | types.MappingProxyType):
         if _is_searched(thing, thing.values()):
             for number, (key, value) in enumerate(thing.items()):  # parameters are keys too: their text costs
                 yield (str(key) if type(key) in SCALARS else f"{type(key).__name__} {number}"), value
@@ -235,6 +237,10 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
         yield from (variables_of_generator(thing) or {}).items()
     elif kind in (types.MethodType, types.BuiltinMethodType):
         yield "self", thing.__self__
+    elif issubclass(kind, contextvars.ContextVar):
+        yield "value", thing.get(None)
+    elif issubclass(kind, threading.local):
+        yield from thing.__dict__.items()  # of this thread
     elif issubclass(kind, functools.partial):
         yield from (("func", thing.func), ("args", thing.args), ("keywords", thing.keywords))
     else:

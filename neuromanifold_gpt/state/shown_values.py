@@ -72,6 +72,8 @@ class _Look:
             return RESULT if value.requires_grad else _tensor_digest(value, depth)
         if issubclass(kind, np.ndarray):
             return _array_digest(value, depth)
+        if issubclass(kind, np.random.SeedSequence):
+            return str(value.n_children_spawned)
         if issubclass(kind, str | bytes | bytearray):
             return None if self._is_setting else f"{len(value)} {_text_digest(value[:_LOOKED_AT_ELEMENTS])}"
         if issubclass(kind, dict):

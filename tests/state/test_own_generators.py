@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextvars
 import random
 import sys
+import threading
 import warnings
 import weakref
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from neuromanifold_gpt import load_checkpoint, resumable, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
+from neuromanifold_gpt.state.owned_state import OwnedState
 
 KINDS: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
     "random.Random": (lambda: random.Random(1), lambda generator: generator.gauss(0, 1)),
@@ -34,6 +38,7 @@ KINDS: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
 USERS_CODE = """
 import argparse
 import functools
+import contextvars
 import random
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -192,11 +197,37 @@ class Noising(torch.optim.SGD):
         self.number += 1
 
 
+def in_thread_local(rng: random.Random) -> threading.local:
+    held = threading.local()
+    held.rng = rng
+    return held
+
+
+def in_context(rng: random.Random) -> contextvars.ContextVar[random.Random]:
+    variable: contextvars.ContextVar[random.Random] = contextvars.ContextVar("rng")
+    variable.set(rng)
+    return variable
+
+
+HOLDERS: dict[str, Callable[[random.Random], Any]] = {
+    "a mapping that cannot be changed": lambda rng: MappingProxyType({"rng": rng}),
+    "several mappings": lambda rng: ChainMap({}, {"rng": rng}),
+    "a thread's variable": in_thread_local,
+    "a context's variable": in_context,
+}
+
+
 def training(owner: str) -> tuple[dict[str, Any], Callable[[], float]]:
     """What is saved, and draws from what ``owner`` holds."""
     model, rng = nn.Linear(1, 1), random.Random(1)
     optimizer = Noising(model)
     held = rng if owner == "scheduler" else None
+    if owner == "hook of a parameter":
+        model.weight.register_hook(lambda _: (None, rng)[0])
+    if owner == "hook behind a parameter's gradient":
+        model.bias.register_post_accumulate_grad_hook(lambda _: (None, rng)[0])
+    if owner in HOLDERS:
+        model.held = HOLDERS[owner](rng)  # type: ignore[assignment]
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: (1.0, held)[0])
     if owner == "hook":
         nn.Identity().register_forward_hook(lambda *_: None)  # the keys of hooks count those of the process
@@ -206,7 +237,10 @@ def training(owner: str) -> tuple[dict[str, Any], Callable[[], float]]:
 
 
 class TestOfWhatTrains:
-    @pytest.mark.parametrize("owner", ["optimizer", "scheduler", "hook"])
+    @pytest.mark.parametrize(
+        "owner",
+        ["optimizer", "scheduler", "hook", "hook of a parameter", "hook behind a parameter's gradient", *HOLDERS],
+    )
     def test_go_on(self, owner: str, tmp_path: Path) -> None:
         saved, draw = training(owner)
         draw()
@@ -215,6 +249,33 @@ class TestOfWhatTrains:
         restored, draw_again = training(owner)
         load_checkpoint(tmp_path).restore(**restored)
         assert draw_again() == expected
+
+    def test_that_have_spawned_others_go_on_to_spawn(self, tmp_path: Path) -> None:
+        def spawning() -> tuple[nn.Module, np.random.Generator]:
+            model = nn.Linear(1, 1)
+            model.rng = np.random.default_rng(3)  # type: ignore[assignment]
+            return model, model.rng  # type: ignore[return-value]
+
+        model, rng = spawning()
+        rng.spawn(2)
+        save_checkpoint(tmp_path, step=1, model=model)
+        expected = rng.spawn(1)[0].random(), rng.random()
+        other, other_rng = spawning()
+        load_checkpoint(tmp_path).restore(model=other)
+        assert (other_rng.spawn(1)[0].random(), other_rng.random()) == expected
+        (states,) = load_checkpoint(tmp_path).own_generators
+        assert OwnedState({"rng": other_rng}).restore_generators(states) == ["rng"]  # which it cannot take back
+
+    def test_seeds_that_have_spawned_others_are_said(self, tmp_path: Path) -> None:
+        class Own(nn.Linear):
+            pass
+
+        own = Own(1, 1)
+        own.seeds = np.random.SeedSequence(3)  # type: ignore[assignment]
+        save_checkpoint(tmp_path, step=1, model=own)
+        own.seeds.spawn(1)  # type: ignore[operator, union-attr]
+        with pytest.warns(InexactResumeWarning, match=r"no checkpoint has: seeds\."):
+            save_checkpoint(tmp_path, step=2, model=own)
 
     def test_made_when_it_is_first_needed_in_what_was_searched_before(self, tmp_path: Path) -> None:
         saved, _ = training("optimizer")
