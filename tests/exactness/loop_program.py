@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -49,6 +50,13 @@ class Loop:
             self.forward = self.network = torch.compile(self.network, backend=cell.compile_backend)
         if cell.ranks > 1:
             self.forward = self.network = DistributedDataParallel(self.network)
+        self.fabric = Fabric(accelerator="cpu", devices=1) if "fabric" in cell.loop else None
+        self.batches_from: Any = self.loader
+        if self.fabric is not None:
+            self.forward, self.batches_from = (
+                self.fabric.setup_module(self.network),
+                self.fabric.setup_dataloaders(self.loader),
+            )
         self.step, self.epoch, self.batches = 0, 0, 0
         self.metrics = {"val_loss": 0.0}
 
@@ -134,7 +142,7 @@ class Loop:
         if isinstance(self.loader, list):
             yield from zip(*self.loader, strict=False)
         else:
-            yield from self.loader
+            yield from self.batches_from
 
     def _batch(self, batch: Any) -> None:
         self.batches += 1
@@ -181,7 +189,10 @@ class Loop:
         rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
         self.metrics["train_loss"] = loss.item()
         self.trace.train(self.step, loss.detach(), rates, batch)
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        if self.fabric is not None:
+            self.fabric.backward(loss)
+        else:
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return loss
 
     def _update(self, batch: Any) -> None:

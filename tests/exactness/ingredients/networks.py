@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -232,6 +233,14 @@ def unused() -> Network:
     return network
 
 
+def noise_in_hooks() -> Network:
+    """Hooks of a layer and of a parameter draw from generators that they hold."""
+    network, forward, backward = plain(), random.Random(8), np.random.default_rng(8)
+    network.first.register_forward_hook(lambda _, inputs, output: output * (1 + 0.1 * forward.random()))
+    network.head.weight.register_hook(lambda gradient: gradient * (1 + 0.1 * backward.random()))
+    return network
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "plain": plain,
     "dropout": lambda: Network(
@@ -267,6 +276,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "unused": unused,
     "stochastic depth": StochasticDepth,
     "noise of its own": NoiseOfItsOwn,
+    "noise in hooks": noise_in_hooks,
     "weight norm": lambda: Network(
         first=parametrizations.weight_norm(nn.Linear(FEATURES, WIDTH)), act=nn.ReLU(), head=nn.Linear(WIDTH, 1)
     ),

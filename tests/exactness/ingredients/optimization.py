@@ -12,7 +12,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 
 from ..cell import Cell
-from .own_optimizers import Decay, HandMade, OddState, Remembers
+from .own_optimizers import Decay, HandMade, Noisy, OddState, Remembers, drawn
 
 # Total of what schedules are made for: the end of every scenario, wherever a process of it ends.
 _TOTAL_STEPS = 60
@@ -81,6 +81,7 @@ SCHEDULES: dict[str, Schedule] = {
     "own scheduler": Schedule(Remembers),
     "object that counts": Schedule(lambda o: lr_scheduler.LambdaLR(o, Decay())),
     "hand-made": Schedule(HandMade),
+    "drawn": Schedule(drawn),
     "SWA annealing": Schedule(lambda o: SWALR(o, 0.005, anneal_epochs=10)),
 }
 
@@ -121,6 +122,8 @@ def make_optimizers(cell: Cell, network: nn.Module) -> list[Optimizer]:
         return [torch.optim.AdamW(groups, **options)]
     if cell.optimizer == "own":
         return [OddState(parameters, lr=0.003)]
+    if cell.optimizer == "noisy":
+        return [Noisy(parameters, lr=0.003)]
     if cell.optimizer == "named AdamW":
         return [torch.optim.AdamW(network.named_parameters(), **options)]
     if cell.optimizer == "AdamW of trained":

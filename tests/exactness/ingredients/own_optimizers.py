@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -81,3 +82,26 @@ class HandMade:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.recent.extend(state["recent"])
+
+
+class Noisy(torch.optim.SGD):
+    """Langevin dynamics: adds noise from a generator of its own."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, lr=lr)
+        self.generator = torch.Generator().manual_seed(2)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        """A step, and noise."""
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(torch.randn(parameter.shape, generator=self.generator), alpha=0.01)
+        return loss
+
+
+def drawn(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+    """Learning rates that a function draws from a generator which it holds."""
+    generator = random.Random(4)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.5 * generator.random())

@@ -112,6 +112,15 @@ CELLS: list[Cell] = [
         schedule=None,
         changes={"network": "equal layers, reordered"},
     ),
+    # generators beside the global ones
+    *both(_GROUP, "optimizer that draws", optimizer="noisy", stops=(5, 14)),
+    *both(_GROUP, "schedule that draws", schedule="drawn", stops=(5, 14)),
+    *both(_GROUP, "hooks that draw", network="noise in hooks", stops=(5, 14)),
+    *[
+        loop(_GROUP, f"Fabric, {kind}, {where}", loop=_flag("fabric"), loader=kind, stops=stops)
+        for kind in ("own", "resumable")
+        for where, stops in (("in the middle", (10,)), ("at an epoch's end", (7, 7)), ("often", (3, 9, 16)))
+    ],
     # plain loops
     *[
         loop(
