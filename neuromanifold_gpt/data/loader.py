@@ -126,6 +126,10 @@ class _PermutedOrder:
     def leave(self, epoch: int, progress: Progress) -> None:
         """Nothing is left behind."""
 
+    @property
+    def differs_by_epoch(self) -> bool:
+        return self.shuffle
+
     def owned(self) -> list[OwnedState]:
         return []
 

@@ -17,6 +17,11 @@ from neuromanifold_gpt.state.owned_state import OwnedState
 class BatchOrder(EpochOrder, Protocol):
     """The batches of sample ids of each epoch."""
 
+    @property
+    def differs_by_epoch(self) -> bool:
+        """Whether one epoch may have another order than another."""
+        ...
+
     def owned(self) -> list[OwnedState]:
         """Of whose objects the changes are part of :meth:`beginning`."""
         ...
@@ -53,7 +58,7 @@ class OrderedLoader(PositionedLoader):
         self._owned = OwnedState({"dataset": dataset, "collate_fn": collate_fn})
         self._beside = ChangesBesidePosition([self._owned, *order.owned()])
         self._values_in_workers: dict[str, Any] | None = None
-        self._has_said = False
+        self._has_said = self._draws = False
         self._seeded_collate = SeededCollate(collate_fn) if seed_samples else None
         super().__init__(
             self._samples,
@@ -76,6 +81,11 @@ class OrderedLoader(PositionedLoader):
             values = self._owned.changed_values()
         return {**super().position(within_pass=within_pass), **({"values": values} if values else {})}
 
+    @property
+    def passes_differ(self) -> bool:
+        """If samples draw, as far as they have, if the order is not fixed, or if dataset or ``collate_fn`` change."""
+        return self._draws or self._order.differs_by_epoch or bool(self._owned.changed_values())
+
     def objects_of_position(self) -> tuple[Any, ...]:
         """See :meth:`PositionedLoader.objects_of_position`."""
         return tuple(thing for owned in (self._owned, *self._order.owned()) for thing in owned.objects())
@@ -94,6 +104,7 @@ class OrderedLoader(PositionedLoader):
             self._seeded_collate.begin_pass()
         ahead = cast(_KeysFromPosition, self.batch_sampler).begin()
         for batch in self._iterator_over(dataset=self._samples):
+            self._draws |= batch.draws
             if batch.changed and not self._has_said:
                 warn_of_changes(batch.changed, self.num_workers)
                 self._has_said = True

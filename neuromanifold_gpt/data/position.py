@@ -81,6 +81,8 @@ class Position:
         self._continue_pass = False
         self._is_loaded = False
         self.epoch_is_known = False  # the program has asked for it, or told it, since a position was loaded
+        self.pass_was_told = False  # the program set the epoch of the newest one
+        self._is_told = False
         self._counted_from = 0
         self._newest_pass = 0
         self._pass_is_open = False  # the newest one can go on
@@ -119,11 +121,14 @@ class Position:
 
     def set_epoch(self, epoch: int) -> None:
         """Go to an epoch's beginning, unless that epoch is under way."""
+        self._move_to(epoch)
+        self.epoch_is_known = self._is_told = True
+
+    def _move_to(self, epoch: int) -> None:
         if epoch != self.epoch or (self.is_at_end and not self._continue_pass):
             if self._is_loaded and self._is_begun:
                 self.order.leave(self.epoch, self.progress)
             self.go_to(epoch, self.order.beginning(), continue_pass=False)
-        self.epoch_is_known = True
 
     def set_counted_epoch(self, epoch: int) -> None:
         """:meth:`set_epoch`, by what counts the passes of this process: from a position that was loaded on."""
@@ -141,7 +146,7 @@ class Position:
         if self.is_at_end and self._continue_pass:
             self._say_that_nothing_is_left()
         elif self.is_at_end:
-            self.set_epoch(self.epoch + 1)
+            self._move_to(self.epoch + 1)
         elif not self._is_begun:
             self.progress = self.order.beginning()  # of which the program may have changed something
         elif not self._continue_pass:
@@ -152,6 +157,7 @@ class Position:
                 else:
                     self._warn(_left_after(consumed))
             self.progress = self.order.begin_again(self.progress)
+        self.pass_was_told, self._is_told = self._is_told, False
         self._is_saved_in_pass = self._continue_pass and self._is_begun
         self._continue_pass = self._is_loaded = False
         self._newest_pass += 1

@@ -18,6 +18,7 @@ from neuromanifold_gpt.data.consumers import counted_from, is_cycled
 from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.position import Position, Progress
+from neuromanifold_gpt.state.loaders_in_use import note_pass
 from neuromanifold_gpt.state.unsaved_values import variables_beside_state
 
 _FABRIC_WRAPPERS = ("lightning.fabric.wrappers", "lightning_fabric.wrappers")
@@ -86,6 +87,7 @@ class PositionedLoader(DataLoader[Any]):
         if self.variables_at_first_pass is None:
             self.variables_at_first_pass = variables_beside_state(self.objects_of_position())
         number = position.begin_pass()
+        note_pass(self)
         if is_first or goes_on:
             self._warn_of_consumers(itself[0](), sys._getframe(1), goes_on)
         moves, epoch = position.moves, position.epoch
@@ -178,6 +180,16 @@ class PositionedLoader(DataLoader[Any]):
     def warn_of_what_is_left_out(self) -> None:
         """See :class:`ChangesBesidePosition`."""
         self._beside.warn_of_changes()
+
+    @property
+    def needs_its_position(self) -> bool:
+        """Whether its next pass depends on how many there have been: passes differ, and nobody sets the epoch."""
+        return self.passes_differ and not self._position.pass_was_told
+
+    @property
+    def passes_differ(self) -> bool:
+        """Whether one pass may give other batches than another."""
+        raise NotImplementedError
 
     def objects_of_position(self) -> tuple[Any, ...]:
         """Those whose changes go with the position: they are not lost with the process."""

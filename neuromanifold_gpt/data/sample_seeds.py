@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from neuromanifold_gpt.data.order import mixed
+from neuromanifold_gpt.state.flat_values import equal
 from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
 
@@ -25,11 +26,11 @@ _COLLATION = 1  # so that a batch of one does not draw its sample's numbers agai
 
 
 class SampleBatch(list[Any]):
-    """The samples of one batch, with the seed that its collation may draw from."""
+    """The samples of one batch, with the seed that its collation may draw from, and whether they have drawn."""
 
-    def __init__(self, samples: Sequence[Any], seed: int) -> None:
+    def __init__(self, samples: Sequence[Any], seed: int, draws: bool = False) -> None:
         super().__init__(samples)
-        self.seed = seed
+        self.seed, self.draws = seed, draws
 
 
 class SeededSamples(Dataset[Any]):
@@ -47,6 +48,7 @@ class SeededSamples(Dataset[Any]):
         self._seed_samples = seed_samples
         self._owned: OwnedState | None = None
         self._has_begun = False
+        self._draws = False  # as far as it was seen
 
     def __len__(self) -> int:
         return len(self.source)
@@ -71,7 +73,8 @@ class SeededSamples(Dataset[Any]):
         make = self._seeded_samples if self._has_begun else self._first_samples
         samples = make(keys, self._owned)
         seed, epoch, *_ = keys[0]
-        return SampleBatch(samples, mixed(seed, _COLLATION, epoch, *(number for _, _, number, _ in keys)))
+        seed_of_collation = mixed(seed, _COLLATION, epoch, *(number for _, _, number, _ in keys))
+        return SampleBatch(samples, seed_of_collation, self._draws)
 
     def _first_samples(self, keys: list[SampleKey], owned: OwnedState) -> list[Any]:
         """Of this process. Generators may be made for them, and be drawn from before they could be seeded."""
@@ -90,6 +93,10 @@ class SeededSamples(Dataset[Any]):
             for key in keys:
                 seed_generators(mixed(*key[:3]), owned)
                 samples.append(self.source[key[3]])
+            if keys and not self._draws:  # of the last one; whether it is seeded still shows
+                drawn = _all_states(owned)
+                seed_generators(mixed(*keys[-1][:3]), owned)
+                self._draws = not equal(drawn, _all_states(owned))
         return samples
 
 
@@ -99,6 +106,7 @@ class SeededCollate:
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self._collate = collate
         self._owned: OwnedState | None = None
+        self.draws = False  # as far as it was seen
 
     def begin_pass(self) -> None:
         """As :meth:`SeededSamples.begin_pass`."""
@@ -113,7 +121,12 @@ class SeededCollate:
             self._owned = what_is_drawn_from({"collate_fn": self._collate})
         with isolated_generators(self._owned):
             seed_generators(samples.seed, self._owned)
-            return self._collate(list(samples))
+            batch = self._collate(list(samples))
+            if not self.draws:
+                drawn = _all_states(self._owned)
+                seed_generators(samples.seed, self._owned)
+                self.draws = not equal(drawn, _all_states(self._owned))
+            return batch
 
 
 class OwnGenerators:
@@ -168,6 +181,10 @@ def isolated_generators(owned: OwnedState | None = None) -> Iterator[None]:
 
 def _generator_states() -> tuple[Any, Any, torch.Tensor]:
     return random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+
+
+def _all_states(owned: OwnedState) -> list[Any]:
+    return [*_generator_states(), *owned.generator_states().values()]
 
 
 def _set_generator_states(states: tuple[Any, Any, torch.Tensor]) -> None:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
@@ -76,6 +76,11 @@ class SamplerOrder:
     def is_over(self, progress: Progress) -> bool:
         """Whether no batch is left, if the sampler tells its size."""
         return nothing_left(self, progress)
+
+    @property
+    def differs_by_epoch(self) -> bool:
+        """Only torch's sampler of the given order is known not to."""
+        return any(type(sampler) not in (SequentialSampler, BatchSampler) for sampler in self._samplers)
 
     def owned(self) -> list[OwnedState]:
         """The sampler and what it refers to."""

@@ -76,6 +76,11 @@ class ResumableStreamLoader(PositionedLoader):
         self._tasks = self.sampler  # DataLoader draws one for each batch
         self.show(dataset=loader.dataset, batch_size=loader.batch_size, drop_last=loader.drop_last)
 
+    @property
+    def passes_differ(self) -> bool:
+        """If samples may draw, which nobody looks at."""
+        return self._options.seed_samples
+
     def objects_of_position(self) -> tuple[Any, ...]:
         """See :meth:`PositionedLoader.objects_of_position`."""
         return self._turns.objects()

@@ -18,10 +18,16 @@ WATCHED_BATCHES = 5  # of each process: what counts samples or batches has chang
 
 
 class WatchedBatch(NamedTuple):
-    """A batch, and the names of what has changed where it was made; ``DataLoader`` pins the memory of both."""
+    """A batch, and what was noticed where it was made; ``DataLoader`` pins the memory of both.
+
+    Attributes:
+        changed: the names of what has changed there.
+        draws: samples or their collation draw random numbers, as far as it was seen.
+    """
 
     batch: Any
     changed: list[str]
+    draws: bool
 
 
 class WatchedCollate:
@@ -50,13 +56,11 @@ class WatchedCollate:
         batch = self._collate(samples)
         self._batches += 1
         changed = sorted({name for changes in self._changes for name in changes()})
-        if (
-            self._batches == 1 and get_worker_info() is not None
-        ):  # behind the first batch, at which files are opened and the like
-            self._changes = self._begin()
+        if self._batches == 1 and get_worker_info() is not None:
+            self._changes = self._begin()  # behind the first batch, at which files are opened and the like
         elif self._batches == WATCHED_BATCHES:
             self._changes = []  # which hold what the dataset held
-        return WatchedBatch(batch, changed)
+        return WatchedBatch(batch, changed, samples.draws or getattr(self._collate, "draws", False))
 
     def _begin(self) -> list[Callable[[], Iterable[str]]]:
         owned = OwnedState(self._roots)
