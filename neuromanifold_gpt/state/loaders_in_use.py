@@ -44,9 +44,9 @@ def warn_of_loaders_left_out(kept: Collection[Any]) -> None:
     if left_out:
         names = ", ".join(sorted(type(loader).__name__ for loader in left_out))
         warnings.warn(
-            f"a loader was iterated that is not saved: {names}. Its order, or what its samples draw, depends on the number "
-            "of its passes, which begins at 0 again after a resume. Give it to loaders= as well, or call its set_epoch "
-            "before each pass.",
+            f"a loader was iterated that is not saved: {names}. Its order, or what its samples draw, depends on the "
+            "number of its passes, which begins at 0 again after a resume. Give it to loaders= as well, or call its "
+            "set_epoch before each pass.",
             InexactResumeWarning,
             stacklevel=4,
         )

@@ -20,6 +20,7 @@ from neuromanifold_gpt.state.generators import Generator
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.users_locals import is_data, parts_of_stock_loader, users_locals
 from neuromanifold_gpt.state.users_objects import NAMESPACES, is_of_users_class
 from neuromanifold_gpt.state.users_variables import users_variables
 
@@ -35,17 +36,23 @@ _SEARCHED_ELSEWHERE = (nn.Module, Dataset, DataLoader, Sampler)
 
 
 def what_is_drawn_from(
-    roots: dict[str, Any], ignored: tuple[Any, ...] = (), *, things: Iterable[Any] = ()
+    roots: dict[str, Any], ignored: tuple[Any, ...] = (), *, things: Iterable[Any] = (), with_locals: bool = False
 ) -> OwnedState:
     """The generators of some objects by name, and those in variables of :func:`users_modules`.
 
     Args:
         roots, ignored: as for :class:`OwnedState`.
         things: what trains beside the roots.
+        with_locals: also those of :func:`users_locals`, and of stock loaders in variables.
     """
     found = OwnedState(roots, ignored)
-    variables = users_variables([*things, *found.objects()])
-    may_have_some = {path: value for path, value in variables if _may_have_some(value)}
+    variables = dict(users_variables([*things, *found.objects()]))
+    may_have_some = {path: value for path, value in variables.items() if _may_have_some(value)}
+    if with_locals:
+        local = dict(users_locals())
+        may_have_some.update((path, value) for path, value in local.items() if _may_have_some(value) or is_data(value))
+        for path, value in {**variables, **local}.items():
+            may_have_some.update((f"{path}.{name}", part) for name, part in parts_of_stock_loader(value).items())
     return OwnedState({**roots, **may_have_some}, ignored, only_generators=True)
 
 
@@ -55,6 +62,7 @@ def generators_around(
     ignored: tuple[Any, ...] = (),
     *,
     things: Iterable[Any] = (),
+    with_locals: bool = False,
 ) -> OwnedState:
     """The generators that a model and its parts own, and those of :func:`what_is_drawn_from`.
 
@@ -62,9 +70,10 @@ def generators_around(
         module: the model.
         others, ignored: further objects by name, and those not to search.
         things: what trains beside these.
+        with_locals: as for :func:`what_is_drawn_from`.
     """
     roots = {**_attributes_of_parts(module), **(others or {})}
-    return what_is_drawn_from(roots, ignored, things=[*module.modules(), *things])
+    return what_is_drawn_from(roots, ignored, things=[*module.modules(), *things], with_locals=with_locals)
 
 
 def restore_generators_around(
@@ -90,7 +99,8 @@ def restore_generators_around(
     Warns:
         InexactResumeWarning: there is none of the kind; or one that is left alone is not as it was.
     """
-    around = generators_around(module, others, things=things)
+    things = list(things)
+    around = generators_around(module, others, of_positions(things), things=things, with_locals=True)
     own = OwnedState({**_attributes_of_parts(module), **others}, only_generators=True).generator_states()
     put_back = {path: state for path, state in states.items() if with_variables or path in own}
     here = around.generator_states()
@@ -107,6 +117,13 @@ def restore_generators_around(
             InexactResumeWarning,
             stacklevel=4,
         )
+
+
+def of_positions(things: Iterable[Any]) -> tuple[Any, ...]:
+    """Loaders, and the objects whose changes go with their positions: their generators, others may draw from too."""
+    loaders = [thing for thing in things if hasattr(type(thing), "objects_of_position")]
+    objects = (thing for loader in loaders for thing in loader.objects_of_position())
+    return (*loaders, *(thing for thing in objects if not isinstance(thing, Generator)))
 
 
 def by_number(**kinds: Iterable[Any]) -> dict[str, Any]:

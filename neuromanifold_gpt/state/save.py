@@ -30,7 +30,7 @@ from neuromanifold_gpt.state.loaders_in_use import warn_of_loaders_left_out
 from neuromanifold_gpt.state.metrics import metric_states, metrics_of
 from neuromanifold_gpt.state.modules import module_modes, module_state, parameter_names, unwrap
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
-from neuromanifold_gpt.state.own_generators import by_number, generators_around
+from neuromanifold_gpt.state.own_generators import by_number, generators_around, of_positions
 from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks
 from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_values_left_out, with_what_they_read
 
@@ -113,7 +113,9 @@ def save_checkpoint(
         "own_generators": generators_around(
             unwrap(model),
             by_number(optimizers=as_list(optimizers), schedulers=as_list(schedulers)),
+            of_positions(kept),
             things=with_what_they_read(kept),
+            with_locals=True,
         ).generator_states(),
         "stateful_generators": {key: generator_state(generator) for key, generator in sorted(generators.items())},
         "metrics": metric_states(metrics_of(unwrap(model), further)),

@@ -46,14 +46,15 @@ def users_modules(things: Iterable[Any]) -> list[tuple[str, Variables]]:
     left = [*_of_name("__main__"), *_on_stack(), *(of_it for thing in things for of_it in _of_thing(thing))]
     while left:
         variables = left.pop()
-        if id(variables) not in found and _is_users(variables):
+        if id(variables) not in found and is_users_code(variables):
             found[id(variables)] = variables
             left.extend(_referred_to(variables))
     named = [(_name_of(variables), variables) for variables in found.values()]
     return sorted(named, key=lambda pair: _position(pair[0]))
 
 
-def _is_users(variables: Variables) -> bool:
+def is_users_code(variables: Variables) -> bool:
+    """Whether global variables are those of a users' Python module."""
     name, file = variables.get("__name__"), variables.get("__file__")
     return isinstance(name, str) and (name == "__main__" or isinstance(file, str)) and is_users_file(name, file)
 
@@ -84,7 +85,7 @@ def _of_name(name: Any) -> Iterator[Variables]:
 def _on_stack() -> Iterator[Variables]:
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
-        if _is_users(frame.f_globals):
+        if is_users_code(frame.f_globals):
             yield frame.f_globals
             yield from _imported_by(frame.f_code, frame.f_globals)
         frame = frame.f_back
@@ -121,7 +122,7 @@ def _referred_to(variables: Variables) -> Iterator[Variables]:
         seen: set[int] = set()
         for value in list(variables.values()):
             for of_it in _of_value(value, variables, seen, 0):
-                if _is_users(of_it):
+                if is_users_code(of_it):
                     found[id(of_it)] = of_it
         if len(_references) >= _REMEMBERED_MODULES:  # of those that are no more, too
             _references.clear()

@@ -278,7 +278,7 @@ class TestOfWhatTrains:
             save_checkpoint(tmp_path, step=2, model=own)
 
     def test_made_when_it_is_first_needed_in_what_was_searched_before(self, tmp_path: Path) -> None:
-        saved, _ = training("optimizer")
+        saved = training("optimizer")[0]
         saved["optimizers"].rng = None
         save_checkpoint(tmp_path / "1", step=1, **saved)
         saved["optimizers"].rng = random.Random(1)

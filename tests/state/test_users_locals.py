@@ -1,0 +1,208 @@
+"""Plain loops as users write them: in functions and classes, with generators and loaders in local variables."""
+
+from __future__ import annotations
+
+import random
+import warnings
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from neuromanifold_gpt import ResumableDataLoader, latest_checkpoint, load_checkpoint, resumable, save_checkpoint
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.data.positioned_loader import PositionedLoader
+
+STEPS = 9
+
+
+class Samples(Dataset[Any]):
+    def __init__(self, noise: float = 0.0) -> None:
+        self.noise, self.rng = noise, np.random.default_rng(3)
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return torch.full((2,), i / 12 + self.noise * self.rng.random())
+
+
+def closure(seed: int) -> Callable[[], float]:
+    rng = random.Random(seed)
+
+    def draw() -> float:
+        return rng.random()
+
+    return draw
+
+
+def validate(loader: Any) -> float:
+    return float(sum((number + 1) * batch.sum() for number, batch in enumerate(loader)))
+
+
+def in_a_function(directory: Path, steps: int) -> list[float]:
+    """With all that draws in its local variables."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    loader = resumable(DataLoader(Samples(0.1), 4, shuffle=True))
+    rng, noise = np.random.default_rng(5), closure(6)
+    generators = {"a": [torch.Generator().manual_seed(7)]}
+    validation = DataLoader(Samples(0.1), 4, shuffle=True, generator=torch.Generator().manual_seed(8))
+    drawn: list[float] = []
+    step = 0
+    if directory.exists() and (newest := latest_checkpoint(directory)):
+        step = load_checkpoint(newest).restore(model=model, loaders=loader).global_step
+    while step < steps:
+        for batch in loader:
+            others = rng.random() + noise() + float(torch.rand((), generator=generators["a"][0])) + validate(validation)
+            drawn.append(float(batch.sum()) + others)
+            step += 1
+            save_checkpoint(directory, step=step, model=model, loaders=loader)
+            if step == steps:
+                break
+    return drawn
+
+
+class Trainer:
+    """It saves and restores in methods, where it is called ``self``."""
+
+    def __init__(self, directory: Path, restores: bool = False) -> None:
+        torch.manual_seed(0)
+        self.directory, self.step = directory, 0
+        self.model, self.loader = nn.Linear(2, 1), ResumableDataLoader(Samples(), 4, shuffle=True)
+        self.parts = [random.Random(4)]
+        self.validation = DataLoader(Samples(0.1), 4, shuffle=True, generator=torch.Generator().manual_seed(8))
+        if restores:
+            self.restore()
+
+    def restore(self) -> None:
+        if self.directory.exists() and (newest := latest_checkpoint(self.directory)):
+            self.step = load_checkpoint(newest).restore(model=self.model, loaders=self.loader).global_step
+
+    def save(self) -> None:
+        save_checkpoint(self.directory, step=self.step, model=self.model, loaders=self.loader)
+
+    def fit(self, steps: int) -> list[float]:
+        drawn: list[float] = []
+        while self.step < steps:
+            for batch in self.loader:
+                drawn.append(float(batch.sum()) + self.parts[0].random() + validate(self.validation))
+                self.step += 1
+                self.save()
+                if self.step == steps:
+                    break
+        return drawn
+
+
+def by_a_class(directory: Path, steps: int) -> list[float]:
+    trainer = Trainer(directory)
+    trainer.restore()
+    return trainer.fit(steps)
+
+
+def by_a_class_that_restores_when_it_is_made(directory: Path, steps: int) -> list[float]:
+    trainer = Trainer(directory, restores=True)
+    return trainer.fit(steps)
+
+
+@pytest.mark.parametrize("program", [in_a_function, by_a_class, by_a_class_that_restores_when_it_is_made])
+def test_what_draws_in_local_variables_goes_on(tmp_path: Path, program: Callable[[Path, int], list[float]]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InexactResumeWarning)
+        whole = program(tmp_path / "a", STEPS)
+        for stops in ((1, STEPS), (3, 5, STEPS)):
+            drawn = []
+            for stop in stops:
+                drawn += program(tmp_path / str(stops), stop)
+            assert drawn == whole
+
+
+def test_names_do_not_depend_on_the_function_that_saves(tmp_path: Path) -> None:
+    def save_it(name: str, rng: random.Random) -> list[str]:
+        save_checkpoint(tmp_path / name, step=1, model=nn.Linear(1, 1))
+        return [*load_checkpoint(tmp_path / name).own_generators[0]]
+
+    rng, own = random.Random(1), Draws()
+    own.rng = random.Random(3)
+    assert save_it("same", rng) == ["Draws.rng", "locals.rng"]
+    assert save_it("other", random.Random(2)) == ["Draws.rng", "locals.rng", "locals.rng-2"]
+
+
+def test_one_that_is_made_behind_the_restore_is_missed(tmp_path: Path) -> None:
+    def run() -> None:
+        model = nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        if tmp_path.exists() and (newest := latest_checkpoint(tmp_path)):
+            load_checkpoint(newest).restore(model=model, optimizers=optimizer)
+        late_rng = random.Random(1)
+        save_checkpoint(tmp_path, step=1, model=model, optimizers=optimizer)
+        late_rng.random()
+
+    run()
+    with pytest.warns(InexactResumeWarning, match=r"that nobody has here: locals\.late_rng\."):
+        run()
+
+
+def test_the_look_at_local_variables_leaves_nothing_behind(tmp_path: Path) -> None:
+    def save_it() -> None:
+        save_checkpoint(tmp_path, step=1, model=nn.Linear(1, 1))
+
+    logits = nn.Identity()
+    gone = weakref.ref(logits)
+    save_it()
+    del logits
+    assert gone() is None
+    mine, rng = locals(), random.Random(1)
+    save_it()
+    assert mine["tmp_path"] == tmp_path
+    assert isinstance(rng, random.Random)
+
+
+class TestALoaderThatIsNotSaved:
+    LEFT_OUT = r"a loader was iterated that is not saved: {}\. Its order, or what its samples draw"
+
+    def save(self, directory: Path, **options: Any) -> None:
+        save_checkpoint(directory, step=1, model=nn.Linear(1, 1), **options)
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    @pytest.mark.parametrize("kind", ["shuffled", "draws", "collation draws", "own sampler"])
+    def test_is_said_once_if_its_passes_differ(self, tmp_path: Path, kind: str, workers: int) -> None:
+        make: dict[str, Callable[[], PositionedLoader]] = {
+            "shuffled": lambda: ResumableDataLoader(range(8), 4, shuffle=True, num_workers=workers),
+            "draws": lambda: ResumableDataLoader(Samples(0.1), 4, num_workers=workers),
+            "collation draws": lambda: ResumableDataLoader(range(8), 4, collate_fn=Draws(), num_workers=workers),
+            "own sampler": lambda: resumable(DataLoader(range(8), 4, shuffle=True, num_workers=workers)),
+        }
+        loader = make[kind]()
+        self.save(tmp_path)
+        list(loader)
+        with pytest.warns(InexactResumeWarning, match=self.LEFT_OUT.format(type(loader).__name__)):
+            self.save(tmp_path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", InexactResumeWarning)
+            self.save(tmp_path)
+
+    @pytest.mark.parametrize("kind", ["fixed", "saved", "told", "among others"])
+    def test_is_no_reason_to_doubt_otherwise(self, tmp_path: Path, kind: str) -> None:
+        dataset: Any = range(12) if kind == "fixed" else Samples()
+        loader: Any = ResumableDataLoader(dataset, 4, shuffle=kind != "fixed")
+        if kind == "told":
+            loader.set_epoch(0)
+        list(loader)
+        saved = {"saved": {"loaders": loader}, "among others": {"stateful": {"validation": loader}}}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", InexactResumeWarning)
+            self.save(tmp_path, **saved.get(kind, {}))
+
+
+class Draws:
+    rng: random.Random | None = None
+
+    def __call__(self, samples: list[int]) -> float:
+        return sum(samples) + random.random()
