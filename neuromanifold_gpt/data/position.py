@@ -100,6 +100,11 @@ class Position:
         return self._continue_pass
 
     @property
+    def has_had_a_pass(self) -> bool:
+        """In this process."""
+        return self._newest_pass > 0
+
+    @property
     def batches_per_epoch(self) -> int | None:
         """Of this rank, if that is known."""
         size, step = self.order.size, self.order.units_per_step

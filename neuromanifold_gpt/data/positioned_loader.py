@@ -18,7 +18,6 @@ from neuromanifold_gpt.data.consumers import counted_from, is_cycled
 from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.position import Position, Progress
-from neuromanifold_gpt.state.loaders_in_use import note_pass
 from neuromanifold_gpt.state.unsaved_values import variables_beside_state
 
 _FABRIC_WRAPPERS = ("lightning.fabric.wrappers", "lightning_fabric.wrappers")
@@ -87,7 +86,6 @@ class PositionedLoader(DataLoader[Any]):
         if self.variables_at_first_pass is None:
             self.variables_at_first_pass = variables_beside_state(self.objects_of_position())
         number = position.begin_pass()
-        note_pass(self)
         if is_first or goes_on:
             self._warn_of_consumers(itself[0](), sys._getframe(1), goes_on)
         moves, epoch = position.moves, position.epoch
@@ -183,8 +181,8 @@ class PositionedLoader(DataLoader[Any]):
 
     @property
     def needs_its_position(self) -> bool:
-        """Whether its next pass depends on how many there have been: passes differ, and nobody sets the epoch."""
-        return self.passes_differ and not self._position.pass_was_told
+        """Whether there were passes, the next one depends on their number, and nobody sets the epoch."""
+        return self._position.has_had_a_pass and not self._position.pass_was_told and self.passes_differ
 
     @property
     def passes_differ(self) -> bool:

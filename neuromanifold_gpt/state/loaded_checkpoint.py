@@ -169,6 +169,7 @@ class LoadedCheckpoint:
                 module,
                 own_state(self.own_generators),
                 by_number(optimizers=optimizers, schedulers=schedulers),
+                tuple(generators.values()),
                 with_what_they_read([*optimizers, *targets]),
                 with_variables=bool(loaders),
                 silently=not optimizers,

@@ -80,6 +80,7 @@ def restore_generators_around(
     module: nn.Module,
     states: dict[str, Any],
     others: dict[str, Any],
+    ignored: tuple[Any, ...],
     things: Iterable[Any],
     *,
     with_variables: bool,
@@ -90,7 +91,7 @@ def restore_generators_around(
     Args:
         module: the model.
         states: of its generators and those of users' Python modules, by path.
-        others: as for :func:`generators_around`.
+        others, ignored: as for :func:`generators_around`.
         things: what is restored with it.
         with_variables: also those of users' Python modules. Where the loop goes to its position in the data by itself,
             it may be by drawing from them again.
@@ -100,8 +101,9 @@ def restore_generators_around(
         InexactResumeWarning: there is none of the kind; or one that is left alone is not as it was.
     """
     things = list(things)
-    around = generators_around(module, others, of_positions(things), things=things, with_locals=True)
-    own = OwnedState({**_attributes_of_parts(module), **others}, only_generators=True).generator_states()
+    ignored = (*of_positions(things), *ignored)
+    around = generators_around(module, others, ignored, things=things, with_locals=True)
+    own = OwnedState({**_attributes_of_parts(module), **others}, ignored, only_generators=True).generator_states()
     put_back = {path: state for path, state in states.items() if with_variables or path in own}
     here = around.generator_states()
     missing = {*around.restore_generators(put_back), *(states.keys() - here.keys())}

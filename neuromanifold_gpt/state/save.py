@@ -26,7 +26,6 @@ from neuromanifold_gpt.checkpoint.writer import (
 )
 from neuromanifold_gpt.state.generators import Generator, generator_state
 from neuromanifold_gpt.state.gradients import capture_gradients
-from neuromanifold_gpt.state.loaders_in_use import warn_of_loaders_left_out
 from neuromanifold_gpt.state.metrics import metric_states, metrics_of
 from neuromanifold_gpt.state.modules import module_modes, module_state, parameter_names, unwrap
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
@@ -106,14 +105,12 @@ def save_checkpoint(
     further, generators = without_generators(stateful)
     kept = [*as_list(optimizers), *as_list(schedulers), *as_list(loaders), *further.values()]
     left_out = {} if save_model_only else warn_of_values_left_out(model, kept)
-    if not save_model_only:
-        warn_of_loaders_left_out(kept)
     of_this_rank = {
         "rng": capture_rng_state(),
         "own_generators": generators_around(
             unwrap(model),
             by_number(optimizers=as_list(optimizers), schedulers=as_list(schedulers)),
-            of_positions(kept),
+            (*of_positions(kept), *generators.values()),
             things=with_what_they_read(kept),
             with_locals=True,
         ).generator_states(),

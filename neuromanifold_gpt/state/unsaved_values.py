@@ -21,6 +21,7 @@ from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE, is_kept_by_others, non_persistent_buffers
 from neuromanifold_gpt.state.modules import listed, unwrap
 from neuromanifold_gpt.state.shown_values import RESULT, kept_by, shown_value
+from neuromanifold_gpt.state.unsaved_objects import note_saved, values_of_unsaved_objects, warn_of_loaders_left_out
 from neuromanifold_gpt.state.users_objects import is_called_after_a_time, is_of_users_class
 from neuromanifold_gpt.state.users_variables import users_variables
 
@@ -71,6 +72,8 @@ def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[st
     """
     module = unwrap(module)
     now = _with_variables(module, kept)
+    others = with_what_they_read(kept)
+    warn_of_loaders_left_out({*map(id, others)}, [*module.modules(), *others])
     if module not in _followed:
         before = [loader.variables_at_first_pass or {} for loader in _loaders_among(kept)]
         _followed[module] = UnsavedValues({**now, **before[0]} if before else now)
@@ -108,9 +111,12 @@ def warn_of_other_values(
 
 def _with_variables(module: nn.Module, kept: Collection[Any]) -> dict[str, str]:
     others = with_what_they_read(kept)
-    variables = variables_beside_state([*module.modules(), *others], {*kept_by(module), *map(id, others)})
+    things, all_kept = [*module.modules(), *others], {*kept_by(module), *map(id, others)}
+    variables = variables_beside_state(things, all_kept)
     optimizers = [thing for thing in kept if isinstance(thing, torch.optim.Optimizer)]
-    return {**values_beside_state(module, kept=kept), **values_of_optimizers(optimizers), **variables}
+    note_saved([module, *kept])
+    objects = values_of_unsaved_objects(all_kept, things)
+    return {**values_beside_state(module, kept=kept), **values_of_optimizers(optimizers), **variables, **objects}
 
 
 def values_of_optimizers(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, str]:

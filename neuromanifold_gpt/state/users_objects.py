@@ -127,7 +127,12 @@ def _is_file(kind: type) -> bool:
 
 def _is_optimizer_or_so(kind: type) -> bool:
     """Whether it is of a library, and has state that somebody has to save: an optimizer, an average of weights."""
-    return str(kind.__module__).partition(".")[0] not in _OF_THE_RUN and is_stateful(kind)
+    return not is_of_the_run(kind) and is_stateful(kind)
+
+
+def is_of_the_run(kind: type) -> bool:
+    """Whether a class is one of Lightning or of this package."""
+    return str(type.__getattribute__(kind, "__module__")).partition(".")[0] in _OF_THE_RUN  # past metaclasses
 
 
 def _progress_of_iterator(iterator: Any) -> dict[str, Any]:

@@ -169,11 +169,12 @@ class TestGivenToStateful:
             model.rng, model.other = random.Random(1), random.Random(2)  # type: ignore[assignment]
             return model, optimizer, random.Random(3)
 
-        (model, optimizer, beside), (resumed, optimizer_here, beside_here) = make(), make()
+        model, optimizer, beside = make()
         drawn(model, beside)
         stateful = {"rng": beside, "own": model.other, "again": beside}
         save_checkpoint(tmp_path, step=1, model=model, optimizers=optimizer, stateful=stateful)  # type: ignore[arg-type]
         expected = drawn(model, beside)
+        resumed, optimizer_here, beside_here = make()
         stateful = {"rng": beside_here, "own": resumed.other, "again": beside_here}
         restore = load_checkpoint(tmp_path).restore
         restore(model=resumed, optimizers=optimizer_here, stateful=stateful)  # type: ignore[arg-type]

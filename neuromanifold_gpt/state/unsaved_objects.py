@@ -1,0 +1,114 @@
+"""What a plain loop may forget to save: an average of the weights, a gradient scaler, a second optimizer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+from weakref import WeakSet, WeakValueDictionary
+
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.generators import Generator
+from neuromanifold_gpt.state.metrics import is_metric
+from neuromanifold_gpt.state.modules import listed
+from neuromanifold_gpt.state.shown_values import shown_value
+from neuromanifold_gpt.state.users_locals import users_locals
+from neuromanifold_gpt.state.users_objects import all_attributes, is_of_the_run, is_of_users_class
+from neuromanifold_gpt.state.users_variables import users_variables
+
+_DATA = (DataLoader, Dataset, Sampler, Generator)  # they have a position, or are stored
+# By identity: what any save of this process has had. A program may save two models apart.
+_saved: WeakValueDictionary[int, Any] = WeakValueDictionary()
+_said: WeakSet[Any] = WeakSet()
+
+
+def note_saved(things: Iterable[Any]) -> None:
+    """They are saved, here or in another checkpoint of the program."""
+    for thing in things:
+        try:
+            _saved[id(thing)] = thing
+        except TypeError:  # it cannot be referred to weakly
+            continue
+
+
+def values_of_unsaved_objects(kept: Collection[int], things: Iterable[Any]) -> dict[str, str]:
+    """What is shown of modules and other objects with ``state_dict`` that the functions that run hold and nobody saves.
+
+    Args:
+        kept: as for :func:`shown_value`.
+        things: as for :func:`users_variables`; of these, the variables of the script.
+    """
+    found = {name: shown_value(part, kept) for name, part in _unsaved(kept, things) if not _is_loader(part)}
+    return {name: shown for name, shown in found.items() if shown is not None}
+
+
+def warn_of_loaders_left_out(kept: Collection[int], things: Iterable[Any]) -> None:
+    """Say which loaders of this package have given batches, and are not saved.
+
+    Args:
+        kept, things: as for :func:`values_of_unsaved_objects`.
+
+    Warns:
+        InexactResumeWarning: names those that count their passes and were not named before.
+    """
+    loaders = {name: part for name, part in _unsaved(kept, things) if _is_loader(part) and part not in _said}
+    left_out = {name: loader for name, loader in loaders.items() if loader.needs_its_position}
+    _said.update(left_out.values())
+    if left_out:
+        warnings.warn(
+            f"a loader was iterated that is not saved: {listed(sorted(left_out))}. Its order, or what its samples draw,"
+            " depends on the number of its passes, which begins at 0 again after a resume. Give it to loaders= as well,"
+            " or call its set_epoch before each pass.",
+            InexactResumeWarning,
+            stacklevel=5,
+        )
+
+
+def _unsaved(kept: Collection[int], things: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    script = ((path, value) for path, value in users_variables(things) if path.startswith("__main__."))
+    for path, value in (*script, *users_locals()):
+        for name, part in _with_attributes(path, value):
+            if id(part) not in kept and not _is_saved(part) and (_is_loader(part) or _has_state(part)):
+                yield name, part
+
+
+def _is_saved(thing: Any) -> bool:
+    return _saved.get(id(thing)) is thing
+
+
+def _is_loader(thing: Any) -> bool:
+    """Of this package, by what it has: the package's parts import this one."""
+    return any("needs_its_position" in _names_in(base) for base in _bases(type(thing)))
+
+
+def _with_attributes(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """It, and what an object of a users' class, such as their trainer, has."""
+    yield path, value
+    if is_of_users_class(value) and not issubclass(type(value), (nn.Module, *_DATA)):
+        try:
+            attributes = all_attributes(value)
+        except Exception:  # noqa: BLE001 - metaclasses and the like that fail when they are asked
+            return
+        yield from ((f"{path}.{name}", part) for name, part in attributes.items())
+
+
+def _has_state(value: Any) -> bool:
+    kind = type(value)  # isinstance() would ask proxies
+    if issubclass(kind, nn.Module):
+        return not is_metric(value) and not any(map(_is_saved, value.modules()))  # as compiled, it is the same
+    if issubclass(kind, _DATA) or is_of_the_run(kind):
+        return False
+    return {"state_dict", "load_state_dict"} <= {name for base in _bases(kind) for name in _names_in(base)}
+
+
+def _bases(kind: type) -> tuple[type, ...]:
+    bases: tuple[type, ...] = type.__getattribute__(kind, "__mro__")  # past metaclasses
+    return bases
+
+
+def _names_in(kind: type) -> Iterable[str]:
+    names: Iterable[str] = type.__getattribute__(kind, "__dict__")
+    return names
