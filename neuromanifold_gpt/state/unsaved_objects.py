@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
@@ -16,8 +17,8 @@ from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.shown_values import shown_value
 from neuromanifold_gpt.state.users_locals import users_locals
+from neuromanifold_gpt.state.users_modules import is_users_code
 from neuromanifold_gpt.state.users_objects import all_attributes, is_of_the_run, is_of_users_class
-from neuromanifold_gpt.state.users_variables import users_variables
 
 _DATA = (DataLoader, Dataset, Sampler, Generator)  # they have a position, or are stored
 # By identity: what any save of this process has had. A program may save two models apart.
@@ -34,27 +35,41 @@ def note_saved(things: Iterable[Any]) -> None:
             continue
 
 
-def values_of_unsaved_objects(kept: Collection[int], things: Iterable[Any]) -> dict[str, str]:
-    """What is shown of modules and other objects with ``state_dict`` that the functions that run hold and nobody saves.
+def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
+    """Modules, other objects with ``state_dict``, and loaders that the functions that run, or the script, hold.
 
     Args:
-        kept: as for :func:`shown_value`.
-        things: as for :func:`users_variables`; of these, the variables of the script.
+        kept: identities of those that are saved.
     """
-    found = {name: shown_value(part, kept) for name, part in _unsaved(kept, things) if not _is_loader(part)}
+    found = {}
+    for path, value in (*_variables_of_script(), *users_locals()):
+        for name, part in _with_attributes(path, value):
+            if id(part) not in kept and not _is_saved(part) and (_is_loader(part) or _has_state(part)):
+                found[name] = part
+    return found
+
+
+def values_of_objects(unsaved: Mapping[str, Any], kept: Collection[int]) -> dict[str, str]:
+    """What is shown of :func:`unsaved_objects`, but for loaders.
+
+    Args:
+        unsaved: they, by name.
+        kept: as for :func:`shown_value`.
+    """
+    found = {name: shown_value(part, kept) for name, part in unsaved.items() if not _is_loader(part)}
     return {name: shown for name, shown in found.items() if shown is not None}
 
 
-def warn_of_loaders_left_out(kept: Collection[int], things: Iterable[Any]) -> None:
+def warn_of_loaders_left_out(unsaved: Mapping[str, Any]) -> None:
     """Say which loaders of this package have given batches, and are not saved.
 
     Args:
-        kept, things: as for :func:`values_of_unsaved_objects`.
+        unsaved: as for :func:`values_of_objects`.
 
     Warns:
         InexactResumeWarning: names those that count their passes and were not named before.
     """
-    loaders = {name: part for name, part in _unsaved(kept, things) if _is_loader(part) and part not in _said}
+    loaders = {name: part for name, part in unsaved.items() if _is_loader(part) and part not in _said}
     left_out = {name: loader for name, loader in loaders.items() if loader.needs_its_position}
     _said.update(left_out.values())
     if left_out:
@@ -67,12 +82,10 @@ def warn_of_loaders_left_out(kept: Collection[int], things: Iterable[Any]) -> No
         )
 
 
-def _unsaved(kept: Collection[int], things: Iterable[Any]) -> Iterator[tuple[str, Any]]:
-    script = ((path, value) for path, value in users_variables(things) if path.startswith("__main__."))
-    for path, value in (*script, *users_locals()):
-        for name, part in _with_attributes(path, value):
-            if id(part) not in kept and not _is_saved(part) and (_is_loader(part) or _has_state(part)):
-                yield name, part
+def _variables_of_script() -> Iterator[tuple[str, Any]]:
+    variables = vars(sys.modules["__main__"])
+    if is_users_code(variables):
+        yield from ((f"__main__.{name}", value) for name, value in list(variables.items()))
 
 
 def _is_saved(thing: Any) -> bool:

@@ -21,7 +21,12 @@ from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE, is_kept_by_others, non_persistent_buffers
 from neuromanifold_gpt.state.modules import listed, unwrap
 from neuromanifold_gpt.state.shown_values import RESULT, kept_by, shown_value
-from neuromanifold_gpt.state.unsaved_objects import note_saved, values_of_unsaved_objects, warn_of_loaders_left_out
+from neuromanifold_gpt.state.unsaved_objects import (
+    note_saved,
+    unsaved_objects,
+    values_of_objects,
+    warn_of_loaders_left_out,
+)
 from neuromanifold_gpt.state.users_objects import is_called_after_a_time, is_of_users_class
 from neuromanifold_gpt.state.users_variables import users_variables
 
@@ -71,9 +76,8 @@ def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[st
             variables since the first pass over the first of the loaders.
     """
     module = unwrap(module)
-    now = _with_variables(module, kept)
-    others = with_what_they_read(kept)
-    warn_of_loaders_left_out({*map(id, others)}, [*module.modules(), *others])
+    now, unsaved = _with_variables(module, kept)
+    warn_of_loaders_left_out(unsaved)
     if module not in _followed:
         before = [loader.variables_at_first_pass or {} for loader in _loaders_among(kept)]
         _followed[module] = UnsavedValues({**now, **before[0]} if before else now)
@@ -98,7 +102,7 @@ def warn_of_other_values(
     """
     module = unwrap(module)
     now = values_beside_state(module, kept=kept, as_settings=True)
-    _followed[module] = UnsavedValues(_with_variables(module, kept))
+    _followed[module] = UnsavedValues(_with_variables(module, kept)[0])
     others = sorted(path for path in now.keys() & saved.keys() if RESULT != now[path] != saved[path])
     if others and not silently:
         warnings.warn(
@@ -109,14 +113,16 @@ def warn_of_other_values(
         )
 
 
-def _with_variables(module: nn.Module, kept: Collection[Any]) -> dict[str, str]:
+def _with_variables(module: nn.Module, kept: Collection[Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    """What is shown of the module, and of what is around it; also gives :func:`unsaved_objects`."""
     others = with_what_they_read(kept)
     things, all_kept = [*module.modules(), *others], {*kept_by(module), *map(id, others)}
     variables = variables_beside_state(things, all_kept)
     optimizers = [thing for thing in kept if isinstance(thing, torch.optim.Optimizer)]
     note_saved([module, *kept])
-    objects = values_of_unsaved_objects(all_kept, things)
-    return {**values_beside_state(module, kept=kept), **values_of_optimizers(optimizers), **variables, **objects}
+    unsaved = unsaved_objects(all_kept)
+    found = {**values_beside_state(module, kept=kept), **values_of_optimizers(optimizers), **variables}
+    return {**found, **values_of_objects(unsaved, all_kept)}, unsaved
 
 
 def values_of_optimizers(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, str]:
