@@ -399,6 +399,12 @@ LOADERS = {
 }
 
 
+def state_of_last_batch():
+    """Of the first epoch, saved inside the loop over it."""
+    loader = make_loader()
+    return [loader.state_dict() for _ in loader][-1]
+
+
 class TestAPositionBehindTheLastBatchOfAnEpoch:
     """Saved inside the loop over it: what the program does behind that loop is still to come."""
 
@@ -425,26 +431,18 @@ class TestAPositionBehindTheLastBatchOfAnEpoch:
             assert rest == events[number:], f"saved behind event {number} of {events}"
 
     def test_is_the_same_when_it_is_saved_again_before_anything_happens(self):
-        loader = make_loader()
-        for _ in loader:
-            state = loader.state_dict()
+        state = state_of_last_batch()
         assert resumed(state).state_dict() == state
 
     def test_does_not_begin_the_epoch_again_where_it_is_told_its_number(self):
-        loader = make_loader()
-        for _ in loader:
-            state = loader.state_dict()
-        loader = resumed(state)
+        loader = resumed(state_of_last_batch())
         loader.set_epoch(0)
         assert list(loader) == []
         loader.set_epoch(1)
         assert take(loader, BATCHES) == take(make_loader(), 2 * BATCHES)[BATCHES:]
 
     def test_gives_way_to_another_epoch(self):
-        loader = make_loader()
-        for _ in loader:
-            state = loader.state_dict()
-        loader = resumed(state)
+        loader = resumed(state_of_last_batch())
         loader.set_epoch(1)
         assert take(loader, BATCHES) == take(make_loader(), 2 * BATCHES)[BATCHES:]
 
@@ -467,9 +465,7 @@ class TestAPositionBehindTheLastBatchOfAnEpoch:
             assert rest == pairs
 
     def test_says_that_the_first_pass_gives_nothing_where_the_loop_may_count_it_wrongly(self):
-        loader = make_loader()
-        for _ in loader:
-            state = loader.state_dict()
+        state = state_of_last_batch()
         loader = resumed(state)
         with pytest.warns(UserWarning, match="nothing is left of epoch 0, in which the position was saved"):
             assert list(loader) == []
