@@ -21,7 +21,7 @@ from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.users_locals import is_data, parts_of_stock_loader, users_locals
-from neuromanifold_gpt.state.users_objects import NAMESPACES, is_of_users_class
+from neuromanifold_gpt.state.users_objects import NAMESPACES, has_position, is_of_users_class
 from neuromanifold_gpt.state.users_variables import users_variables
 
 _SEARCHED = (
@@ -123,7 +123,7 @@ def restore_generators_around(
 
 def of_positions(things: Iterable[Any]) -> tuple[Any, ...]:
     """Loaders, and the objects whose changes go with their positions: their generators, others may draw from too."""
-    loaders = [thing for thing in things if hasattr(type(thing), "objects_of_position")]
+    loaders = list(filter(has_position, things))
     objects = (thing for loader in loaders for thing in loader.objects_of_position())
     return (*loaders, *(thing for thing in objects if not isinstance(thing, Generator)))
 

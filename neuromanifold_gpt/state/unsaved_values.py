@@ -27,7 +27,7 @@ from neuromanifold_gpt.state.unsaved_objects import (
     values_of_objects,
     warn_of_loaders_left_out,
 )
-from neuromanifold_gpt.state.users_objects import is_called_after_a_time, is_of_users_class
+from neuromanifold_gpt.state.users_objects import has_position, is_called_after_a_time, is_of_users_class
 from neuromanifold_gpt.state.users_variables import users_variables
 
 DETAILS_KEY = "module_values"
@@ -79,7 +79,7 @@ def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[st
     now, unsaved = _with_variables(module, kept)
     warn_of_loaders_left_out(unsaved)
     if module not in _followed:
-        before = [loader.variables_at_first_pass or {} for loader in _loaders_among(kept)]
+        before = [loader.variables_at_first_pass or {} for loader in filter(has_position, kept)]
         _followed[module] = UnsavedValues({**now, **before[0]} if before else now)
     _followed[module].warn_if_changed(now)
     settings = values_beside_state(module, kept=kept, as_settings=True)
@@ -138,12 +138,7 @@ def values_of_optimizers(optimizers: Iterable[torch.optim.Optimizer]) -> dict[st
 
 def with_what_they_read(kept: Collection[Any]) -> list[Any]:
     """Some objects, and of loaders among them those whose changes go with the position."""
-    return [*kept, *(thing for loader in _loaders_among(kept) for thing in loader.objects_of_position())]
-
-
-def _loaders_among(things: Collection[Any]) -> list[Any]:
-    """Those of this package, by what they have: the package's parts import this one."""
-    return [thing for thing in things if hasattr(type(thing), "objects_of_position")]
+    return [*kept, *(thing for loader in filter(has_position, kept) for thing in loader.objects_of_position())]
 
 
 def variables_beside_state(

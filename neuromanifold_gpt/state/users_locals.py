@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from neuromanifold_gpt.state.users_modules import is_users_code
-from neuromanifold_gpt.state.users_objects import is_of_users_class
+from neuromanifold_gpt.state.users_objects import has_position, is_of_users_class
 
 _REFERENCES_OF_FRAME = 3  # its own, a variable and an argument; with more, somebody has called locals()
 _QUALIFIED_NAME: Any = vars(type)["__qualname__"]  # past metaclasses
@@ -46,7 +46,7 @@ def _variables_of(frame: types.FrameType) -> list[tuple[str, Any]]:
 
 def parts_of_stock_loader(loader: Any) -> dict[str, Any]:
     """What a loader draws from that has no position, by name; nothing of other things."""
-    if not issubclass(type(loader), DataLoader) or hasattr(type(loader), "objects_of_position"):
+    if not issubclass(type(loader), DataLoader) or has_position(loader):
         return {}
     sampler = loader.batch_sampler if loader.batch_sampler is not None else loader.sampler
     parts = {"generator": loader.generator, "sampler": sampler, "dataset": loader.dataset}

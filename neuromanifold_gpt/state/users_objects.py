@@ -46,6 +46,11 @@ def is_stateful(thing: Any) -> bool:
     return hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
 
 
+def has_position(thing: Any) -> bool:
+    """Whether it is a loader of this package, by what it has: the package's parts import this one."""
+    return hasattr(type(thing), "objects_of_position")
+
+
 def attributes_of(thing: Any) -> dict[str, Any] | None:
     """What an object may keep for later, by name; of a function, also the variables of the functions around it.
 
