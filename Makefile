@@ -61,7 +61,7 @@ sixphase: env ## The six-phase test alone
 
 exactness: env ## Every cell of the exactness matrix in real processes, the negative controls, more of train.py; half an hour
 	$(RUN)pytest -q tests/exactness/test_negative_controls.py
-	$(RUN)pytest -q -m slow tests/training tests/state
+	$(RUN)pytest -q -m slow tests/training tests/state tests/data tests/lightning_io
 	$(RUN)python -m tests.exactness.matrix
 
 certify: $(EXAMPLES_VENV)/.complete browser ## The slow tests of certify, and what it says of the programs in examples/

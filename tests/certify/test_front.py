@@ -45,7 +45,7 @@ def test_the_function_gives_a_certificate_and_writes_the_report(tmp_path: Path):
     ("bug", "verdict", "exit_code", "junit"),
     [
         ("", Verdict.EXACT, 0, ("0", "0")),
-        ("momentum", Verdict.DIVERGED, 1, ("1", "0")),
+        pytest.param("momentum", Verdict.DIVERGED, 1, ("1", "0"), marks=pytest.mark.slow),
         ("tiny_error", Verdict.EQUAL_WITHIN, 1, ("1", "0")),
     ],
 )

@@ -232,8 +232,17 @@ def of_seed(seed, name, workers):
     return resumable(LOADERS[name](workers))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("name", LOADERS)
+IN_SUITE_WITH_WORKERS = ("shuffled", "weighted", "own sampler", "own batch sampler", "stream", "stateful stream")
+
+
+@pytest.mark.parametrize(
+    ("name", "workers"),
+    [
+        *((name, 0) for name in LOADERS),
+        *(pytest.param(name, 2) for name in IN_SUITE_WITH_WORKERS),
+        *(pytest.param(name, 2, marks=pytest.mark.slow) for name in sorted(LOADERS.keys() - {*IN_SUITE_WITH_WORKERS})),
+    ],
+)
 def test_continues_with_the_next_batch_and_any_number_of_workers(name, workers):
     whole, states = take(of_seed(1, name, workers), BATCHES)
     assert take(of_seed(1, name, workers), BATCHES)[0] == whole

@@ -26,7 +26,14 @@ _CONTROLS = [
 ]
 
 
-@pytest.mark.parametrize(("dropped", "cell", "component"), _CONTROLS)
+_IN_SUITE = {control[0]: control[1] for control in _CONTROLS}  # one of each part
+_PARAMETERS = [
+    pytest.param(*control, marks=[] if control[1] in _IN_SUITE.values() else [pytest.mark.slow])
+    for control in _CONTROLS
+]
+
+
+@pytest.mark.parametrize(("dropped", "cell", "component"), _PARAMETERS)
 def test_what_is_dropped_on_restore_is_named(dropped: str, cell: str, component: str, runner: Runner):
     kept = runner.run(CELLS_BY_NAME[cell])
     assert kept.outcome == "exact", str(kept)

@@ -85,7 +85,7 @@ def calls(server: ForkServer, prepared: dict[str, Path], directory: Path) -> Cal
 
 
 @pytest.mark.usefixtures("strace")
-@in_parts(40, one_in=4)
+@in_parts(40, one_in=8)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_an_error_of_any_call_is_survived_or_said(
     name: str,
@@ -112,7 +112,7 @@ def test_an_error_of_any_call_is_survived_or_said(
             training_goes_on(directory, scenario, inventory(directory))
 
 
-@in_parts(20, one_in=3)
+@in_parts(20, one_in=6)
 @pytest.mark.parametrize("name", ["over an existing name", "model-only", "beside what a torn write left"])
 def test_a_write_cut_short_at_any_byte_is_said(
     name: str, part: Part, server: ForkServer, prepared: dict[str, Path], tally: Tally, tmp_path: Path

@@ -86,7 +86,7 @@ class Sweep:
             training_goes_on(directory, self._scenario, found)
 
 
-@in_parts(15, one_in=2)
+@in_parts(15, one_in=3)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_at_any_moment_of_a_save(name: str, part: Part, prepared: dict[str, Path], tally: Tally, tmp_path: Path):
     scenario = SCENARIOS[name]
@@ -103,7 +103,7 @@ def test_at_any_moment_of_a_save(name: str, part: Part, prepared: dict[str, Path
         sweep.check(files, name, returned=returned)
 
 
-@in_parts(80, one_in=3)
+@in_parts(80, one_in=12)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_at_any_moment_of_the_next_process_after_a_kill_at_any_moment(
     name: str,

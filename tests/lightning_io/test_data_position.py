@@ -20,6 +20,7 @@ from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMisma
 from neuromanifold_gpt.data.errors import ReadAgainWarning
 
 from ..record import Record
+from ..sampled import sampled
 from .toy import NoisySamples, ToyModule, by_step, contents, fit
 
 pytestmark = [
@@ -116,8 +117,11 @@ LOADERS: dict[str, Any] = {
 }
 
 
+IN_SUITE = ("shuffled", "own generator", "own iterable", "max_size_cycle of plain", "min_size of resumable")
+
+
 @pytest.mark.filterwarnings("ignore:a resume of this training cannot be exact. the order of Counted")
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", sampled(LOADERS, IN_SUITE))
 def test_continues_with_the_next_batch(name: str, tmp_path: Path):
     whole = train(tmp_path / "a", LOADERS[name])
     expected = by_step(tmp_path / "a")

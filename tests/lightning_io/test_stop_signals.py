@@ -67,7 +67,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)], ids=lambda x: str(x)
+    ("number", "exit_code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_the_step_is_finished_and_saved_and_a_resume_is_exact(number, exit_code, undisturbed, tmp_path):
     with Run(tmp_path, every=5, workers=2) as run:

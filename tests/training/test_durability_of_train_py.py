@@ -58,6 +58,7 @@ def test_a_second_process_is_refused_in_one_line_and_the_first_is_not_disturbed(
     assert not (tmp_path / LOCK_NAME).exists()
 
 
+@pytest.mark.slow
 def test_after_a_kill_the_directory_is_free_at_once(undisturbed: Path, tmp_path: Path):
     code, _ = train_and_stop(tmp_path, 12, signal.SIGKILL, num_workers=2)
     assert code == -9
