@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import functools
+import types
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -10,16 +11,17 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset, Sampler
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.shown_values import shown_value
-from neuromanifold_gpt.state.users_objects import is_of_users_class, is_users_module
+from neuromanifold_gpt.state.users_objects import attribute_dict, is_of_users_class, is_users_module
 
 _WATCHED_ELEMENTS = 1 << 16
-_WATCHED_OF_LARGE_ONES = 1 << 10
+_CONTAINERS = (list, tuple, deque, dict)
 _NONE, _CALLED = "none", "called"
 
 
@@ -79,7 +81,9 @@ def shown_containers(owned: OwnedState, also: tuple[type, ...] = ()) -> dict[str
         owned: what is looked at.
         also: further types of attributes.
     """
-    values = {path: value for path, value in owned.attributes() if isinstance(value, also) or _is_small(value)}
+    values = {
+        path: value for path, value in owned.attributes() if issubclass(type(value), also) or _is_container(value)
+    }
     return {path: shown for path, value in values.items() if (shown := shown_value(value)) is not None}
 
 
@@ -91,7 +95,9 @@ def _attributes(owned: OwnedState) -> Iterator[tuple[str, Any]]:
             of_classes = {
                 name: value for kind in classes for name, value in vars(kind).items() if _is_data(name, value)
             }
-            yield from ((f"{path}.{name}", value) for name, value in {**of_classes, **vars(owner)}.items())
+            yield from (
+                (f"{path}.{name}", value) for name, value in {**of_classes, **(attribute_dict(owner) or {})}.items()
+            )
 
 
 def _is_data(name: str, value: Any) -> bool:
@@ -100,13 +106,22 @@ def _is_data(name: str, value: Any) -> bool:
 
 
 def _shown(value: Any) -> str | None:
-    if isinstance(value, Tensor | np.ndarray):
-        return shown_value(_thinned(value))
-    if isinstance(value, list | tuple | deque | dict | set):
-        return shown_value(value)
+    kind = type(value)  # isinstance() would ask proxies, which may have nobody to ask
+    if issubclass(kind, (Tensor, np.ndarray, *_CONTAINERS, set)):
+        return shown_value(value, is_data=True)
     if value is None:
         return _NONE
-    return f"{_CALLED} {type(value).__qualname__} {id(value)}" if callable(value) else None
+    return f"{_CALLED} {kind.__qualname__} {_identity(value)}" if callable(value) else None
+
+
+def _identity(value: Any) -> Any:
+    """Of a function or the like; methods and partial functions are made anew each time, of the same parts."""
+    if issubclass(type(value), types.MethodType):
+        return id(value.__func__), id(value.__self__)
+    if issubclass(type(value), functools.partial):
+        arguments = [*value.args, *value.keywords.values()]
+        return _identity(value.func), *value.keywords, *(shown_value(part) or id(part) for part in arguments)
+    return id(value)
 
 
 def _is_a_change(before: str, now: str) -> bool:
@@ -116,16 +131,9 @@ def _is_a_change(before: str, now: str) -> bool:
     return now not in (before, _NONE)  # which the position has
 
 
-def _thinned(value: Any) -> Any:
-    """Of a large one, some of its rows: it may lie in a mapped file."""
-    size = math.prod(value.shape)
-    if size <= _WATCHED_ELEMENTS:
-        return value
-    rows = max(1, _WATCHED_OF_LARGE_ONES * value.shape[0] // size)
-    return value[:: -(-value.shape[0] // rows)]
-
-
-def _is_small(value: Any) -> bool:
-    if isinstance(value, Tensor | np.ndarray):
-        return math.prod(value.shape) <= _WATCHED_ELEMENTS  # larger ones are data, perhaps in a mapped file
-    return isinstance(value, list | tuple | deque | dict)
+def _is_container(value: Any) -> bool:
+    """Larger tensors and arrays are data, perhaps in a mapped file."""
+    kind = type(value)
+    if issubclass(kind, Tensor):
+        return not is_lazy(value) and value.numel() <= _WATCHED_ELEMENTS
+    return value.size <= _WATCHED_ELEMENTS if issubclass(kind, np.ndarray) else issubclass(kind, _CONTAINERS)

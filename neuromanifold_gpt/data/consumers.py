@@ -1,4 +1,4 @@
-"""Who takes the batches of a loader: ``enumerate`` counts them, and ``itertools.cycle`` keeps them.
+"""Who takes the batches of a loader: ``enumerate`` counts them, ``itertools.cycle`` keeps them, ``zip`` has others too.
 
 Neither is part of a position, and neither can be asked, so the interpreter is.
 """
@@ -13,32 +13,33 @@ from collections.abc import Iterator
 from typing import Any
 
 _MAXIMUM_DEPTH = 4  # enumerate(tqdm(zip(loader, other)))
+_KINDS = (enumerate, itertools.cycle, zip)
 
 
-def counted_from(iterator: Iterator[Any], asking: types.FrameType | None) -> int | None:
-    """The number that an ``enumerate`` around an iterator gives next; ``None`` if there is none.
+def consumers_of(iterator: Iterator[Any], asking: types.FrameType | None) -> list[Any]:
+    """Each ``enumerate``, ``itertools.cycle`` and ``zip`` around an iterator, of those made shortly before.
 
     Args:
         iterator: of a loader.
         asking: the frame that asks it for a batch.
     """
     passing_on = _generators_at(asking)
-    for counting in _objects_of(enumerate):
-        if any(_takes_from(counting, iterator, passing_on)):
-            number: int = counting.__reduce__()[1][1]
-            return number
-    return None
+    objects = (thing for generation in (0, 1) for thing in gc.get_objects(generation))  # of all, it takes 0.1 s or more
+    consumers = [thing for thing in objects if type(thing) in _KINDS]
+    return [consumer for consumer in consumers if any(_takes_from(consumer, iterator, passing_on))]
 
 
-def is_cycled(iterator: Iterator[Any], asking: types.FrameType | None) -> bool:
-    """Whether an ``itertools.cycle`` is around an iterator."""
-    passing_on = _generators_at(asking)
-    return any(any(_takes_from(cycle, iterator, passing_on)) for cycle in _objects_of(itertools.cycle))
+def next_number(counting: Any) -> int:
+    """That an ``enumerate`` gives."""
+    number: int = counting.__reduce__()[1][1]
+    return number
 
 
-def _objects_of(kind: type) -> list[Any]:
-    """Of the young ones, as they are when the first batch is asked for; to search all takes 0.1 s."""
-    return [thing for generation in (0, 1) for thing in gc.get_objects(generation) if type(thing) is kind]
+def zipped_with(consumers: list[Any], iterator: Iterator[Any]) -> list[types.GeneratorType[Any, Any, Any]]:
+    """Generators that are in a ``zip`` with an iterator."""
+    zips = [consumer for consumer in consumers if type(consumer) is zip]
+    parts = [part for found in zips for held in gc.get_referents(found) if type(held) is tuple for part in held]
+    return [part for part in parts if type(part) is types.GeneratorType and part is not iterator]
 
 
 def _generators_at(frame: types.FrameType | None) -> list[types.FrameType]:
@@ -56,5 +57,5 @@ def _takes_from(
     for part in gc.get_referents(consumer):
         if part is iterator or (type(part) is types.GeneratorType and part.gi_frame in passing_on):
             yield True
-        elif depth < _MAXIMUM_DEPTH and (type(part) is tuple or isinstance(part, Iterator)):
+        elif depth < _MAXIMUM_DEPTH and (type(part) is tuple or hasattr(type(part), "__next__")):
             yield from _takes_from(part, iterator, passing_on, depth + 1)

@@ -92,11 +92,18 @@ class OrderedLoader(PositionedLoader):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See :meth:`PositionedLoader.load_state_dict`."""
+        self._look_again()
         super().load_state_dict(state_dict)
         self._owned.restore_values(state_dict.get("values", {}))
         self._values_in_workers = None
 
+    def _look_again(self) -> None:
+        """For what dataset, sampler and ``collate_fn`` have been given since."""
+        for owned in (self._owned, *self._order.owned()):
+            owned.look_again()
+
     def _batches(self) -> Iterator[tuple[Any, Progress]]:
+        self._look_again()
         if self.num_workers and not (self.persistent_workers and self._values_in_workers is not None):
             self._values_in_workers = self._owned.changed_values()  # those that the iterator starts
         self._samples.begin_pass()

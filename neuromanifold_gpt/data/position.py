@@ -100,6 +100,11 @@ class Position:
         return self._continue_pass
 
     @property
+    def is_in_pass(self) -> bool:
+        """Whether a pass is under way, or was where a position was loaded, with which the next one goes on."""
+        return self._pass_is_open or self._continue_pass
+
+    @property
     def has_had_a_pass(self) -> bool:
         """In this process."""
         return self._newest_pass > 0
@@ -169,6 +174,10 @@ class Position:
         self._pass_is_open = True
         return self._newest_pass
 
+    def end_where_loaded(self) -> None:
+        """Let the next pass be the next epoch, where nothing is left of the one that was loaded."""
+        self._continue_pass = self._is_loaded = False
+
     def advance(self, number: int, epoch: int, progress: Progress) -> None:
         """Be where a pass is.
 
@@ -230,8 +239,7 @@ class Position:
         Args:
             within_pass: at the end of an epoch whose pass still runs, that end.
         """
-        runs = within_pass and (self._pass_is_open or self._continue_pass)
-        if self.is_at_end and not runs:
+        if self.is_at_end and not (within_pass and self.is_in_pass):
             return {"epoch": self.epoch + 1, **self.order.beginning(), **self.order.description()}
         return {"epoch": self.epoch, **self.order.saved(self.progress), **self.order.description()}
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+import threading
 import types
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
-from neuromanifold_gpt.data.consumers import counted_from, is_cycled
+from neuromanifold_gpt.data.consumers import consumers_of, next_number, zipped_with
 from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.position import Position, Progress
@@ -36,6 +39,8 @@ class PositionedLoader(DataLoader[Any]):
     _position: Position
     # Of users' Python modules, when training began in this process: a save says which have changed.
     variables_at_first_pass: dict[str, str] | None = None
+    _asking_thread = 0  # that of the newest pass
+    _restored_with: Iterable[PositionedLoader] = ()
     _beside: ChangesBesidePosition
 
     def show(self, *, dataset: Any, batch_size: int | None, drop_last: bool) -> None:
@@ -68,9 +73,12 @@ class PositionedLoader(DataLoader[Any]):
 
     @property
     def batches_consumed(self) -> int:
-        """Batches of the epoch that this rank was handed out: where to count from, ``enumerate(loader, start)``."""
-        order = self._position.order
-        return -(-order.consumed(self._position.progress) // order.units_per_step)
+        """Where the pass that is under way is, else where the next one begins: ``enumerate(loader, start)``.
+
+        Counted in batches of this rank: 0, unless a position in the middle of an epoch was loaded.
+        """
+        position, order = self._position, self._position.order
+        return -(-order.consumed(position.progress) // order.units_per_step) if position.is_in_pass else 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         itself: list[weakref.ref[Any]] = []
@@ -86,9 +94,10 @@ class PositionedLoader(DataLoader[Any]):
         if self.variables_at_first_pass is None:
             self.variables_at_first_pass = variables_beside_state(self.objects_of_position())
         number = position.begin_pass()
+        self._asking_thread = threading.get_ident()
         if is_first or goes_on:
-            self._warn_of_consumers(itself[0](), sys._getframe(1), goes_on)
-        moves, epoch = position.moves, position.epoch
+            self._look_at_consumers(itself[0](), sys._getframe(1), goes_on)
+        moves, epoch, is_whole = position.moves, position.epoch, not self.batches_consumed
         try:
             for batch, progress in self._batches():
                 # Counted as it is handed out: what workers have prefetched is not consumed.
@@ -98,27 +107,54 @@ class PositionedLoader(DataLoader[Any]):
                 yield batch
             if position.moves == moves and position.epoch == epoch:
                 position.is_exhausted = True
+                if is_whole:
+                    self._warn_of_one_that_waits()
         finally:
             position.end_pass(number)
 
-    def _warn_of_consumers(self, iterator: Any, asking: types.FrameType, goes_on: bool) -> None:
-        if is_cycled(iterator, asking):
+    def _look_at_consumers(self, iterator: Any, asking: types.FrameType, goes_on: bool) -> None:
+        around = consumers_of(iterator, asking)
+        if any(type(consumer) is itertools.cycle for consumer in around):
             warnings.warn(
                 "a resume of this training cannot be exact: itertools.cycle gives the batches of its first pass again "
                 "and again, which are in no position. Begin a pass for each epoch: while True: for batch in loader.",
                 DataOrderWarning,
                 stacklevel=3,  # who iterates
             )
+        if not goes_on:
+            return
+        if self.is_at_end:
+            for other in zipped_with(around, iterator):
+                self._end_with_this(other)
         consumed = self.batches_consumed
-        counted = counted_from(iterator, asking) if goes_on and consumed and not self.is_at_end else None
-        if counted not in (None, consumed, consumed + 1):
+        counted = {next_number(consumer) for consumer in around if type(consumer) is enumerate}
+        if not self.is_at_end and not counted.isdisjoint({0, 1} - {consumed, consumed + 1}):
             warnings.warn(
-                f"enumerate counts from {counted} here, while the epoch goes on behind {consumed} batches. Where the "
-                "loop goes by that number (accumulation, the last batch), it does not do what it did: use "
+                f"enumerate counts from {min(counted)} here, while the epoch goes on behind {consumed} batches. Where "
+                "the loop goes by that number (accumulation, the last batch), it does not do what it did: use "
                 "enumerate(loader, loader.batches_consumed).",
                 DataOrderWarning,
                 stacklevel=3,
             )
+
+    def _warn_of_one_that_waits(self) -> None:
+        if any(other._position.goes_on and not other.is_at_end for other in self._restored_with):
+            self._restored_with = ()
+            warnings.warn(
+                "a whole pass over a loader was made before another loader, that was restored with it in the middle of "
+                "an epoch, went on: loaders that take turns are not where they were. Save between their passes, or "
+                "begin with the one whose batches_consumed is not 0.",
+                DataOrderWarning,
+                stacklevel=3,  # who iterates
+            )
+
+    @staticmethod
+    def _end_with_this(iterator: types.GeneratorType[Any, Any, Any]) -> None:
+        """``zip`` does not ask the loaders behind one that has ended; they had come to their ends with it."""
+        if iterator.gi_code is PositionedLoader._pass.__code__ and iterator.gi_frame is not None:
+            other: PositionedLoader = iterator.gi_frame.f_locals["self"]
+            if other._position.goes_on and other.is_at_end:
+                other._position.end_where_loaded()
 
     def _batches(self) -> Iterator[tuple[Any, Progress]]:
         """What comes from the position on, each batch with the position behind it."""
@@ -162,9 +198,18 @@ class PositionedLoader(DataLoader[Any]):
         is given no batch at first, and does what comes after it.
 
         Warns:
-            DataOrderWarning: training has changed something in the data that no position has.
+            DataOrderWarning: training has changed something in the data that no position has; or batches are taken in
+                another thread.
         """
         self.warn_of_what_is_left_out()
+        if self._asking_thread not in (0, threading.get_ident()):
+            warnings.warn(
+                "batches are taken from the loader in another thread than the one that saves it: the position is behind"
+                " the last one taken, be it trained on or not. Let the loop that trains take them, and num_workers"
+                " fetch ahead.",
+                DataOrderWarning,
+                stacklevel=3,
+            )
         return self._noted(within_pass=True)
 
     def state_between_passes(self) -> dict[str, Any]:
@@ -178,6 +223,10 @@ class PositionedLoader(DataLoader[Any]):
     def warn_of_what_is_left_out(self) -> None:
         """See :class:`ChangesBesidePosition`."""
         self._beside.warn_of_changes()
+
+    def restored_with(self, others: Iterable[PositionedLoader]) -> None:
+        """Their positions were loaded from the same checkpoint."""
+        self._restored_with = WeakSet(others)
 
     @property
     def needs_its_position(self) -> bool:

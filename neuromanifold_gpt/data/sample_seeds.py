@@ -22,6 +22,7 @@ from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
 
 SampleKey = tuple[int, int, int, Any]  # seed, epoch, number of the sample in the epoch, sample id
+_MADE_AT_MOST = 5  # times; one that makes a further generator each time, has it seeded in the next batch
 _COLLATION = 1  # so that a batch of one does not draw its sample's numbers again
 
 
@@ -46,58 +47,26 @@ class SeededSamples(Dataset[Any]):
     def __init__(self, source: Any, seed_samples: bool) -> None:
         self.source = source
         self._seed_samples = seed_samples
-        self._owned: OwnedState | None = None
-        self._has_begun = False
-        self._draws = False  # as far as it was seen
+        self._seeded = _Seeded("dataset", source)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def begin_pass(self) -> None:
         """Look again for generators, in this process: some are made anew for each epoch."""
-        self._owned = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Each worker looks for those of its own copy.
-        return {**vars(self), "_owned": None, "_has_begun": False}
+        self._seeded.begin_pass()
 
     def __getitems__(self, keys: list[SampleKey]) -> SampleBatch:
         """What ``DataLoader`` calls for a batch."""
-        ids = [sample_id for *_, sample_id in keys]
         if not self._seed_samples:
+            ids = [sample_id for *_, sample_id in keys]
             fetch_many = getattr(self.source, "__getitems__", None)
             samples = fetch_many(ids) if fetch_many else [self.source[sample_id] for sample_id in ids]
             return SampleBatch(samples, 0)
-        if self._owned is None:
-            self._owned = what_is_drawn_from({"dataset": self.source})
-        make = self._seeded_samples if self._has_begun else self._first_samples
-        samples = make(keys, self._owned)
+        samples = self._seeded.made([mixed(*key[:3]) for key in keys], lambda number: self.source[keys[number][3]])
         seed, epoch, *_ = keys[0]
         seed_of_collation = mixed(seed, _COLLATION, epoch, *(number for _, _, number, _ in keys))
-        return SampleBatch(samples, seed_of_collation, self._draws)
-
-    def _first_samples(self, keys: list[SampleKey], owned: OwnedState) -> list[Any]:
-        """Of this process. Generators may be made for them, and be drawn from before they could be seeded."""
-        as_it_was = OwnedState({"dataset": self.source})
-        samples = self._seeded_samples(keys, owned)
-        self._has_begun = True
-        self._owned = what_is_drawn_from({"dataset": self.source})
-        if self._owned.has_as_many_generators_as(owned):
-            return samples
-        as_it_was.restore_values({})
-        return self._seeded_samples(keys, self._owned)
-
-    def _seeded_samples(self, keys: list[SampleKey], owned: OwnedState) -> list[Any]:
-        samples = []
-        with isolated_generators(owned):
-            for key in keys:
-                seed_generators(mixed(*key[:3]), owned)
-                samples.append(self.source[key[3]])
-            if keys and not self._draws:  # of the last one; whether it is seeded still shows
-                drawn = _all_states(owned)
-                seed_generators(mixed(*keys[-1][:3]), owned)
-                self._draws = not equal(drawn, _all_states(owned))
-        return samples
+        return SampleBatch(samples, seed_of_collation, self._seeded.draws)
 
 
 class SeededCollate:
@@ -105,28 +74,76 @@ class SeededCollate:
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self._collate = collate
-        self._owned: OwnedState | None = None
-        self.draws = False  # as far as it was seen
+        self._seeded = _Seeded("collate_fn", collate)
+
+    @property
+    def draws(self) -> bool:
+        """As far as it was seen."""
+        return self._seeded.draws
 
     def begin_pass(self) -> None:
         """As :meth:`SeededSamples.begin_pass`."""
-        self._owned = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_owned": None}
+        self._seeded.begin_pass()
 
     def __call__(self, samples: SampleBatch) -> Any:
         """Collate the samples of one batch."""
-        if self._owned is None:
-            self._owned = what_is_drawn_from({"collate_fn": self._collate})
-        with isolated_generators(self._owned):
-            seed_generators(samples.seed, self._owned)
-            batch = self._collate(list(samples))
-            if not self.draws:
-                drawn = _all_states(self._owned)
-                seed_generators(samples.seed, self._owned)
-                self.draws = not equal(drawn, _all_states(self._owned))
-            return batch
+        [batch] = self._seeded.made([samples.seed], lambda _: self._collate(list(samples)))
+        return batch
+
+
+class _Seeded:
+    """Lets an object make things, each under a seed, and sees whether it draws.
+
+    What it draws from may be made only when it is first needed. It cannot be seeded before that, so what was made with
+    it is made once more.
+
+    Args:
+        name, root: the object, as for :func:`what_is_drawn_from`.
+    """
+
+    def __init__(self, name: str, root: Any) -> None:
+        self._roots = {name: root}
+        self._owned = OwnedState({})
+        self._drawn_from: OwnedState | None = None
+        self.draws = False  # as far as it was seen
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_drawn_from": None, "_owned": OwnedState({})}  # each worker looks at its own copy
+
+    def begin_pass(self) -> None:
+        """Look again."""
+        self._drawn_from = None
+
+    def made(self, seeds: list[int], make: Callable[[int], Any]) -> list[Any]:
+        """What ``make`` gives for 0, 1 and so on, each under its seed."""
+        for _ in range(_MADE_AT_MOST):
+            if self._drawn_from is None:
+                self._drawn_from, self._owned = what_is_drawn_from(self._roots), OwnedState(self._roots)
+            owned = self._owned
+            before, held = owned.values(), owned.held()
+            things = self._made(seeds, make, self._drawn_from)
+            if owned.held() == held:
+                break
+            self._owned = OwnedState(self._roots)  # what is let go of, must not be kept alive
+            if self._owned.generators_that_are_new_since(owned):
+                self._drawn_from = None
+            if self._owned.has_as_many_generators_as(owned):  # made anew for each sample, say
+                break
+            now = owned.values()
+            owned.set_values({path: value for path, value in before.items() if path in now})
+        return things
+
+    def _made(self, seeds: list[int], make: Callable[[int], Any], drawn_from: OwnedState) -> list[Any]:
+        things = []
+        with isolated_generators(drawn_from):
+            for number, seed in enumerate(seeds):
+                seed_generators(seed, drawn_from)
+                things.append(make(number))
+            if seeds and not self.draws:  # of the last one; whether it is seeded still shows
+                drawn = _all_states(drawn_from)
+                seed_generators(seeds[-1], drawn_from)
+                self.draws = not equal(drawn, _all_states(drawn_from))
+        return things
 
 
 class OwnGenerators:

@@ -18,6 +18,7 @@ from neuromanifold_gpt.data.sampler_run import CountedIds, RunningSampler, Sampl
 from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import rank_and_world_size
+from neuromanifold_gpt.state.users_objects import attribute_dict
 
 
 class SamplerOrder:
@@ -106,7 +107,7 @@ class SamplerOrder:
 
     def leave(self, epoch: int, progress: Progress) -> None:
         """Let the sampler become what it was when it was left in the middle of an epoch."""
-        self._go_to(epoch, progress)
+        self._go_to(epoch, progress, goes_on=False)
 
     def description(self) -> dict[str, Any]:
         """What a resume compares."""
@@ -134,7 +135,7 @@ class SamplerOrder:
         Warns:
             DataOrderWarning: the sampler gives other ids than it gave before the position was saved.
         """
-        units, ids, first = self._go_to(epoch, progress)
+        units, ids, first = self._go_to(epoch, progress, goes_on=not self.is_over(progress))
         changed = {*progress["sampler_now"].get("values", ())}
         consumed = self.consumed(progress)
         running = self._running = RunningSampler(self._owned, progress["sampler"], units, ids, consumed, changed)
@@ -155,14 +156,18 @@ class SamplerOrder:
             keys = [(self.seed, epoch, next(numbers), sample_id) for sample_id in sample_ids]
             yield keys, {**progress, self._unit: consumed, "ids_digest": ids.digest()}
 
-    def _go_to(self, epoch: int, progress: Progress) -> tuple[SamplerUnits, CountedIds, list[Any]]:
-        """Run the sampler to a position; also gives the first units, with which a short last block is filled."""
+    def _go_to(self, epoch: int, progress: Progress, *, goes_on: bool) -> tuple[SamplerUnits, CountedIds, list[Any]]:
+        """Run the sampler to a position; also gives the first units, with which a short last block is filled.
+
+        Where the epoch goes on, it is checked whether the ids are those of the first time.
+        """
         units, ids, consumed = self._begin(epoch), CountedIds(), self.consumed(progress)
         first = units.take(self._sharing()[1] - 1)
         units.put_back(first)
         for unit in units.passed_over(consumed):
             ids.add(self._ids_of(unit))
-        self._check(ids, progress["ids_digest"])
+        if goes_on:
+            self._check(ids, progress["ids_digest"])
         if now := progress["sampler_now"]:  # what others had changed, when the sampler had gone as far as this
             ahead = units.take(now["units_taken"] - consumed)
             if now["is_over"]:
@@ -170,7 +175,8 @@ class SamplerOrder:
             ids_ahead = ids.copy()
             for unit in ahead:
                 ids_ahead.add(self._ids_of(unit))
-            self._check(ids_ahead, now["ids_digest"])
+            if goes_on:
+                self._check(ids_ahead, now["ids_digest"])
             units.put_back(ahead)
             self._owned.set_values(now["values"])
         return units, ids, first
@@ -206,6 +212,6 @@ class SamplerOrder:
 def _samplers_in(source: Any) -> Iterator[Any]:
     """``source`` and the samplers that it stands on."""
     yield source
-    for part in vars(source).values() if hasattr(source, "__dict__") else ():
-        if isinstance(part, Sampler) and part is not source:
+    for part in (attribute_dict(source) or {}).values():
+        if issubclass(type(part), Sampler) and part is not source:
             yield from _samplers_in(part)

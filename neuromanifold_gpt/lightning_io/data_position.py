@@ -134,7 +134,7 @@ class DataPosition:
 
         Lightning then makes a new iterator.
         """
-        if not saved:
+        if not saved or self._fit_loop._combined_loader is None:  # of no batches, if limit_train_batches is 0
             return
         self._restore_owned(saved.get("owned", {}))
         self._load_states(saved["states"] if "states" in saved else saved["at_iterator"]["states"])

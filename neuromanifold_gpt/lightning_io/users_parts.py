@@ -86,7 +86,7 @@ class UsersParts:
     def _values(self) -> dict[str, str]:
         trainer, module = self._trainer, self._trainer.lightning_module
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        schedulers = [part for config in trainer.lr_scheduler_configs for part in _with_parts(config.scheduler)]
         saved = [*trainer.optimizers, *schedulers, *callbacks, trainer.datamodule]  # type: ignore[attr-defined]
         found: dict[str, str] = {}
         if not is_overridden("on_save_checkpoint", module):
@@ -126,6 +126,11 @@ class UsersParts:
             for attribute, value in all_attributes(data).items():
                 if attribute not in _OF_EVERY_DATA_MODULE:
                     yield f"{type(data).__name__}.{attribute}", value
+
+
+def _with_parts(scheduler: Any) -> list[Any]:
+    """A scheduler, and those whose states torch's ``SequentialLR`` and ``ChainedScheduler`` save with their own."""
+    return [scheduler, *getattr(scheduler, "_schedulers", ())]
 
 
 def what_trains(trainer: Trainer) -> list[Any]:

@@ -40,6 +40,7 @@ from neuromanifold_gpt.state.rng import own_state, rank_and_world_size, restore_
 from neuromanifold_gpt.state.save import Stateful, as_list, as_stateful, without_generators
 from neuromanifold_gpt.state.settings import check_classes, warn_of_ignored_settings
 from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_other_values, with_what_they_read
+from neuromanifold_gpt.state.users_objects import has_position
 
 
 @dataclass
@@ -158,6 +159,9 @@ class LoadedCheckpoint:
         ]
         for target, state in zip(targets, states, strict=True):
             target.load_state_dict(copy.deepcopy(state))
+        together: list[Any] = list(filter(has_position, loaders))
+        for loader in together:
+            loader.restored_with(other for other in together if other is not loader)
         if optimizers:
             warn_of_ignored_settings(optimizers, optimizer_states)
             self._warn_of_what_nobody_takes(schedulers, loaders, stateful or {})
@@ -172,7 +176,7 @@ class LoadedCheckpoint:
                 tuple(generators.values()),
                 with_what_they_read([*optimizers, *targets]),
                 with_variables=bool(loaders),
-                silently=not optimizers,
+                silently=not optimizers and not loaders,
             )
         if self.rng_states:
             restore_own_rng_state(self.rng_states)

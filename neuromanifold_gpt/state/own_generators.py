@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.flat_values import equal
 from neuromanifold_gpt.state.generators import Generator
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
 from neuromanifold_gpt.state.modules import listed
@@ -110,7 +110,8 @@ def restore_generators_around(
     if silently:
         return
     warn_of_missing_generators(sorted(missing))
-    moved = sorted(path for path in states.keys() & here.keys() - put_back.keys() if _differ(states[path], here[path]))
+    left_alone = states.keys() & here.keys() - put_back.keys()
+    moved = sorted(path for path in left_alone if not equal(states[path], here[path]))
     if moved:
         warnings.warn(
             f"random number generators in variables were in other states at the save: {listed(moved)}. They are left "
@@ -151,7 +152,7 @@ def warn_of_missing_generators(paths: list[str]) -> None:
 def _attributes_of_parts(module: nn.Module) -> dict[str, Any]:
     found = {}
     for name, part in module.named_modules():
-        for attribute, value in vars(part).items():
+        for attribute, value in vars(part).copy().items():  # threads may change them
             path = f"{name}.{attribute}".lstrip(".")
             if attribute not in OF_EVERY_MODULE:
                 found[path] = value
@@ -169,13 +170,3 @@ def _may_have_some(value: Any) -> bool:
     if issubclass(kind, Generator) or issubclass(kind, _SEARCHED):
         return True
     return not issubclass(kind, _SEARCHED_ELSEWHERE) and is_of_users_class(value)
-
-
-def _differ(state: Any, other: Any) -> bool:
-    if isinstance(state, dict) and isinstance(other, dict):
-        return state.keys() != other.keys() or any(_differ(value, other[key]) for key, value in state.items())
-    if isinstance(state, list) and isinstance(other, list):
-        return len(state) != len(other) or any(map(_differ, state, other))
-    if isinstance(state, Tensor) and isinstance(other, Tensor):
-        return not torch.equal(state, other)
-    return type(state) is not type(other) or state != other

@@ -50,7 +50,7 @@ _MAXIMUM_OBJECTS = 10_000  # that are searched from one root
 
 
 class OwnedState:
-    """The state of some objects and of what they refer to, found once, when this is made.
+    """The state of some objects and of what they refer to, found when this is made.
 
     Args:
         roots: objects by name, such as ``{"sampler": sampler}``; the names begin the paths in :meth:`capture`.
@@ -69,17 +69,25 @@ class OwnedState:
         thorough: bool = False,
         only_generators: bool = False,
     ) -> None:
-        self._thorough = thorough
-        self._copies: dict[str, Any] = {}  # of flat containers, as they were when they were last looked at
+        self._roots, self._ignored, self._thorough = dict(roots), ignored, thorough
+        # Of flat containers, as they were when they were last looked at; other containers, of which there is no copy.
+        self._copies: dict[str, tuple[Any, Any]] = {}
+        self._versions: dict[str, int | None] = {}  # of tensors among them
+        self._as_made: dict[str, Any] = {}
+        self.look_again()
+        if only_generators:
+            for kept_alive in (self._owners, self._as_made, self._roots):
+                kept_alive.clear()
+
+    def look_again(self) -> None:
+        """Find what the objects refer to now; what is new begins as it is."""
         self._owners: dict[str, Any] = {}
         self._generators: dict[str, Generator] = {}
-        seen = {id(thing) for thing in ignored}
-        for name, root in roots.items():
+        seen = {id(thing) for thing in self._ignored}
+        for name, root in self._roots.items():
             self._left_to_search = _MAXIMUM_OBJECTS
             self._search(name, root, seen, 0)
-        if only_generators:
-            self._owners.clear()
-        self._as_made = self.values()
+        self._as_made = {**self.values(), **self._as_made}
 
     def reseed(self, seed: int) -> None:
         """Seed every generator, each with a number of its own, by its path; ``seed`` is one of 64 bits."""
@@ -166,7 +174,11 @@ class OwnedState:
     def attributes(self) -> Iterator[tuple[str, Any]]:
         """All attributes of all objects, by path."""
         for path, owner in self._owners.items():
-            yield from ((f"{path}.{name}", value) for name, value in vars(owner).copy().items())
+            yield from ((f"{path}.{name}", value) for name, value in (attribute_dict(owner) or {}).copy().items())
+
+    def held(self) -> list[int]:
+        """What the objects refer to, by identity: as long as it is the same, there is nothing new to be found."""
+        return [id(value) for _, value in self.attributes() if value is None or type(value) not in SCALARS]
 
     def _search(self, path: str, thing: Any, seen: set[int], depth: int) -> None:
         if id(thing) in seen or depth > _MAXIMUM_DEPTH or self._left_to_search <= 0:
@@ -198,11 +210,11 @@ class OwnedState:
         """All numbers, texts and, if ``thorough``, flat containers, by path.
 
         Args:
-            at_a_glance: look for changes in a part of long lists only.
+            at_a_glance: look for changes in a part of long lists and of large arrays only.
         """
         found = {}
         for path, value in self.attributes():
-            if isinstance(value, SCALARS):
+            if issubclass(type(value), SCALARS):  # isinstance() would ask proxies
                 found[path] = value
             elif self._thorough and (copied := self._copy_of(path, value, at_a_glance)) is not None:
                 found[path] = copied
@@ -210,11 +222,23 @@ class OwnedState:
 
     def _copy_of(self, path: str, value: Any, at_a_glance: bool) -> Any:
         """:func:`copy_of`, the last one if the value is still that."""
-        known = self._copies.get(path)
-        same = seem_equal if at_a_glance else equal
-        if known is None or not same(as_plain(value), known):
-            known = self._copies[path] = copy_of(value)
-        return known
+        if (plain := as_plain(value)) is None:
+            return None
+        known, copied = self._copies.get(path, (None, None))
+        if copied is None and at_a_glance and known is value:  # a long list that has an object in it
+            return None
+        version = _version_of(value)
+        same = seem_equal if at_a_glance and version == self._versions.get(path) else equal
+        self._versions[path] = version
+        if copied is None or not same(plain, copied):
+            copied = copy_of(value)
+            self._copies[path] = (value if copied is None else None, copied)
+        return copied
+
+
+def _version_of(value: Any) -> int | None:
+    """How often torch has written to a tensor; of what does not count it, ``None``."""
+    return value._version if issubclass(type(value), Tensor) and not value.is_inference() else None
 
 
 def _is_trainer(thing: Any) -> bool:

@@ -5,9 +5,8 @@ never fails.
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from itertools import islice
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from neuromanifold_gpt.state.flat_values import spaced
 from neuromanifold_gpt.state.metrics import metric_state, metrics_of
 from neuromanifold_gpt.state.users_objects import attributes_of
 
@@ -28,7 +28,12 @@ _LOOKED_AT_ELEMENTS_WITHIN = 1 << 10  # of one in a list or dict, where larger o
 
 
 def shown_value(
-    value: Any, kept: Collection[int] = (), *, is_setting: bool = False, items: int = _LOOKED_AT_IN_ALL
+    value: Any,
+    kept: Collection[int] = (),
+    *,
+    is_setting: bool = False,
+    is_data: bool = False,
+    items: int = _LOOKED_AT_IN_ALL,
 ) -> str | None:
     """What shows whether a value has changed.
 
@@ -37,13 +42,14 @@ def shown_value(
         kept: addresses of memory, and identities of objects, that a checkpoint has.
         items: that are looked at, at most, in all containers and objects within it.
         is_setting: texts and users' objects are passed over: from one run to another, they differ as settings do.
+        is_data: of larger tensors and arrays fewer elements are looked at: they may lie in a mapped file.
 
     Returns:
         ``None`` of what is no number, text, tensor, array, or container or object with such; of an empty dict, as
         tables are before they are filled; and of what is kept. :data:`RESULT` of tensors that belong to a graph.
     """
     try:
-        return _Look(kept, is_setting, items).at(value, 0)
+        return _Look(kept, is_setting, is_data, items).at(value, 0)
     except Exception:  # noqa: BLE001 - tensors of other libraries, what a thread changes: no look is worth a run
         return None
 
@@ -55,8 +61,8 @@ def kept_by(module: nn.Module) -> set[int]:
 
 
 class _Look:
-    def __init__(self, kept: Collection[int], is_setting: bool, items: int) -> None:
-        self._kept, self._is_setting, self._left = kept, is_setting, items
+    def __init__(self, kept: Collection[int], is_setting: bool, is_data: bool, items: int) -> None:
+        self._kept, self._is_setting, self._is_data, self._left = kept, is_setting, is_data, items
 
     def at(self, value: Any, depth: int) -> str | None:
         kind = type(value)  # isinstance() would ask proxies
@@ -69,9 +75,9 @@ class _Look:
         if issubclass(kind, Tensor):
             if isinstance(value, nn.Parameter) or _address(value) in self._kept:
                 return None
-            return RESULT if value.requires_grad else _tensor_digest(value, depth)
+            return RESULT if value.requires_grad else _tensor_digest(value, depth, self._elements(value.numel(), depth))
         if issubclass(kind, np.ndarray):
-            return _array_digest(value, depth)
+            return _array_digest(value, depth, self._elements(value.size, depth))
         if issubclass(kind, np.random.SeedSequence):
             return str(value.n_children_spawned)
         if issubclass(kind, str | bytes | bytearray):
@@ -87,6 +93,11 @@ class _Look:
         if issubclass(kind, list | tuple | deque):
             return self._at_items(value, value, depth)
         return self._at_object(value, depth)
+
+    def _elements(self, size: int, depth: int) -> int:
+        """How many of a tensor or array are looked at."""
+        few = depth > 0 or (self._is_data and size > _LOOKED_AT_ELEMENTS)
+        return _LOOKED_AT_ELEMENTS_WITHIN if few else _LOOKED_AT_ELEMENTS
 
     def _at_object(self, value: Any, depth: int) -> str | None:
         if id(value) in self._kept:
@@ -121,33 +132,24 @@ def _address(tensor: Tensor) -> int:
         return 0
 
 
-def _tensor_digest(tensor: Tensor, depth: int) -> str:
+def _tensor_digest(tensor: Tensor, depth: int, elements: int) -> str:
     kind = [str(tensor.dtype), tuple(tensor.shape)]
     plain = tensor.layout is torch.strided and tensor.device.type != "meta" and not tensor.is_quantized
     if not plain or tensor.numel() == 0 or (depth and tensor.numel() > _LOOKED_AT_ELEMENTS):
         return _text_digest(kind)
-    some = tensor.detach()[_spaced(tensor.shape, tensor.stride(), depth)]
+    some = tensor.detach()[spaced(tensor.shape, tensor.stride(), elements)]
     data = some.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8)
     return _text_digest([kind, xxhash.xxh3_64_hexdigest(data.numpy().tobytes())])
 
 
-def _array_digest(array: np.ndarray[Any, Any], depth: int) -> str | None:
+def _array_digest(array: np.ndarray[Any, Any], depth: int, elements: int) -> str | None:
     if array.dtype.kind not in "biufc" or isinstance(array, np.memmap):
         return None
     kind = [str(array.dtype), array.shape]
     if depth and array.size > _LOOKED_AT_ELEMENTS:
         return _text_digest(kind)
-    some = array[_spaced(array.shape, array.strides, depth)]
+    some = array[spaced(array.shape, array.strides, elements)]
     return _text_digest([kind, xxhash.xxh3_64_hexdigest(some.tobytes())])
-
-
-def _spaced(shape: Sequence[int], strides: Sequence[int], depth: int) -> tuple[slice, ...]:
-    """A grid of elements; of dimensions that repeat one element, that one."""
-    limit = _LOOKED_AT_ELEMENTS_WITHIN if depth else _LOOKED_AT_ELEMENTS
-    steps = [max(size, 1) if stride == 0 else 1 for size, stride in zip(shape, strides, strict=True)]
-    while math.prod(counts := [-(-size // step) for size, step in zip(shape, steps, strict=True)]) > limit:
-        steps[counts.index(max(counts))] *= 2
-    return tuple(slice(None, None, step) for step in steps)
 
 
 def _text_digest(shown: Any) -> str:

@@ -12,41 +12,76 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.flat_values import equal
 from neuromanifold_gpt.state.generators import Generator
 from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.shown_values import shown_value
 from neuromanifold_gpt.state.users_locals import users_locals
 from neuromanifold_gpt.state.users_modules import is_users_code
-from neuromanifold_gpt.state.users_objects import all_attributes, is_of_the_run, is_of_users_class
+from neuromanifold_gpt.state.users_objects import all_attributes, has_position, is_of_the_run, is_of_users_class
 
 _DATA = (DataLoader, Dataset, Sampler, Generator)  # they have a position, or are stored
 # By identity: what any save of this process has had. A program may save two models apart.
 _saved: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _said: WeakSet[Any] = WeakSet()
+_MAXIMUM_DEPTH = 4  # of a state in another
 
 
 def note_saved(things: Iterable[Any]) -> None:
-    """They are saved, here or in another checkpoint of the program."""
+    """They are saved, here or in another checkpoint of the program; of modules, with their parts."""
     for thing in things:
-        try:
-            _saved[id(thing)] = thing
-        except TypeError:  # it cannot be referred to weakly
-            continue
+        for part in thing.modules() if issubclass(type(thing), nn.Module) else (thing,):
+            try:
+                _saved[id(part)] = part
+            except TypeError:  # it cannot be referred to weakly
+                continue
 
 
 def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
     """Modules, other objects with ``state_dict``, and loaders that the functions that run, or the script, hold.
 
     Args:
-        kept: identities of those that are saved.
+        kept: identities of those that are saved, and of their parts.
     """
     found = {}
     for path, value in (*_variables_of_script(), *users_locals()):
         for name, part in _with_attributes(path, value):
-            if id(part) not in kept and not _is_saved(part) and (_is_loader(part) or _has_state(part)):
+            if id(part) not in kept and not _is_saved(part) and (has_position(part) or _has_state(part)):
                 found[name] = part
     return found
+
+
+def saved_by_others(changed: Mapping[str, Any], saved: Iterable[Any]) -> list[str]:
+    """Names of objects whose state is in that of another: the schedulers in ``SequentialLR``, an average in a trainer.
+
+    Args:
+        changed: some of :func:`unsaved_objects`, that are not as they began, when all are alike.
+        saved: what is saved.
+    """
+    states = [_state_of(thing) for thing in saved] if changed else []
+    within = {name: thing for name, thing in changed.items() if _is_within(_state_of(thing), states, 0)}
+    note_saved(within.values())
+    return [*within]
+
+
+def _state_of(thing: Any) -> Any:
+    try:
+        return None if issubclass(type(thing), _DATA) else thing.state_dict()
+    except Exception:  # noqa: BLE001 - of an object that nobody may want to save
+        return None
+
+
+def _is_within(state: Any, others: Any, depth: int) -> bool:
+    if not isinstance(state, Mapping) or depth > _MAXIMUM_DEPTH:
+        return False
+    try:
+        if isinstance(others, Mapping):
+            parts: Collection[Any] = others.values()
+            return equal(dict(state), dict(others)) or any(_is_within(state, part, depth + 1) for part in parts)
+        return isinstance(others, list | tuple) and any(_is_within(state, part, depth + 1) for part in others)
+    except Exception:  # noqa: BLE001 - users' values that cannot be compared
+        return False
 
 
 def values_of_objects(unsaved: Mapping[str, Any], kept: Collection[int]) -> dict[str, str]:
@@ -56,7 +91,7 @@ def values_of_objects(unsaved: Mapping[str, Any], kept: Collection[int]) -> dict
         unsaved: they, by name.
         kept: as for :func:`shown_value`.
     """
-    found = {name: shown_value(part, kept) for name, part in unsaved.items() if not _is_loader(part)}
+    found = {name: shown_value(part, kept) for name, part in unsaved.items() if not has_position(part)}
     return {name: shown for name, shown in found.items() if shown is not None}
 
 
@@ -69,7 +104,7 @@ def warn_of_loaders_left_out(unsaved: Mapping[str, Any]) -> None:
     Warns:
         InexactResumeWarning: names those that count their passes and were not named before.
     """
-    loaders = {name: part for name, part in unsaved.items() if _is_loader(part) and part not in _said}
+    loaders = {name: part for name, part in unsaved.items() if has_position(part) and part not in _said}
     left_out = {name: loader for name, loader in loaders.items() if loader.needs_its_position}
     _said.update(left_out.values())
     if left_out:
@@ -90,11 +125,6 @@ def _variables_of_script() -> Iterator[tuple[str, Any]]:
 
 def _is_saved(thing: Any) -> bool:
     return _saved.get(id(thing)) is thing
-
-
-def _is_loader(thing: Any) -> bool:
-    """Of this package, by what it has: the package's parts import this one."""
-    return any("needs_its_position" in _names_in(base) for base in _bases(type(thing)))
 
 
 def _with_attributes(path: str, value: Any) -> Iterator[tuple[str, Any]]:

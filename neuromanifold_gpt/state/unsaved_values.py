@@ -23,6 +23,7 @@ from neuromanifold_gpt.state.modules import listed, unwrap
 from neuromanifold_gpt.state.shown_values import RESULT, kept_by, shown_value
 from neuromanifold_gpt.state.unsaved_objects import (
     note_saved,
+    saved_by_others,
     unsaved_objects,
     values_of_objects,
     warn_of_loaders_left_out,
@@ -81,7 +82,9 @@ def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[st
     if module not in _followed:
         before = [loader.variables_at_first_pass or {} for loader in filter(has_position, kept)]
         _followed[module] = UnsavedValues({**now, **before[0]} if before else now)
-    _followed[module].warn_if_changed(now)
+    changed = {path: unsaved[path] for path in _followed[module].changed(now) if path in unsaved}
+    within = saved_by_others(changed, [module, *kept])
+    _followed[module].warn_if_changed({path: shown for path, shown in now.items() if path not in within})
     settings = values_beside_state(module, kept=kept, as_settings=True)
     return {path: shown for path, shown in settings.items() if shown != RESULT}
 
@@ -172,15 +175,18 @@ class UnsavedValues:
         self._before = {**now, **self._before}
         self._passed_over.update(path for path, shown in now.items() if shown == RESULT)
 
+    def changed(self, now: dict[str, str]) -> list[str]:
+        """Which are other than at the beginning, and were not named before."""
+        self.look(now)
+        return sorted(path for path in now.keys() - self._passed_over if self._before[path] != now[path])
+
     def warn_if_changed(self, now: dict[str, str]) -> None:
         """Say which have changed.
 
         Warns:
             InexactResumeWarning: names those that it did not name before.
         """
-        self.look(now)
-        new = sorted(path for path in now.keys() - self._passed_over if self._before[path] != now[path])
-        if new:
+        if new := self.changed(now):
             warnings.warn(
                 f"values change in training that no checkpoint has: {listed(new)}. {_REMEDY}",
                 InexactResumeWarning,
@@ -202,7 +208,7 @@ def _values(module: nn.Module, ignored: Collection[str], as_settings: bool) -> I
         if is_metric(part) or type(part).get_extra_state is not nn.Module.get_extra_state:
             continue
         of_library = is_kept_by_others(part)  # of torch: what is annealed, such as the p of dropout
-        for name, value in vars(part).items():
+        for name, value in vars(part).copy().items():  # threads may change them
             if of_library and (type(value) is not float or as_settings):
                 continue
             if name not in OF_EVERY_MODULE and name not in ignored and not is_called_after_a_time(name):

@@ -5,52 +5,58 @@ from __future__ import annotations
 import inspect
 import sys
 import types
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from neuromanifold_gpt.state.users_modules import is_users_code
-from neuromanifold_gpt.state.users_objects import has_position, is_of_users_class
+from neuromanifold_gpt.state.users_objects import attribute_dict, has_position, is_of_users_class, variables_of_frame
 
-_REFERENCES_OF_FRAME = 3  # its own, a variable and an argument; with more, somebody has called locals()
 _QUALIFIED_NAME: Any = vars(type)["__qualname__"]  # past metaclasses
 
 
 def users_locals() -> Iterator[tuple[str, Any]]:
-    """Of users' functions on the stack, those of the outermost first, by names that the function has no part in.
+    """Of users' functions on the stack, by names such as ``locals.main.rng``.
 
-    A loop may save in one function and restore in another: both run inside the one that has made what they use. An
-    object of a users' class has the name of that, since in its methods it is called ``self``.
+    A loop may save in one function and restore in another: both run inside the one that has made what they use, so a
+    value has the name that the outermost gives it. An object of a users' class has the name of that, if it is the only
+    one: in its methods it is called ``self``.
     """
-    names: dict[str, int] = {}
-    seen: set[int] = set()
+    found: dict[int, tuple[str, Any]] = {}
     for frame in reversed([*_frames()]):
-        for variable, value in _variables_of(frame):
-            if variable.isidentifier() and id(value) not in seen:  # others are the interpreter's, or a debugger's
-                seen.add(id(value))
-                is_object = is_of_users_class(value) and not issubclass(type(value), types.FunctionType)
-                name = _QUALIFIED_NAME.__get__(type(value)) if is_object else f"locals.{variable}"
-                number = names[name] = names.get(name, 0) + 1
-                yield (name if number == 1 else f"{name}-{number}"), value
+        passed_on = _arguments_passed_on(frame.f_code)
+        for variable, value in variables_of_frame(frame).items():
+            if variable.isidentifier() and variable not in passed_on:  # others are the interpreter's
+                function = frame.f_code.co_qualname.replace(".<locals>", "")
+                found.setdefault(id(value), (f"{function}.{variable}", value))
+    kinds = Counter(type(value) for _, value in found.values())
+    names: Counter[str] = Counter()
+    for path, value in found.values():
+        kind = type(value)
+        is_object = is_of_users_class(value) and not issubclass(kind, types.FunctionType)
+        class_name = _QUALIFIED_NAME.__get__(kind).replace(".<locals>", "") if is_object else "locals"
+        name = class_name if is_object and kinds[kind] == 1 else f"{class_name}.{path}"
+        names[name] += 1  # a function may run within itself
+        yield (name if names[name] == 1 else f"{name}-{names[name]}"), value
 
 
-def _variables_of(frame: types.FrameType) -> list[tuple[str, Any]]:
-    """A look that leaves nothing behind: up to Python 3.12, a frame keeps what it was asked for, tensors and all."""
-    variables = frame.f_locals
-    found = list(variables.items())
-    if type(variables) is dict and sys.getrefcount(variables) <= _REFERENCES_OF_FRAME:
-        variables.clear()
-    return found
+def _arguments_passed_on(code: types.CodeType) -> tuple[str, ...]:
+    """``*args`` and ``**kwargs``, as decorators have them: what is in them has a name further in."""
+    first = code.co_argcount + code.co_kwonlyargcount
+    number = bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
+    return code.co_varnames[first : first + number]
 
 
 def parts_of_stock_loader(loader: Any) -> dict[str, Any]:
-    """What a loader draws from that has no position, by name; nothing of other things."""
+    """What decides the batches of a loader that has no position, by name; nothing of other things."""
     if not issubclass(type(loader), DataLoader) or has_position(loader):
         return {}
-    sampler = loader.batch_sampler if loader.batch_sampler is not None else loader.sampler
-    parts = {"generator": loader.generator, "sampler": sampler, "dataset": loader.dataset}
-    return {**parts, "collate_fn": loader.collate_fn}
+    has = attribute_dict(loader) or {}  # a users' class may have properties, or none of DataLoader's attributes
+    sampler = "sampler" if has.get("batch_sampler") is None else "batch_sampler"
+    attributes = {"generator": "generator", "sampler": sampler, "dataset": "dataset", "collate_fn": "collate_fn"}
+    return {name: has[attribute] for name, attribute in attributes.items() if attribute in has}
 
 
 def is_data(value: Any) -> bool:

@@ -27,7 +27,6 @@ _FOLLOWED_DEPTH = 4
 _FOLLOWED_ITEMS = 100  # of one container or object
 _FOLLOWED_OBJECTS = 10_000  # of one module
 _positions: dict[str, int] = {}
-_REMEMBERED_MODULES = 1000
 # By identity of a module's variables: them, how many there were and how many modules; the modules they refer to, by
 # name, since another may take the place of one, or where they are not registered.
 _references: dict[int, tuple[Variables, tuple[int, int], list[str | Variables]]] = {}
@@ -49,6 +48,8 @@ def users_modules(things: Iterable[Any]) -> list[tuple[str, Variables]]:
         if id(variables) not in found and is_users_code(variables):
             found[id(variables)] = variables
             left.extend(_referred_to(variables))
+    for identity in _references.keys() - found.keys():  # what is not the program's any more, is not kept alive
+        del _references[identity]
     named = [(_name_of(variables), variables) for variables in found.values()]
     return sorted(named, key=lambda pair: _position(pair[0]))
 
@@ -110,7 +111,7 @@ def _of_class(kind: type) -> Iterator[Variables]:
     module = type.__getattribute__(kind, "__module__")  # past metaclasses; anything may be there
     yield from _of_name(module)
     if not isinstance(module, str) or module not in sys.modules or module == "__main__":
-        methods = type.__getattribute__(kind, "__dict__").values()
+        methods = type.__getattribute__(kind, "__dict__").copy().values()
         yield from (method.__globals__ for method in methods if issubclass(type(method), types.FunctionType))
 
 
@@ -124,8 +125,6 @@ def _referred_to(variables: Variables) -> Iterator[Variables]:
             for of_it in _of_value(value, variables, seen, 0):
                 if is_users_code(of_it):
                     found[id(of_it)] = of_it
-        if len(_references) >= _REMEMBERED_MODULES:  # of those that are no more, too
-            _references.clear()
         known = _references[id(variables)] = (
             variables,
             state,

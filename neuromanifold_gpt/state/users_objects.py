@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dis
 import functools
 import gc
 import io
@@ -23,6 +24,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 _CALLED_AFTER_TIMES = re.compile(r"(^|_)(time|times|tic|toc|elapsed|duration|sec|secs|seconds|ms|clock)$|^t\d*$")
 NAMESPACES = (types.SimpleNamespace, argparse.Namespace)  # of the standard library, and for users' variables
 _OF_THE_RUN = ("lightning", "pytorch_lightning", "lightning_fabric", "neuromanifold_gpt")  # they save what they keep
+_REFERENCES_OF_FRAME = 3  # to its dict of variables: its own, a variable and an argument
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 _LIBRARIES = (*_OF_THE_RUN, "torch", "torchmetrics")
 # The position in the data has what they change, or the loader says so. Modules are shown by their tensors.
@@ -48,7 +50,8 @@ def is_stateful(thing: Any) -> bool:
 
 def has_position(thing: Any) -> bool:
     """Whether it is a loader of this package, by what it has: the package's parts import this one."""
-    return hasattr(type(thing), "objects_of_position")
+    kinds = type.__getattribute__(type(thing), "__mro__")  # past metaclasses
+    return any("objects_of_position" in type.__getattribute__(kind, "__dict__") for kind in kinds)
 
 
 def attributes_of(thing: Any) -> dict[str, Any] | None:
@@ -96,7 +99,41 @@ def variables_of_generator(generator: types.GeneratorType[Any, Any, Any]) -> dic
         return {"has ended": True}
     if generator.gi_running or not is_users_module(frame.f_globals.get("__name__", "")):
         return None
-    return {**frame.f_locals, "yields from": generator.gi_yieldfrom, "has begun": frame.f_lasti}
+    return {**variables_of_frame(frame), "yields from": generator.gi_yieldfrom, "has begun": frame.f_lasti}
+
+
+def variables_of_frame(frame: types.FrameType) -> dict[str, Any]:
+    """The local variables of a function that has not ended; none where it may have seen a dict of them.
+
+    Up to Python 3.12 a look fills that dict, and what is in it would stay alive, tensors too: it is taken out again.
+    """
+    code, has_one_dict = frame.f_code, sys.version_info < (3, 13)
+    if has_one_dict and _asks_for_its_variables(code):
+        return {}
+    variables = frame.f_locals
+    names = (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
+    found = {name: variables[name] for name in names if name in variables}
+    if has_one_dict and sys.gettrace() is None and sys.getrefcount(variables) <= _REFERENCES_OF_FRAME:
+        for name in found:  # others were made by exec
+            del variables[name]
+    return found
+
+
+def _asks_for_its_variables(code: types.CodeType) -> bool:
+    """Whether a function calls ``locals()`` or the like, the dict of which it may keep."""
+    names = {*code.co_names}
+    return not names.isdisjoint(("f_locals", "getargvalues")) or (
+        not names.isdisjoint(("locals", "vars")) and _calls_without_arguments(code)
+    )
+
+
+@functools.lru_cache(maxsize=1000)
+def _calls_without_arguments(code: types.CodeType) -> bool:
+    """``locals()`` or ``vars()``; ``vars(arguments)`` is another matter."""
+    return any(
+        load.opname == "LOAD_GLOBAL" and load.argval in ("locals", "vars") and "CALL" in call.opname and call.arg == 0
+        for load, call in itertools.pairwise(dis.get_instructions(code))
+    )
 
 
 def all_attributes(thing: Any) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 import random
 import warnings
+import weakref
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Sampler, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, Sampler, WeightedRandomSampler
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.data.resumable import resumable
@@ -227,3 +228,96 @@ class TestPuttingBack:
         assert owned.values()["sampler.order"] == sampler.order
         random.shuffle(sampler.order)
         assert owned.values(at_a_glance=True)["sampler.order"] == sampler.order
+
+
+@pytest.mark.filterwarnings("ignore:nothing is left of epoch")
+def test_behind_an_epochs_last_batch_its_order_is_nobodys_concern():
+    class Hard(Sampler):
+        """Draws one id after the other, by weights that training changes meanwhile."""
+
+        def __init__(self):
+            self.weights = torch.ones(SIZE)
+
+        def __len__(self):
+            return SIZE
+
+        def __iter__(self):
+            for _ in range(SIZE):
+                yield int(torch.multinomial(self.weights, 1))
+
+    def run(state, batches):
+        sampler = Hard()
+        loader = resumable(DataLoader(range(SIZE), BATCH, sampler=sampler), seed=3)
+        if state is not None:
+            loader.load_state_dict(state)
+        seen = []
+        while True:
+            for ids in loader:
+                sampler.weights[ids] *= 0.1
+                seen.append(ids.tolist())
+                if len(seen) == batches:
+                    return seen, loader.state_dict()
+
+    whole, _ = run(None, 10)
+    seen, state = run(None, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataOrderWarning)
+        assert seen + run(state, 5)[0] == whole
+
+
+def values_of_all_kinds():
+    return {
+        "sparse": torch.eye(300).to_sparse(),
+        "sparse rows": torch.eye(300).to_sparse_csr(),
+        "without memory": torch.empty(3, device="meta"),
+        "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        "not known yet": torch.nn.UninitializedParameter(),
+        "quantized": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        "of other bytes": np.arange(3, dtype=">i4"),
+        "of extended precision": np.ones(3, dtype=np.longdouble),
+        "masked": np.ma.masked_array([1, 2], [False, True]),
+        "of objects": np.array([None, {}], dtype=object),
+        "not a number": torch.tensor([1.0, float("nan")]),
+        "number that is none": float("nan"),
+        "proxy": weakref.proxy(Gone()),
+    }
+
+
+class Gone:
+    """Whatever refers to it weakly has nobody to ask."""
+
+
+@pytest.mark.filterwarnings("ignore:.*(Sparse|nested tensors|quantized|torch.quantize).*")
+@pytest.mark.parametrize("kind", values_of_all_kinds())
+def test_whatever_samplers_and_datasets_hold_is_no_reason_to_fail_or_to_doubt(kind):
+    class Holds(Dataset):
+        def __init__(self, value):
+            self.value = value
+
+        def __len__(self):
+            return SIZE
+
+        def __getitem__(self, i):
+            return i
+
+        def __iter__(self):
+            return iter(range(SIZE))
+
+    value = values_of_all_kinds()[kind]
+    sampler = Holds(value)
+    loader = resumable(DataLoader(Holds(value), BATCH, sampler=sampler))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataOrderWarning)
+        for _ in loader:
+            state = loader.state_dict()
+    assert (state["sampler"], state["sampler_now"]) == ({}, {})
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_change_at_one_place_of_a_tensor_is_seen(large):
+    sampler = Curriculum()
+    sampler.weights = torch.zeros(SIZE if not large else (1 << 20) + 77)
+    owned = OwnedState({"sampler": sampler}, thorough=True)
+    owned.values(at_a_glance=True)
+    sampler.weights[13] = 1
+    assert owned.values(at_a_glance=True)["sampler.weights"][13] == 1

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import itertools
+import queue
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from neuromanifold_gpt import ResumableDataLoader, resumable
+from neuromanifold_gpt import ResumableDataLoader, latest_checkpoint, load_checkpoint, resumable, save_checkpoint
 from neuromanifold_gpt.data.errors import DataOrderWarning
 
 LOADERS: dict[str, Callable[[], Any]] = {
@@ -97,3 +102,114 @@ def test_the_number_of_batches_is_that_of_the_rank_and_the_epoch() -> None:
     loader = LOADERS["ResumableDataLoader"]()
     for _ in range(2):
         assert [loader.batches_consumed for _ in loader] == [1, 2, 3, 4, 5, 6]
+
+
+def through_a_thread(loader: Any) -> Iterator[Any]:
+    """As prefetchers do."""
+    taken: queue.Queue[Any] = queue.Queue(maxsize=2)
+
+    def take() -> None:
+        for batch in loader:
+            taken.put(batch)
+        taken.put(None)
+
+    threading.Thread(target=take, daemon=True).start()
+    yield from iter(taken.get, None)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_batches_that_another_thread_takes_are_said_at_the_save(loader: str) -> None:
+    made = LOADERS[loader]()
+    batches = through_a_thread(made)
+    next(batches)
+    with pytest.warns(DataOrderWarning, match="taken from the loader in another thread"):
+        made.state_dict()
+    assert len(list(batches)) > 0
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_program_that_does_all_in_one_thread_of_its_own_hears_nothing(loader: str) -> None:
+    def train() -> dict[str, Any]:
+        made = LOADERS[loader]()
+        next(iter(made))
+        return made.state_dict()
+
+    with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        warnings.simplefilter("error")
+        assert pool.submit(train).result()["epoch"] == 0
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_where_to_count_from_is_the_beginning_for_each_new_pass(loader: str) -> None:
+    made = LOADERS[loader]()
+    for _ in range(2):
+        assert made.batches_consumed == 0
+        for number, _ in enumerate(made, made.batches_consumed):
+            assert made.batches_consumed == number + 1
+    for _ in made:
+        break
+    assert made.batches_consumed == 0
+
+
+def test_a_count_that_goes_by_something_else_is_no_reason_to_doubt() -> None:
+    loader = behind(LOADERS["resumable"], 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataOrderWarning)
+        next(enumerate(loader, 17))
+
+
+class Restored:
+    """Two loaders, with which a program goes on where another had saved."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.model = directory, nn.Linear(1, 1)
+        self.loaders = [ResumableDataLoader(range(6), 2, shuffle=True, seed=seed) for seed in (1, 2)]
+        if newest := latest_checkpoint(directory):
+            load_checkpoint(newest).restore(model=self.model, loaders=self.loaders)
+
+    def save(self, step: int) -> None:
+        save_checkpoint(self.directory, step=step, model=self.model, loaders=self.loaders)
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4, 6])
+def test_loaders_of_one_length_in_a_zip_end_together(tmp_path: Path, stop: int) -> None:
+    def epochs(directory: Path, steps: int) -> list[Any]:
+        program, done, taken = Restored(directory), [], 0
+        for epoch in range(program.loaders[0].epoch, 3):
+            for pair in zip(*program.loaders, strict=False):
+                done.append([part.tolist() for part in pair])
+                taken += 1
+                program.save(3 * epoch + taken)
+                if taken == steps:
+                    return done
+            done.append(f"end of {epoch}")
+        return done
+
+    directories = [tmp_path / "a", tmp_path / "b"]
+    for directory in directories:
+        directory.mkdir()
+    whole = epochs(directories[0], 99)
+    assert epochs(directories[1], stop) + epochs(directories[1], 99) == whole
+
+
+def test_loaders_that_take_turns_are_said_where_they_are_not_where_they_were(tmp_path: Path) -> None:
+    program = Restored(tmp_path)
+    list(program.loaders[0])
+    next(iter(program.loaders[1]))
+    program.save(1)
+    resumed = Restored(tmp_path)
+    with pytest.warns(DataOrderWarning, match="a whole pass over a loader was made before another"):
+        list(resumed.loaders[0])
+
+
+def test_loaders_by_turns_of_batches_are_no_reason_to_doubt(tmp_path: Path) -> None:
+    program = Restored(tmp_path)
+    iterators = [iter(loader) for loader in program.loaders]
+    for number in (0, 0, 0, 1):
+        next(iterators[number])
+    program.save(1)
+    resumed = Restored(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataOrderWarning)
+        for loader in resumed.loaders:
+            list(loader)

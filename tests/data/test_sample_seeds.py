@@ -256,3 +256,77 @@ class TestWithoutSeeding:
             expected = random.random()
         _, values = next(iter(ResumableDataLoader(Drawing(), 1, seed_samples=False)))
         assert values[0, 0].item() == expected
+
+
+class MadeWhenNeeded(Dataset):
+    """Two transforms, each with a generator that it makes at its first use, which is not at the first sample."""
+
+    def __init__(self):
+        self.first = self.second = None
+
+    def __len__(self):
+        return SIZE
+
+    def __getitem__(self, sample_id):
+        drawn = []
+        if random.random() < 0.5:
+            if self.first is None:
+                self.first = np.random.default_rng(torch.initial_seed() % 2**32)
+            drawn.append(self.first.random())
+        if random.random() < 0.3:
+            if self.second is None:
+                self.second = random.Random(torch.initial_seed())
+            drawn.append(self.second.random())
+        return sample_id, drawn
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_generators_that_are_made_when_they_are_needed_are_seeded_too(workers):
+    def loader():
+        return ResumableDataLoader(MadeWhenNeeded(), 2, num_workers=workers, collate_fn=list)
+
+    whole = list(loader())
+    assert sum(len(drawn) for batch in whole for _, drawn in batch) > 3
+    for stop in range(1, len(whole)):
+        stopped, resumed = loader(), loader()
+        iterator = iter(stopped)
+        for _ in range(stop):
+            next(iterator)
+        resumed.load_state_dict(stopped.state_dict())
+        assert list(resumed) == whole[stop:]
+
+
+def test_those_of_a_collation_too():
+    class Collates:
+        def __init__(self):
+            self.rng = None
+
+        def __call__(self, samples):
+            if random.random() < 0.5:
+                if self.rng is None:
+                    self.rng = random.Random(3)
+                return self.rng.random()
+            return 0.0
+
+    whole = list(ResumableDataLoader(Fixed(), 1, collate_fn=Collates()))
+    assert len({*whole}) > 3
+    for stop in range(1, len(whole)):
+        stopped, resumed = (ResumableDataLoader(Fixed(), 1, collate_fn=Collates()) for _ in range(2))
+        iterator = iter(stopped)
+        for _ in range(stop):
+            next(iterator)
+        resumed.load_state_dict(stopped.state_dict())
+        assert list(resumed) == whole[stop:]
+
+
+def test_a_dataset_that_makes_one_for_each_sample_comes_to_its_end():
+    class Makes(Fixed):
+        def __init__(self):
+            self.made = []
+
+        def __getitem__(self, sample_id):
+            self.made.append(random.Random(sample_id))
+            return self.made[-1].random()
+
+    loader = ResumableDataLoader(Makes(), 2, collate_fn=list)
+    assert [value for batch in loader for value in batch] == [random.Random(i).random() for i in range(SIZE)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 import re
+import sys
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,15 +127,31 @@ def test_what_draws_in_local_variables_goes_on(tmp_path: Path, program: Callable
             assert drawn == whole
 
 
-def test_names_do_not_depend_on_the_function_that_saves(tmp_path: Path) -> None:
+def test_names_are_those_of_the_outermost_function(tmp_path: Path) -> None:
     def save_it(name: str, rng: random.Random) -> list[str]:
         save_checkpoint(tmp_path / name, step=1, model=nn.Linear(1, 1))
         return [*load_checkpoint(tmp_path / name).own_generators[0]]
 
     rng, own = random.Random(1), Draws()
     own.rng = random.Random(3)
-    assert save_it("same", rng) == ["Draws.rng", "locals.rng"]
-    assert save_it("other", random.Random(2)) == ["Draws.rng", "locals.rng", "locals.rng-2"]
+    here = "locals.test_names_are_those_of_the_outermost_function"
+    assert save_it("same", rng) == ["Draws.rng", f"{here}.rng"]
+    assert save_it("other", random.Random(2)) == ["Draws.rng", f"{here}.rng", f"{here}.save_it.rng"]
+
+
+def test_of_several_objects_of_one_class_each_has_the_name_of_its_variable(tmp_path: Path) -> None:
+    def save_it(first: Draws | None, second: Draws) -> list[str]:
+        save_checkpoint(tmp_path / str(bool(first)), step=1, model=nn.Linear(1, 1))
+        return [*load_checkpoint(tmp_path / str(bool(first))).own_generators[0]]
+
+    def made() -> Draws:
+        own = Draws()
+        own.rng = random.Random(3)
+        return own
+
+    save = "test_of_several_objects_of_one_class_each_has_the_name_of_its_variable.save_it"
+    assert save_it(made(), made()) == [f"Draws.{save}.first.rng", f"Draws.{save}.second.rng"]
+    assert save_it(None, made()) == ["Draws.rng"]
 
 
 def test_one_that_is_made_behind_the_restore_is_missed(tmp_path: Path) -> None:
@@ -147,7 +165,7 @@ def test_one_that_is_made_behind_the_restore_is_missed(tmp_path: Path) -> None:
         late_rng.random()
 
     run()
-    with pytest.warns(InexactResumeWarning, match=r"that nobody has here: locals\.late_rng\."):
+    with pytest.warns(InexactResumeWarning, match=r"that nobody has here: locals\.\S+\.run\.late_rng\."):
         run()
 
 
@@ -167,7 +185,7 @@ def test_the_look_at_local_variables_leaves_nothing_behind(tmp_path: Path) -> No
 
 
 class TestALoaderThatIsNotSaved:
-    LEFT_OUT = r"a loader was iterated that is not saved: locals\.loader\. Its order, or what its samples draw"
+    LEFT_OUT = r"a loader was iterated that is not saved: locals\.\S+\.loader\. Its order, or what its samples draw"
 
     def save(self, directory: Path, **options: Any) -> None:
         save_checkpoint(directory, step=1, model=nn.Linear(1, 1), **options)
@@ -240,7 +258,7 @@ class TestAnObjectWithStateThatIsNotSaved:
         with pytest.warns(InexactResumeWarning, match="no checkpoint has") as said:
             self.save(tmp_path, trains)
         text = str(said[0].message)
-        for name in ("Trains.ema", "Trains.scheduler", "Trains.optimizer", "locals.scaler"):
+        for name in ("Trains.ema", "Trains.scheduler", "Trains.optimizer", "test_is_said_once.scaler"):
             assert re.search(rf"{re.escape(name)}[;.]", text), text
         assert "teacher" not in text
         assert "compiled" not in text
@@ -259,3 +277,155 @@ class TestAnObjectWithStateThatIsNotSaved:
                     self.save(tmp_path / name, one, **parts)
                 trains.step()
                 other.step()
+
+    def test_is_no_reason_to_doubt_if_another_saves_it(self, tmp_path: Path) -> None:
+        """torch's schedulers of schedulers, users' wrappers and trainers."""
+        model = nn.Linear(2, 2)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        inner = [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9) for _ in range(4)]
+        first, second, third, fourth = inner  # each in a variable
+        scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [first, second], [2])
+        both = torch.optim.lr_scheduler.ChainedScheduler([third, fourth])
+        average = Keeps(Keeps(copy.deepcopy(model)))
+        for _ in range(2):
+            saved = {"optimizers": optimizer, "schedulers": [scheduler, both], "stateful": {"average": average}}
+            save_checkpoint(tmp_path, step=1, model=model, name="a", **saved)
+            optimizer.step()
+            scheduler.step()
+            both.step()
+            with torch.no_grad():
+                average.kept.kept.weight += 1
+
+    def test_an_optimizer_within_another_that_does_not_save_it_is_said(self, tmp_path: Path) -> None:
+        class Sharpness(torch.optim.SGD):
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                super().__init__(*arguments, lr=0.1, momentum=0.9)
+                self.base = torch.optim.SGD(self.param_groups)
+
+        model = nn.Linear(2, 2)
+        optimizer = Sharpness(model.parameters())
+        save_checkpoint(tmp_path, step=1, model=model, optimizers=optimizer, name="a")
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.base.step()
+        with pytest.warns(InexactResumeWarning, match=r"\.base[;. ]"):
+            save_checkpoint(tmp_path, step=1, model=model, optimizers=optimizer, name="a")
+
+
+class Keeps:
+    """Something with state around something with state."""
+
+    def __init__(self, kept: Any) -> None:
+        self.kept = kept
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": self.kept.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept.load_state_dict(state["kept"])
+
+
+class TestALookChangesNothing:
+    """The interpreter shows variables by dicts that others may hold."""
+
+    @staticmethod
+    def save(directory: Path) -> None:
+        save_checkpoint(directory, step=1, model=nn.Linear(1, 1), name="a")
+
+    def test_for_a_function_that_holds_its_variables(self, tmp_path: Path) -> None:
+        rate = 0.1
+        held = locals()
+        names = {*held}
+        later = rate  # not in it
+        self.save(tmp_path)
+        assert ({*held}, held["rate"], later) == (names, 0.1, 0.1)
+
+    def test_for_names_that_exec_has_made(self, tmp_path: Path) -> None:
+        exec("alpha = 0.5")
+        self.save(tmp_path)
+        assert eval("alpha") == 0.5
+
+    def test_under_a_debugger(self, tmp_path: Path) -> None:
+        saves = []
+
+        def trace(frame: Any, event: str, _: Any) -> Any:
+            if frame.f_code.co_name == "traced" and event == "line" and "value" in frame.f_locals and not saves:
+                saves.append(frame.f_lineno)
+                self.save(tmp_path)
+            return trace if frame.f_code.co_name == "traced" else None
+
+        def traced() -> int:
+            value = 3
+            other = value + 1
+            return value + other
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            result = traced()
+        finally:
+            sys.settrace(before)
+        assert (result, len(saves)) == (7, 1)
+
+    def test_generator_functions_let_go_of_what_they_have_deleted(self, tmp_path: Path) -> None:
+        def numbers() -> Iterator[Any]:
+            held = nn.Identity()
+            yield weakref.ref(held)
+            del held
+            yield None
+
+        running = numbers()
+        gone = next(running)
+        self.save(tmp_path)
+        next(running)
+        assert gone() is None
+
+
+def test_arguments_that_a_decorator_passes_on_are_named_further_in(tmp_path: Path) -> None:
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def run(*arguments: Any, **options: Any) -> Any:
+            return function(*arguments, **options)
+
+        return run
+
+    @timed
+    def train(draws: Draws) -> list[str]:
+        save_checkpoint(tmp_path, step=1, model=nn.Linear(1, 1), name="a")
+        return [*load_checkpoint(tmp_path / "a").own_generators[0]]
+
+    def made() -> Draws:
+        own = Draws()
+        own.rng = random.Random(1)
+        return own
+
+    assert train(made()) == ["Draws.rng"]
+
+
+def test_a_loader_of_a_users_class_is_not_asked(tmp_path: Path) -> None:
+    class Fast(DataLoader[int]):
+        def __init__(self) -> None:
+            self.rng = random.Random(1)
+
+        @property
+        def dataset(self) -> Any:  # type: ignore[override]
+            raise AssertionError("asked")
+
+    fast = Fast()
+    save_checkpoint(tmp_path, step=1, model=nn.Linear(1, 1), name="a")
+    assert fast.rng.random() == random.Random(1).random()
+
+
+def test_one_that_is_made_when_it_is_needed_is_missed_without_optimizers_too(tmp_path: Path) -> None:
+    class Noisy(nn.Linear):
+        rng: random.Random | None = None
+
+    def run() -> None:
+        model, loader = Noisy(1, 1), ResumableDataLoader(Samples(), 4)
+        if tmp_path.exists() and (newest := latest_checkpoint(tmp_path)):
+            load_checkpoint(newest).restore(model=model, loaders=loader)
+        model.rng = random.Random(1)
+        save_checkpoint(tmp_path, step=1, model=model, loaders=loader)
+
+    run()
+    with pytest.warns(InexactResumeWarning, match="that nobody has here: rng"):
+        run()
