@@ -47,7 +47,7 @@ def test_stochastic_weight_averaging_goes_on_averaging_and_annealing(tmp_path: P
     def averaging() -> list[Any]:
         return [StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=2, annealing_epochs=3)]
 
-    check(averaging, (9, 16, 27), tmp_path, **options)
+    check(averaging, (3, 9, 14, 16, 21, 27), tmp_path, **options)
 
 
 class UnfreezeLater(BaseFinetuning):
@@ -79,7 +79,7 @@ def test_finetuning_keeps_what_it_has_unfrozen(tmp_path: Path):
         assert contents(by_step(directory)[20]) == contents(expected[20]), f"from step {step}"
 
 
-@pytest.mark.parametrize("step", [3, 9])
+@pytest.mark.parametrize("step", [3, 7, 9])
 def test_early_stopping_writes_the_same_bytes(step: int, tmp_path: Path):
     """Its best score is the very tensor that is logged, until a resume makes two of it."""
     check(lambda: [EarlyStopping("val_loss", patience=50)], (step,), tmp_path, val_check_interval=3)

@@ -24,7 +24,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(uninterrupted: Path, tmp_path: Path):
     """SIGKILL and SIGTERM in turn, other worker numbers each time; metrics.csv included."""
     out_dir = tmp_path / "interrupted"
-    stops = [(3, signal.SIGKILL), (17, signal.SIGTERM), (31, signal.SIGINT)]
+    stops = [(3, signal.SIGKILL), (17, signal.SIGTERM), (23, signal.SIGKILL), (31, signal.SIGINT)]
     expected_exit = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
     for number_of_stop, (step, number) in enumerate(stops):
         exit_code, output = train_and_stop(out_dir, step, number, num_workers=number_of_stop % 3)
