@@ -280,13 +280,8 @@ class MadeWhenNeeded(Dataset):
         return sample_id, drawn
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_generators_that_are_made_when_they_are_needed_are_seeded_too(workers):
-    def loader():
-        return ResumableDataLoader(MadeWhenNeeded(), 2, num_workers=workers, collate_fn=list)
-
-    whole = list(loader())
-    assert sum(len(drawn) for batch in whole for _, drawn in batch) > 3
+def check_resumes(loader, whole):
+    """Behind each batch."""
     for stop in range(1, len(whole)):
         stopped, resumed = loader(), loader()
         iterator = iter(stopped)
@@ -294,6 +289,16 @@ def test_generators_that_are_made_when_they_are_needed_are_seeded_too(workers):
             next(iterator)
         resumed.load_state_dict(stopped.state_dict())
         assert list(resumed) == whole[stop:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_generators_that_are_made_when_they_are_needed_are_seeded_too(workers):
+    def loader():
+        return ResumableDataLoader(MadeWhenNeeded(), 2, num_workers=workers, collate_fn=list)
+
+    whole = list(loader())
+    assert sum(len(drawn) for batch in whole for _, drawn in batch) > 3
+    check_resumes(loader, whole)
 
 
 def test_those_of_a_collation_too():
@@ -308,15 +313,12 @@ def test_those_of_a_collation_too():
                 return self.rng.random()
             return 0.0
 
-    whole = list(ResumableDataLoader(Fixed(), 1, collate_fn=Collates()))
+    def loader():
+        return ResumableDataLoader(Fixed(), 1, collate_fn=Collates())
+
+    whole = list(loader())
     assert len({*whole}) > 3
-    for stop in range(1, len(whole)):
-        stopped, resumed = (ResumableDataLoader(Fixed(), 1, collate_fn=Collates()) for _ in range(2))
-        iterator = iter(stopped)
-        for _ in range(stop):
-            next(iterator)
-        resumed.load_state_dict(stopped.state_dict())
-        assert list(resumed) == whole[stop:]
+    check_resumes(loader, whole)
 
 
 def test_a_dataset_that_makes_one_for_each_sample_comes_to_its_end():
