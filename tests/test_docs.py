@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,8 @@ from lightning.pytorch import LightningModule
 
 from neuromanifold_gpt import cli, list_checkpoints
 
-from .training.train_process import REPOSITORY, environment
+from . import warm_process
+from .warm_process import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
 DOCUMENTS = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("benchmarks/*/*.md")]
@@ -90,9 +89,7 @@ def commands() -> list[list[str]]:
 
 @lru_cache
 def help_of(program: str) -> str:
-    return subprocess.run(
-        [sys.executable, program, "--help"], cwd=REPOSITORY, env=environment(), capture_output=True, text=True
-    ).stdout
+    return warm_process.run(program, "--help").stdout
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)

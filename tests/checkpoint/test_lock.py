@@ -56,7 +56,7 @@ class TestRun:
             with pytest.raises(CheckpointLockedError) as refused:
                 attempt()
             message = str(refused.value)
-            assert f"process {other.popen.pid} on {os.uname().nodename}, since 20" in message
+            assert f"process {other.pid} on {os.uname().nodename}, since 20" in message
             assert str(SCRIPT) in message
             assert "choose another directory" in message
         assert names_in(directory) == {LOCK_NAME}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import pytest
 from neuromanifold_gpt import latest_checkpoint, list_checkpoints
 
 from ..checkpoint.small_saves import temporary_files
-from ..training.train_process import command, data_files, environment
+from ..training.train_process import command, data_files
 from ..training.train_process import train as train_py
+from ..warm_process import ENVIRONMENT
 from .fork_server import ForkServer
 from .invariant import require
 from .lightning_run import STEPS
@@ -47,13 +49,14 @@ def test_train_py_killed_at_a_call_of_a_later_save(
     part: Part, undisturbed_train_py: Path, tally: Tally, tmp_path: Path
 ):
     out_dir = tmp_path / "out"
-    calls = after_the_first_save(calls_of_program(command(out_dir, **FLAGS), environment(), out_dir))
+    command_line = [sys.executable, *command(out_dir, **FLAGS)]
+    calls = after_the_first_save(calls_of_program(command_line, ENVIRONMENT, out_dir))
     checkpoints = [call for call in calls if "checkpoint-step" in call.path or call.path == str(out_dir)]
     chosen = random.Random(1).sample(checkpoints, 20)
     for call in part.choose(chosen):
         with tally.trial("kills of train.py", call):
             shutil.rmtree(out_dir)
-            exit_code, reached = inject_into_program(command(out_dir, **FLAGS), environment(), call, "signal=KILL")
+            exit_code, reached = inject_into_program(command_line, ENVIRONMENT, call, "signal=KILL")
             require(reached and exit_code == -signal.SIGKILL, f"not killed at {call}: {exit_code}")
             newest = latest_checkpoint(out_dir)
             require(newest is not None, "the first checkpoint is lost")

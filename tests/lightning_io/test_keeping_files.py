@@ -299,7 +299,7 @@ class TestLock:
             assert other.asked("save 1") == "done"
             assert other.asked("lock") == "done"
             before = names_in(tmp_path / "run")
-            with pytest.raises(CheckpointLockedError, match=f"process {other.popen.pid} on"):
+            with pytest.raises(CheckpointLockedError, match=f"process {other.pid} on"):
                 fit(saver(tmp_path / "run"))
             assert names_in(tmp_path / "run") == before
             other.kill()

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,45 +17,37 @@ from neuromanifold_gpt import SeparatedCheckpoint, StopOnSignal, latest_checkpoi
 from neuromanifold_gpt.lightning_io.signal_watch import ShieldedChildren
 
 from ..checkpoint.small_saves import Save, files_of_checkpoints, names_in, temporary_files
+from ..warm_process import WarmProcess
 from .toy import by_step, contents, fit
 
-REPOSITORY = Path(__file__).parents[2]
+STOPPABLE = Path(__file__).with_name("stoppable.py")
 
 
 class Run:
     """A process that trains, and says what it does."""
 
     def __init__(self, directory: Path, environment: dict[str, str] | None = None, **options: Any) -> None:
-        self.popen = subprocess.Popen(
-            [sys.executable, "-m", "tests.lightning_io.stoppable", str(directory), json.dumps(options)],
-            cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        self.process = WarmProcess(STOPPABLE, directory, json.dumps(options), environment=environment, own_session=True)
 
     def until(self, start: str) -> str:
-        for line in self.popen.stdout:
+        for line in self.process.stdout:
             if line.startswith(start):
                 return line.strip()
-        raise AssertionError(f"it ended before {start!r}: {self.popen.stderr.read()}")
+        raise AssertionError(f"it ended before {start!r}: {self.process.stderr.read()}")
 
     def send(self, *numbers: signal.Signals) -> None:
         for number in numbers:
-            self.popen.send_signal(number)
+            self.process.send_signal(number)
 
     def end(self) -> tuple[int, str]:
-        output, errors = self.popen.communicate(timeout=120)
-        return self.popen.returncode, output + errors
+        output, errors = self.process.communicate()
+        return self.process.returncode, output + errors
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.popen.kill()
-        self.popen.communicate()
+        self.process.close()
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +69,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_step_is_finished_and_saved_and_a_resume_is_exact(number, exit_code, undisturbed, tmp_path):
     with Run(tmp_path, every=5, workers=2) as run:
         run.until("step 7")
-        os.killpg(run.popen.pid, number)  # data workers get it too, as with Ctrl-C and from Slurm
+        os.killpg(run.process.pid, number)  # data workers get it too, as with Ctrl-C and from Slurm
         code, output = run.end()
     assert code == exit_code, output
     out = tmp_path / "out"

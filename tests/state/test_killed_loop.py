@@ -1,16 +1,13 @@
 """A plain training loop, killed again and again, ends in the bytes of one that was left alone."""
 
-import os
 import random
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-import neuromanifold_gpt
 from neuromanifold_gpt import latest_checkpoint, list_checkpoints, load_checkpoint
+
+from ..warm_process import WarmProcess
 
 STEPS, SAVE_EVERY, STOPPED_AT = 26, 3, 5
 
@@ -85,10 +82,9 @@ while step < steps:
 def start(script, directory, steps=STEPS):
     """The loop in a process of its own. Its output goes to files: workers may outlive it and hold pipes open."""
     directory.mkdir(exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(neuromanifold_gpt.__file__).parents[1])}
     with (directory / "errors").open("a") as errors:
-        arguments = [directory / "checkpoints", directory / "log", str(steps), str(SAVE_EVERY)]
-        return subprocess.Popen([sys.executable, script, *arguments], env=environment, stdout=errors, stderr=errors)
+        arguments = [directory / "checkpoints", directory / "log", steps, SAVE_EVERY]
+        return WarmProcess(script, *arguments, stdout=errors, merged=True)
 
 
 def finish(process, directory):

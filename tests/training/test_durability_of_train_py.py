@@ -19,7 +19,8 @@ from neuromanifold_gpt.checkpoint.lock import LOCK_NAME
 from neuromanifold_gpt.cli import train_main
 
 from ..checkpoint.small_saves import temporary_files
-from .train_process import REPOSITORY, command, data_files, environment, last_step, train, train_and_stop
+from ..warm_process import WarmProcess
+from .train_process import command, data_files, last_step, train, train_and_stop
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,7 @@ def assert_same_files(out_dir: Path, undisturbed: Path, *names: str) -> None:
 
 
 def test_a_second_process_is_refused_in_one_line_and_the_first_is_not_disturbed(undisturbed: Path, tmp_path: Path):
-    first = subprocess.Popen(
-        command(tmp_path, num_workers=2), cwd=REPOSITORY, env=environment(), stdout=subprocess.DEVNULL
-    )
+    first = WarmProcess(*command(tmp_path, num_workers=2))
     while last_step(tmp_path) < 2:
         assert first.poll() is None
         time.sleep(0.002)
@@ -53,7 +52,8 @@ def test_a_second_process_is_refused_in_one_line_and_the_first_is_not_disturbed(
         rf"error: {tmp_path}: another process .* {first.pid} on \S+, since .*train\.py.*free", second.stderr
     )
     first.send_signal(signal.SIGCONT)
-    assert first.wait() == 0
+    first.communicate()
+    assert first.returncode == 0
     assert_same_files(tmp_path, undisturbed, *data_files(undisturbed))
     assert not (tmp_path / LOCK_NAME).exists()
 
@@ -69,19 +69,12 @@ def test_after_a_kill_the_directory_is_free_at_once(undisturbed: Path, tmp_path:
 
 
 def test_sigusr1_to_every_process_of_the_job_finishes_the_step_and_saves(undisturbed: Path, tmp_path: Path):
-    process = subprocess.Popen(
-        command(tmp_path, num_workers=2, gradient_accumulation_steps=2),
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = WarmProcess(*command(tmp_path, num_workers=2, gradient_accumulation_steps=2), own_session=True)
     while last_step(tmp_path) < 3:
         assert process.poll() is None
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGUSR1)
-    output = process.communicate()[0]
+    output, _ = process.communicate()
     assert process.returncode == 138, output
     step = int(re.search(r"Stopped by SIGUSR1 after step (\d+), which is saved", output)[1])
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)][-1] == step
@@ -165,14 +158,9 @@ def test_on_a_disk_without_any_space_it_is_one_line(small_disk: Path):
 @pytest.mark.slow
 def test_logs_that_cannot_be_written_do_not_end_a_run(small_disk: Path):
     """Room for the first logs; then for nothing, and then for all again, rows of metrics.csv included."""
-    process = subprocess.Popen(
-        command(small_disk, max_iters=100_000, save_interval=10_000, on_save_error="warn"),
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with Path(os.devnull).open("w") as nowhere:
+        flags = {"max_iters": 100_000, "save_interval": 10_000, "on_save_error": "warn"}
+        process = WarmProcess(*command(small_disk, **flags), stdout=nowhere)
     wait_until(process, lambda: last_step(small_disk) > 5)
     with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
         while True:
@@ -190,7 +178,7 @@ def test_logs_that_cannot_be_written_do_not_end_a_run(small_disk: Path):
     assert steps == list(range(1, len(steps) + 1))
 
 
-def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+def wait_until(process: WarmProcess, condition: Callable[[], bool]) -> None:
     while not condition():
         assert process.poll() is None
         time.sleep(0.005)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[2]
+from .. import warm_process
+from ..warm_process import WarmProcess
+
 SMALL = {
     "n_layer": 1,
     "n_embd": 32,
@@ -26,29 +26,27 @@ SMALL = {
 
 
 def command(out_dir: Path, **flags: object) -> list[str]:
-    """The command line for a small model, with some flags changed."""
+    """The command line behind ``python``, for a small model, with some flags changed."""
     settings = {**SMALL, "out_dir": out_dir, **flags}
-    return [sys.executable, "train.py", *(f"--{key}={value}" for key, value in settings.items())]
+    return ["train.py", *(f"--{key}={value}" for key, value in settings.items())]
 
 
 def train(out_dir: Path, **flags: object) -> subprocess.CompletedProcess[str]:
     """Run to the end."""
-    return subprocess.run(command(out_dir, **flags), cwd=REPOSITORY, env=environment(), capture_output=True, text=True)
+    return warm_process.run(*command(out_dir, **flags))
 
 
 def train_and_stop(out_dir: Path, at_step: int, number: signal.Signals, **flags: object) -> tuple[int, str]:
     """Run until metrics.csv has a row for ``at_step``, then send a signal; return exit code and output."""
-    process = subprocess.Popen(
-        command(out_dir, **flags), cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    process = WarmProcess(*command(out_dir, **flags), merged=True)
     deadline_sec = time.monotonic() + 120
     while last_step(out_dir) < at_step:
-        assert process.poll() is None, f"ended before step {at_step}: {process.communicate()[0].decode()}"
+        assert process.poll() is None, f"ended before step {at_step}: {process.communicate()[0]}"
         assert time.monotonic() < deadline_sec, f"step {at_step} was not reached"
         time.sleep(0.002)
     process.send_signal(number)
-    output = process.communicate(timeout=60)[0].decode()
-    return process.returncode, output
+    output, _ = process.communicate()
+    return process.wait(), output
 
 
 def last_step(out_dir: Path) -> int:
@@ -56,11 +54,6 @@ def last_step(out_dir: Path) -> int:
     path = out_dir / "metrics.csv"
     rows = path.read_text().split("\n")[1:-1] if path.exists() else []
     return int(rows[-1].split(",")[0]) if rows else 0
-
-
-def environment() -> dict[str, str]:
-    """One thread: bits depend on their number, and the tests share two cores."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def data_files(out_dir: Path) -> dict[str, bytes]:
