@@ -17,8 +17,9 @@ from torch.utils.data import Dataset, Sampler
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.plain_reading import attribute_dict
 from neuromanifold_gpt.state.shown_values import shown_value
-from neuromanifold_gpt.state.users_objects import attribute_dict, is_of_users_class, is_users_module
+from neuromanifold_gpt.state.users_objects import is_of_users_class, is_users_module
 
 _WATCHED_ELEMENTS = 1 << 16
 _CONTAINERS = (list, tuple, deque, dict)

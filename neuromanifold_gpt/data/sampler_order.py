@@ -17,8 +17,8 @@ from neuromanifold_gpt.data.sample_seeds import OwnGenerators, SampleKey
 from neuromanifold_gpt.data.sampler_run import CountedIds, RunningSampler, SamplerUnits
 from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.plain_reading import attribute_dict
 from neuromanifold_gpt.state.rng import rank_and_world_size
-from neuromanifold_gpt.state.users_objects import attribute_dict
 
 
 class SamplerOrder:

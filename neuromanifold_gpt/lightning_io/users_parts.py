@@ -20,6 +20,7 @@ from torchmetrics import Metric
 from neuromanifold_gpt.state.metrics import metrics_of
 from neuromanifold_gpt.state.own_generators import by_number, generators_around
 from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.plain_reading import all_attributes
 from neuromanifold_gpt.state.shown_values import kept_by, shown_value
 from neuromanifold_gpt.state.unsaved_values import (
     UnsavedValues,
@@ -27,7 +28,7 @@ from neuromanifold_gpt.state.unsaved_values import (
     values_of_optimizers,
     variables_beside_state,
 )
-from neuromanifold_gpt.state.users_objects import all_attributes, is_called_after_a_time, is_of_users_class
+from neuromanifold_gpt.state.users_objects import is_called_after_a_time, is_of_users_class
 
 # The hyper-parameters are in the checkpoint.
 _OF_EVERY_MODULE = frozenset({*vars(LightningModule()), "_hparams", "_hparams_initial"})

@@ -28,9 +28,8 @@ from neuromanifold_gpt.state.generators import (
     set_generator_state,
     set_raw_state,
 )
+from neuromanifold_gpt.state.plain_reading import all_attributes, attribute_dict
 from neuromanifold_gpt.state.users_objects import (
-    all_attributes,
-    attribute_dict,
     is_stateful,
     variables_of_function,
     variables_of_generator,

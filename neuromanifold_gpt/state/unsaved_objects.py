@@ -16,10 +16,11 @@ from neuromanifold_gpt.state.flat_values import equal
 from neuromanifold_gpt.state.generators import Generator
 from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.modules import listed
+from neuromanifold_gpt.state.plain_reading import all_attributes, bases_of, variables_of_class
 from neuromanifold_gpt.state.shown_values import shown_value
 from neuromanifold_gpt.state.users_locals import users_locals
 from neuromanifold_gpt.state.users_modules import is_users_code
-from neuromanifold_gpt.state.users_objects import all_attributes, has_position, is_of_the_run, is_of_users_class
+from neuromanifold_gpt.state.users_objects import has_position, is_of_the_run, is_of_users_class
 
 _DATA = (DataLoader, Dataset, Sampler, Generator)  # they have a position, or are stored
 # By identity: what any save of this process has had. A program may save two models apart.
@@ -144,14 +145,4 @@ def _has_state(value: Any) -> bool:
         return not is_metric(value) and not any(map(_is_saved, value.modules()))  # as compiled, it is the same
     if issubclass(kind, _DATA) or is_of_the_run(kind):
         return False
-    return {"state_dict", "load_state_dict"} <= {name for base in _bases(kind) for name in _names_in(base)}
-
-
-def _bases(kind: type) -> tuple[type, ...]:
-    bases: tuple[type, ...] = type.__getattribute__(kind, "__mro__")  # past metaclasses
-    return bases
-
-
-def _names_in(kind: type) -> Iterable[str]:
-    names: Iterable[str] = type.__getattribute__(kind, "__dict__")
-    return names
+    return {"state_dict", "load_state_dict"} <= {name for base in bases_of(kind) for name in variables_of_class(base)}

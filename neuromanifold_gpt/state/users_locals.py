@@ -11,10 +11,9 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from neuromanifold_gpt.state.plain_reading import attribute_dict, qualified_name_of
 from neuromanifold_gpt.state.users_modules import is_users_code
-from neuromanifold_gpt.state.users_objects import attribute_dict, has_position, is_of_users_class, variables_of_frame
-
-_QUALIFIED_NAME: Any = vars(type)["__qualname__"]  # past metaclasses
+from neuromanifold_gpt.state.users_objects import has_position, is_of_users_class, variables_of_frame
 
 
 def users_locals() -> Iterator[tuple[str, Any]]:
@@ -36,7 +35,7 @@ def users_locals() -> Iterator[tuple[str, Any]]:
     for path, value in found.values():
         kind = type(value)
         is_object = is_of_users_class(value) and not issubclass(kind, types.FunctionType)
-        class_name = _QUALIFIED_NAME.__get__(kind).replace(".<locals>", "") if is_object else "locals"
+        class_name = qualified_name_of(kind).replace(".<locals>", "") if is_object else "locals"
         name = class_name if is_object and kinds[kind] == 1 else f"{class_name}.{path}"
         names[name] += 1  # a function may run within itself
         yield (name if names[name] == 1 else f"{name}-{names[name]}"), value

@@ -13,12 +13,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from neuromanifold_gpt.state.users_objects import (
+from neuromanifold_gpt.state.plain_reading import (
     all_attributes,
+    bases_of,
+    module_name_of,
+    variables_of_class,
+    variables_of_module,
+)
+from neuromanifold_gpt.state.users_objects import (
     is_of_users_class,
     is_users_file,
     variables_of_function,
-    variables_of_module,
 )
 
 Variables = dict[str, Any]
@@ -103,15 +108,15 @@ def _of_thing(thing: Any) -> Iterator[Variables]:
     elif issubclass(kind, types.FunctionType):
         yield thing.__globals__
     else:
-        for parent in type.__getattribute__(thing if issubclass(kind, type) else kind, "__mro__"):
+        for parent in bases_of(thing if issubclass(kind, type) else kind):
             yield from _of_class(parent)
 
 
 def _of_class(kind: type) -> Iterator[Variables]:
-    module = type.__getattribute__(kind, "__module__")  # past metaclasses; anything may be there
+    module = module_name_of(kind)
     yield from _of_name(module)
     if not isinstance(module, str) or module not in sys.modules or module == "__main__":
-        methods = type.__getattribute__(kind, "__dict__").copy().values()
+        methods = variables_of_class(kind).copy().values()
         yield from (method.__globals__ for method in methods if issubclass(type(method), types.FunctionType))
 
 
@@ -160,8 +165,8 @@ def _of_value(value: Any, variables: Variables, seen: set[int], depth: int) -> I
 def _parts(value: Any, variables: Variables) -> Iterator[Any]:
     kind = type(value)
     if issubclass(kind, type):
-        if type.__getattribute__(value, "__module__") == variables.get("__name__"):
-            yield from type.__getattribute__(value, "__dict__").values()
+        if module_name_of(value) == variables.get("__name__"):
+            yield from variables_of_class(value).values()
     elif issubclass(kind, dict | types.MappingProxyType):
         yield from value.values()
     elif issubclass(kind, list | tuple | deque | set | frozenset):

@@ -21,6 +21,14 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from neuromanifold_gpt.state.plain_reading import (
+    all_attributes,
+    bases_of,
+    module_name_of,
+    variables_of_class,
+    variables_of_module,
+)
+
 _CALLED_AFTER_TIMES = re.compile(r"(^|_)(time|times|tic|toc|elapsed|duration|sec|secs|seconds|ms|clock)$|^t\d*$")
 NAMESPACES = (types.SimpleNamespace, argparse.Namespace)  # of the standard library, and for users' variables
 _OF_THE_RUN = ("lightning", "pytorch_lightning", "lightning_fabric", "neuromanifold_gpt")  # they save what they keep
@@ -39,8 +47,7 @@ def is_called_after_a_time(name: str) -> bool:
 
 def is_of_users_class(thing: Any) -> bool:
     """Whether its class is of no library: neither of the standard library nor of an installed package."""
-    name = type.__getattribute__(type(thing), "__module__")  # past metaclasses
-    return is_users_module(name)
+    return is_users_module(module_name_of(type(thing)))
 
 
 def is_stateful(thing: Any) -> bool:
@@ -50,8 +57,7 @@ def is_stateful(thing: Any) -> bool:
 
 def has_position(thing: Any) -> bool:
     """Whether it is a loader of this package, by what it has: the package's parts import this one."""
-    kinds = type.__getattribute__(type(thing), "__mro__")  # past metaclasses
-    return any("objects_of_position" in type.__getattribute__(kind, "__dict__") for kind in kinds)
+    return any("objects_of_position" in variables_of_class(kind) for kind in bases_of(type(thing)))
 
 
 def attributes_of(thing: Any) -> dict[str, Any] | None:
@@ -136,32 +142,6 @@ def _calls_without_arguments(code: types.CodeType) -> bool:
     )
 
 
-def all_attributes(thing: Any) -> dict[str, Any]:
-    """Those in ``__dict__`` and in ``__slots__``; nothing is asked but the interpreter."""
-    found = dict(attribute_dict(thing) or {})
-    for kind in type(thing).__mro__:
-        slots = vars(kind).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else tuple(slots):
-            private = name.startswith("__") and not name.endswith("__")
-            mangled = f"_{kind.__name__.lstrip('_')}{name}" if private else name
-            member = vars(kind).get(mangled)
-            if isinstance(member, types.MemberDescriptorType):
-                try:
-                    found[name] = member.__get__(thing)
-                except AttributeError:  # not set yet
-                    continue
-    return found
-
-
-def attribute_dict(thing: Any) -> dict[str, Any] | None:
-    """``__dict__``, past ``__getattr__``, by which proxies ask for it."""
-    try:
-        found: dict[str, Any] = object.__getattribute__(thing, "__dict__")
-    except AttributeError:
-        return None
-    return found
-
-
 @functools.cache
 def _is_file(kind: type) -> bool:
     return issubclass(kind, io.IOBase)
@@ -174,7 +154,7 @@ def _is_optimizer_or_so(kind: type) -> bool:
 
 def is_of_the_run(kind: type) -> bool:
     """Whether a class is one of Lightning or of this package."""
-    return str(type.__getattribute__(kind, "__module__")).partition(".")[0] in _OF_THE_RUN  # past metaclasses
+    return str(module_name_of(kind)).partition(".")[0] in _OF_THE_RUN
 
 
 def _progress_of_iterator(iterator: Any) -> dict[str, Any]:
@@ -203,11 +183,3 @@ def _is_of_no_library(package: str, file: str) -> bool:
     if package in _LIBRARIES or (not file and package in sys.stdlib_module_names):
         return False
     return not file.startswith(_STANDARD_LIBRARY) and not {"site-packages", "dist-packages"} & {*Path(file).parts}
-
-
-def variables_of_module(module: Any) -> dict[str, Any]:
-    """Without a look at the module itself, by which some are loaded; of what is no module, none."""
-    if not issubclass(type(module), types.ModuleType):
-        return {}
-    variables: dict[str, Any] = types.ModuleType.__getattribute__(module, "__dict__")
-    return variables

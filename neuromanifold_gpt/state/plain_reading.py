@@ -1,0 +1,70 @@
+"""What the interpreter itself knows of objects, classes and Python modules.
+
+Nothing of theirs is called: metaclasses, ``__getattr__`` of proxies and modules that load when they are looked at may
+give other answers, or fail.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+_QUALIFIED_NAME: Any = vars(type)["__qualname__"]
+
+
+def bases_of(kind: type) -> tuple[type, ...]:
+    """The class and those above it."""
+    bases: tuple[type, ...] = type.__getattribute__(kind, "__mro__")
+    return bases
+
+
+def variables_of_class(kind: type) -> types.MappingProxyType[str, Any]:
+    """What is defined in the class itself."""
+    variables: types.MappingProxyType[str, Any] = type.__getattribute__(kind, "__dict__")
+    return variables
+
+
+def module_name_of(kind: type) -> Any:
+    """The name of the Python module a class is from; classes may have anything there."""
+    return type.__getattribute__(kind, "__module__")
+
+
+def qualified_name_of(kind: type) -> str:
+    """``Outer.Inner``."""
+    name: str = _QUALIFIED_NAME.__get__(kind)
+    return name
+
+
+def variables_of_module(module: Any) -> dict[str, Any]:
+    """Without a look at the module itself, by which some are loaded; of what is no module, none."""
+    if not issubclass(type(module), types.ModuleType):
+        return {}
+    variables: dict[str, Any] = types.ModuleType.__getattribute__(module, "__dict__")
+    return variables
+
+
+def attribute_dict(thing: Any) -> dict[str, Any] | None:
+    """``__dict__``, past ``__getattr__``, by which proxies ask for it."""
+    try:
+        found: dict[str, Any] = object.__getattribute__(thing, "__dict__")
+    except AttributeError:
+        return None
+    return found
+
+
+def all_attributes(thing: Any) -> dict[str, Any]:
+    """Those in ``__dict__`` and in ``__slots__``."""
+    found = dict(attribute_dict(thing) or {})
+    for kind in bases_of(type(thing)):
+        of_class = variables_of_class(kind)
+        slots = of_class.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else tuple(slots):
+            private = name.startswith("__") and not name.endswith("__")
+            mangled = f"_{qualified_name_of(kind).rpartition('.')[2].lstrip('_')}{name}" if private else name
+            member = of_class.get(mangled)
+            if isinstance(member, types.MemberDescriptorType):
+                try:
+                    found[name] = member.__get__(thing)
+                except AttributeError:  # not set yet
+                    continue
+    return found
