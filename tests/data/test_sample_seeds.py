@@ -301,6 +301,21 @@ def test_generators_that_are_made_when_they_are_needed_are_seeded_too(workers):
     check_resumes(loader, whole)
 
 
+def test_a_batch_that_is_made_once_more_for_a_new_generator_counts_once():
+    class Counts(Fixed):
+        def __init__(self):
+            self.samples_made, self.rng = 0, None
+
+        def __getitem__(self, sample_id):
+            self.samples_made += 1
+            if self.rng is None:
+                self.rng = random.Random(3)
+            return self.samples_made
+
+    loader = ResumableDataLoader(Counts(), 2, collate_fn=list)
+    assert [count for batch in loader for count in batch] == [*range(1, len(Counts()) + 1)]
+
+
 def test_those_of_a_collation_too():
     class Collates:
         def __init__(self):
