@@ -20,6 +20,7 @@ from neuromanifold_gpt.state.metrics import metric_state, metrics_of
 from neuromanifold_gpt.state.users_objects import attributes_of
 
 RESULT = "a result with its graph"
+_HOLDS_DEPTH = 3
 _LOOKED_AT_ITEMS = (100, 10, 10, 10, 10)  # of a container or object, of one in it, and so on; deeper, its length
 _LOOKED_AT_IN_ALL = 10_000
 _LOOKED_AT_OF_SETS = 1000  # of larger ones the length: they have no order of which a part could be taken
@@ -33,6 +34,7 @@ def shown_value(
     *,
     is_setting: bool = False,
     is_data: bool = False,
+    is_carried: bool = False,
     items: int = _LOOKED_AT_IN_ALL,
 ) -> str | None:
     """What shows whether a value has changed.
@@ -43,15 +45,37 @@ def shown_value(
         items: that are looked at, at most, in all containers and objects within it.
         is_setting: texts and users' objects are passed over: from one run to another, they differ as settings do.
         is_data: of larger tensors and arrays fewer elements are looked at: they may lie in a mapped file.
+        is_carried: tensors that belong to a graph are looked at too: the next step needs them.
 
     Returns:
         ``None`` of what is no number, text, tensor, array, or container or object with such; of an empty dict, as
         tables are before they are filled; and of what is kept. :data:`RESULT` of tensors that belong to a graph.
     """
     try:
-        return _Look(kept, is_setting, is_data, items).at(value, 0)
+        return _Look(kept, is_setting, is_data, is_carried, items).at(value, 0)
     except Exception:  # noqa: BLE001 - tensors of other libraries, what a thread changes: no look is worth a run
         return None
+
+
+def holds_tensors(value: Any) -> bool:
+    """Whether it is a tensor or array of several numbers, but no parameter, or holds one."""
+    try:
+        return _holds_tensors(value, 0)
+    except Exception:  # noqa: BLE001 - as for shown_value
+        return False
+
+
+def _holds_tensors(value: Any, depth: int) -> bool:
+    kind = type(value)
+    if issubclass(kind, Tensor):
+        return value.numel() > 1 and not issubclass(kind, nn.Parameter)
+    if issubclass(kind, np.ndarray):
+        return value.size > 1
+    parts = value.values() if issubclass(kind, dict) else value
+    if not issubclass(kind, dict | list | tuple | deque):
+        parts = (attributes_of(value) or {}).values()
+    few = islice(parts, _LOOKED_AT_ITEMS[depth])
+    return depth < _HOLDS_DEPTH and any(_holds_tensors(part, depth + 1) for part in few)
 
 
 def kept_by(module: nn.Module) -> set[int]:
@@ -61,8 +85,9 @@ def kept_by(module: nn.Module) -> set[int]:
 
 
 class _Look:
-    def __init__(self, kept: Collection[int], is_setting: bool, is_data: bool, items: int) -> None:
-        self._kept, self._is_setting, self._is_data, self._left = kept, is_setting, is_data, items
+    def __init__(self, kept: Collection[int], is_setting: bool, is_data: bool, is_carried: bool, items: int) -> None:
+        self._kept, self._left = kept, items
+        self._is_setting, self._is_data, self._is_carried = is_setting, is_data, is_carried
 
     def at(self, value: Any, depth: int) -> str | None:
         kind = type(value)  # isinstance() would ask proxies
@@ -75,7 +100,9 @@ class _Look:
         if issubclass(kind, Tensor):
             if isinstance(value, nn.Parameter) or _address(value) in self._kept:
                 return None
-            return RESULT if value.requires_grad else _tensor_digest(value, depth, self._elements(value.numel(), depth))
+            if value.requires_grad and not self._is_carried:
+                return RESULT
+            return _tensor_digest(value, depth, self._elements(value.numel(), depth))
         if issubclass(kind, np.ndarray):
             return _array_digest(value, depth, self._elements(value.size, depth))
         if issubclass(kind, np.random.SeedSequence):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+import types
 import warnings
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
@@ -17,11 +20,13 @@ from neuromanifold_gpt.state.generators import Generator
 from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.plain_reading import all_attributes, bases_of, variables_of_class
-from neuromanifold_gpt.state.shown_values import shown_value
-from neuromanifold_gpt.state.users_locals import users_locals
+from neuromanifold_gpt.state.shown_values import holds_tensors, shown_value
+from neuromanifold_gpt.state.users_locals import users_locals, values_carried_by_loops
 from neuromanifold_gpt.state.users_modules import is_users_code
 from neuromanifold_gpt.state.users_objects import has_position, is_of_the_run, is_of_users_class
 
+_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
+_CONTAINERS = (dict, list, tuple, deque)
 _DATA = (DataLoader, Dataset, Sampler, Generator)  # they have a position, or are stored
 # By identity: what any save of this process has had. A program may save two models apart.
 _saved: WeakValueDictionary[int, Any] = WeakValueDictionary()
@@ -42,13 +47,20 @@ def note_saved(things: Iterable[Any]) -> None:
 def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
     """Modules, other objects with ``state_dict``, and loaders that the functions that run, or the script, hold.
 
+    Of what they carry from one round of a loop to the next also tensors, arrays, and what holds such.
+
     Args:
         kept: identities of those that are saved, and of their parts.
     """
     found = {}
+    left_out = [value for value in values_carried_by_loops() if id(value) not in kept and not _is_saved(value)]
+    carried = {id(value) for value in left_out if not _has_state(value) and not issubclass(type(value), _FUNCTIONS)}
     for path, value in (*_variables_of_script(), *users_locals()):
         for name, part in _with_attributes(path, value):
-            if id(part) not in kept and not _is_saved(part) and (has_position(part) or _has_state(part)):
+            if id(part) in kept or _is_saved(part):
+                continue
+            is_carried = id(value) in carried and not (part is value and _has_attributes(value))
+            if has_position(part) or _has_state(part) or (is_carried and holds_tensors(part)):
                 found[name] = part
     return found
 
@@ -92,7 +104,7 @@ def values_of_objects(unsaved: Mapping[str, Any], kept: Collection[int]) -> dict
         unsaved: they, by name.
         kept: as for :func:`shown_value`.
     """
-    found = {name: shown_value(part, kept) for name, part in unsaved.items() if not has_position(part)}
+    found = {name: shown_value(part, kept, is_carried=True) for name, part in unsaved.items() if not has_position(part)}
     return {name: shown for name, shown in found.items() if shown is not None}
 
 
@@ -131,12 +143,16 @@ def _is_saved(thing: Any) -> bool:
 def _with_attributes(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     """It, and what an object of a users' class, such as their trainer, has."""
     yield path, value
-    if is_of_users_class(value) and not issubclass(type(value), (nn.Module, *_DATA)):
+    if _has_attributes(value):
         try:
             attributes = all_attributes(value)
         except Exception:  # noqa: BLE001 - metaclasses and the like that fail when they are asked
             return
         yield from ((f"{path}.{name}", part) for name, part in attributes.items())
+
+
+def _has_attributes(value: Any) -> bool:
+    return is_of_users_class(value) and not issubclass(type(value), (nn.Module, *_DATA, *_CONTAINERS))
 
 
 def _has_state(value: Any) -> bool:

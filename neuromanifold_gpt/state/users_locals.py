@@ -11,6 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from neuromanifold_gpt.state.loop_carried import carried_by_loops
 from neuromanifold_gpt.state.plain_reading import attribute_dict, qualified_name_of
 from neuromanifold_gpt.state.users_modules import is_users_code
 from neuromanifold_gpt.state.users_objects import has_position, is_of_users_class, variables_of_frame
@@ -41,6 +42,14 @@ def users_locals() -> Iterator[tuple[str, Any]]:
         yield (name if names[name] == 1 else f"{name}-{names[name]}"), value
 
 
+def values_carried_by_loops() -> Iterator[Any]:
+    """Of variables of users' functions on the stack, and of the script, see :func:`carried_by_loops`."""
+    for frame in _frames(functions_only=False):
+        is_function = frame.f_code.co_flags & inspect.CO_OPTIMIZED
+        variables = variables_of_frame(frame) if is_function else frame.f_globals
+        yield from (variables[name] for name in carried_by_loops(frame) if name in variables)
+
+
 def _arguments_passed_on(code: types.CodeType) -> tuple[str, ...]:
     """``*args`` and ``**kwargs``, as decorators have them: what is in them has a name further in."""
     first = code.co_argcount + code.co_kwonlyargcount
@@ -63,9 +72,10 @@ def is_data(value: Any) -> bool:
     return issubclass(type(value), Dataset | Sampler)
 
 
-def _frames() -> Iterator[types.FrameType]:
+def _frames(*, functions_only: bool = True) -> Iterator[types.FrameType]:
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_flags & inspect.CO_OPTIMIZED and is_users_code(frame.f_globals):  # of functions
+        is_function = frame.f_code.co_flags & inspect.CO_OPTIMIZED
+        if (is_function or not functions_only) and is_users_code(frame.f_globals):
             yield frame
         frame = frame.f_back
