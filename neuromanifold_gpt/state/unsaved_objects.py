@@ -53,13 +53,13 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
         kept: identities of those that are saved, and of their parts.
     """
     found = {}
-    left_out = [value for value in values_carried_by_loops() if id(value) not in kept and not _is_saved(value)]
-    carried = {id(value) for value in left_out if not _has_state(value) and not issubclass(type(value), _FUNCTIONS)}
+    values = [value for value in values_carried_by_loops() if not issubclass(type(value), _FUNCTIONS)]
+    carried = {id(value) for value in values if not _has_state(value)}
     for path, value in (*_variables_of_script(), *users_locals()):
         for name, part in _with_attributes(path, value):
             if id(part) in kept or _is_saved(part):
                 continue
-            is_carried = id(value) in carried and not (part is value and _has_attributes(value))
+            is_carried = id(value) in carried and not (part is value and _has_attributes(value))  # they have names
             if has_position(part) or _has_state(part) or (is_carried and holds_tensors(part)):
                 found[name] = part
     return found

@@ -46,6 +46,18 @@ class TestNames:
             assert carried_here() == {"best"}
         assert (best, last) == (1, ROUNDS - 1)
 
+    def test_what_is_written_and_read_in_some_rounds_is_not_carried(self) -> None:
+        for number in range(ROUNDS):
+            if number == 1:
+                squared = number**2
+                assert squared == 1
+            if number < ROUNDS:
+                doubled = 2 * number
+            else:
+                raise AssertionError
+            assert doubled % 2 == 0
+            assert carried_here() == set()
+
     def test_what_is_made_by_an_inner_loop_is_not_carried_around_it(self) -> None:
         for _ in range(2):
             order = [1, 2]
@@ -103,7 +115,7 @@ def saving(directory: Path) -> Iterator[tuple[Callable[..., None], Tensor]]:
 def hidden_state(directory: Path) -> None:
     hidden = (torch.zeros(2, 3), torch.zeros(2, 3))
     for save, output in saving(directory):
-        hidden = (torch.tanh(output + hidden[0].detach()), hidden[1].detach() + 1)
+        hidden = (torch.tanh(output + hidden[0].detach()), hidden[1])
         save()
 
 
