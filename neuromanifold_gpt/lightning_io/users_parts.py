@@ -26,12 +26,13 @@ from neuromanifold_gpt.state.unsaved_values import (
     UnsavedValues,
     values_beside_state,
     values_of_optimizers,
+    values_of_schedulers,
     variables_beside_state,
 )
 from neuromanifold_gpt.state.users_objects import is_called_after_a_time, is_of_users_class
 
-# The hyper-parameters are in the checkpoint.
-_OF_EVERY_MODULE = frozenset({*vars(LightningModule()), "_hparams", "_hparams_initial"})
+# The hyper-parameters are in the checkpoint, but ``fit`` does not put them back.
+_OF_EVERY_MODULE = frozenset({*vars(LightningModule()), "_hparams_initial"})
 _OF_EVERY_DATA_MODULE = frozenset({*vars(LightningDataModule()), "_hparams", "_hparams_initial"})
 
 
@@ -96,6 +97,7 @@ class UsersParts:
         of_position = tuple(self._of_position())
         kept = kept_by(module) | {id(thing) for thing in (*saved, *of_the_run, *self.metrics.values(), *of_position)}
         found.update(values_of_optimizers(trainer.optimizers))
+        found.update(values_of_schedulers(schedulers, kept))
         found.update(variables_beside_state([*what_trains(trainer), *of_position], kept, with_script=True))
         for path, value in self._attributes():
             name = path.rpartition(".")[2]

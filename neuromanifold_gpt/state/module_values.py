@@ -23,6 +23,7 @@ class ModuleValues:
     """Follows a module from when this is made."""
 
     def __init__(self, module: nn.Module) -> None:
+        self._module = module
         parts = list(module.named_modules())
         self._parts = [(name, part) for name, part in parts if not is_kept_by_others(part)]
         self._with_buffers = [(name, part) for name, part in parts if part._non_persistent_buffers_set]
@@ -58,6 +59,11 @@ class ModuleValues:
                 live[path].copy_(value)
             elif path in live:
                 owners[owner]._buffers[name] = value.to(live[path].device, copy=True)
+            elif (
+                owner in owners and name in owners[owner]._non_persistent_buffers_set
+            ):  # None, until a first batch sets it
+                devices = (parameter.device for parameter in self._module.parameters())
+                owners[owner]._buffers[name] = value.to(next(devices, "cpu"), copy=True)
 
     def _integers(self) -> Iterator[tuple[str, int]]:
         for owner, part in self._parts:

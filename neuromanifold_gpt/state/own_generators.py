@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.flat_values import equal
 from neuromanifold_gpt.state.generators import Generator
+from neuromanifold_gpt.state.hooks import hooks_of
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
@@ -29,8 +30,6 @@ _SEARCHED = (
     *(contextvars.ContextVar, threading.local),
     *(types.FunctionType, types.MethodType, types.BuiltinMethodType, types.GeneratorType, functools.partial),
 )
-_HOOKS_OF_PARAMETERS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-_HOOKS = frozenset(name for name in OF_EVERY_MODULE if name.endswith("_hooks"))
 # Of the model, what it owns is searched with it; of the others, what decides batches is in the position in the data.
 _SEARCHED_ELSEWHERE = (nn.Module, Dataset, DataLoader, Sampler)
 
@@ -150,18 +149,11 @@ def warn_of_missing_generators(paths: list[str]) -> None:
 
 
 def _attributes_of_parts(module: nn.Module) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = dict(hooks_of(module))
     for name, part in module.named_modules():
         for attribute, value in vars(part).copy().items():  # threads may change them
-            path = f"{name}.{attribute}".lstrip(".")
             if attribute not in OF_EVERY_MODULE:
-                found[path] = value
-            elif attribute in _HOOKS and value:
-                found[path] = list(value.values())  # the keys count the hooks of the process
-    for name, parameter in module.named_parameters():
-        for attribute in _HOOKS_OF_PARAMETERS:
-            if hooks := getattr(parameter, attribute, None):
-                found[f"{name}.{attribute}"] = list(hooks.values())
+                found[f"{name}.{attribute}".lstrip(".")] = value
     return found
 
 

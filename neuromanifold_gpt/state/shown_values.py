@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from neuromanifold_gpt.state.flat_values import spaced
 from neuromanifold_gpt.state.metrics import metric_state, metrics_of
-from neuromanifold_gpt.state.users_objects import attributes_of
+from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
+from neuromanifold_gpt.state.users_objects import (
+    attributes_of,
+    is_called_after_a_time,
+    is_of_users_class,
+    loader_of_pass,
+)
 
 RESULT = "a result with its graph"
 _HOLDS_DEPTH = 3
@@ -129,10 +135,13 @@ class _Look:
     def _at_object(self, value: Any, depth: int) -> str | None:
         if id(value) in self._kept:
             return None
+        if (loader := loader_of_pass(value)) is not None:
+            return None if id(loader) in self._kept else f"{loader.epoch} {loader.batches_consumed}"
         if issubclass(type(value), nn.Module):  # that is no part of the one that is saved: an average, a teacher
             tensors = [tensor.detach() for tensor in (*value.parameters(), *value.buffers())]
             metrics = [metric for metric in metrics_of(value).values() if id(metric) not in self._kept]
-            shown = [*tensors, *map(metric_state, metrics)]
+            plain = [list(plain_attributes(part).values()) for part in value.modules() if is_of_users_class(part)]
+            shown = [*tensors, *map(metric_state, metrics), *plain]
             return self._at_items(shown, shown, depth)
         if self._left <= 0:
             return ""  # before its attributes are gathered
@@ -149,6 +158,16 @@ class _Look:
         shown = [self.at(item, depth + 1) for item in items]
         is_passed_over = isinstance(container, dict) if not items else not any(shown)
         return None if is_passed_over else f"{len(container)} {_text_digest([shown, keys])}"
+
+
+def plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """What a module has beside what every module has, and times."""
+    attributes = vars(module).copy()  # threads may change them
+    return {
+        name: value
+        for name, value in attributes.items()
+        if name not in OF_EVERY_MODULE and not is_called_after_a_time(name)
+    }
 
 
 def _address(tensor: Tensor) -> int:

@@ -8,6 +8,7 @@ import types
 import warnings
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
@@ -17,13 +18,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.flat_values import equal
 from neuromanifold_gpt.state.generators import Generator
-from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.plain_reading import all_attributes, bases_of, variables_of_class
 from neuromanifold_gpt.state.shown_values import holds_tensors, shown_value
 from neuromanifold_gpt.state.users_locals import users_locals, values_carried_by_loops
 from neuromanifold_gpt.state.users_modules import is_users_code
-from neuromanifold_gpt.state.users_objects import has_position, is_of_the_run, is_of_users_class
+from neuromanifold_gpt.state.users_objects import (
+    NAMESPACES,
+    has_position,
+    is_of_the_run,
+    is_of_users_class,
+    variables_of_function,
+)
 
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 _CONTAINERS = (dict, list, tuple, deque)
@@ -31,7 +37,9 @@ _DATA = (DataLoader, Dataset, Sampler, Generator)  # they have a position, or ar
 # By identity: what any save of this process has had. A program may save two models apart.
 _saved: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _said: WeakSet[Any] = WeakSet()
-_MAXIMUM_DEPTH = 4  # of a state in another
+_MAXIMUM_DEPTH = 4  # of a state in another, and of an object
+_LOOKED_INTO = 10_000
+_LOOKED_INTO_OF_ONE = 100
 
 
 def note_saved(things: Iterable[Any]) -> None:
@@ -55,11 +63,13 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
     found = {}
     values = [value for value in values_carried_by_loops() if not issubclass(type(value), _FUNCTIONS)]
     carried = {id(value) for value in values if not _has_state(value)}
+    seen: set[int] = set()
     for path, value in (*_variables_of_script(), *users_locals()):
-        for name, part in _with_attributes(path, value):
+        depth_of_tensors = 1 if _has_attributes(value) else 0  # of attributes, each has a name
+        for name, part, depth in _with_parts(path, value, seen, 0):
             if id(part) in kept or _is_saved(part):
                 continue
-            is_carried = id(value) in carried and not (part is value and _has_attributes(value))  # they have names
+            is_carried = id(value) in carried and depth == depth_of_tensors
             if has_position(part) or _has_state(part) or (is_carried and holds_tensors(part)):
                 found[name] = part
     return found
@@ -86,7 +96,7 @@ def _state_of(thing: Any) -> Any:
 
 
 def _is_within(state: Any, others: Any, depth: int) -> bool:
-    if not isinstance(state, Mapping) or depth > _MAXIMUM_DEPTH:
+    if not isinstance(state, Mapping) or not state or depth > _MAXIMUM_DEPTH:
         return False
     try:
         if isinstance(others, Mapping):
@@ -140,15 +150,35 @@ def _is_saved(thing: Any) -> bool:
     return _saved.get(id(thing)) is thing
 
 
-def _with_attributes(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """It, and what an object of a users' class, such as their trainer, has."""
-    yield path, value
-    if _has_attributes(value):
-        try:
-            attributes = all_attributes(value)
-        except Exception:  # noqa: BLE001 - metaclasses and the like that fail when they are asked
-            return
-        yield from ((f"{path}.{name}", part) for name, part in attributes.items())
+def _with_parts(path: str, value: Any, seen: set[int], depth: int) -> Iterator[tuple[str, Any, int]]:
+    """It, and what it holds: a trainer its average, a dict its networks, a function what it was made around."""
+    yield path, value, depth
+    if depth >= _MAXIMUM_DEPTH or id(value) in seen or len(seen) > _LOOKED_INTO:
+        return
+    try:
+        parts = dict(islice(_parts(value), _LOOKED_INTO_OF_ONE))
+    except Exception:  # noqa: BLE001 - metaclasses and the like that fail when they are asked
+        return
+    if parts:
+        seen.add(id(value))
+    for name, part in parts.items():
+        yield from _with_parts(path + name, part, seen, depth + 1)
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    kind = type(value)
+    if issubclass(kind, types.FunctionType):
+        if is_users_code(value.__globals__):
+            yield from ((f".{name}", part) for name, part in variables_of_function(value).items())
+    elif issubclass(kind, functools.partial):
+        yield from ((f".{name}", part) for name, part in value.keywords.items())
+        yield from ((f"[{number}]", part) for number, part in enumerate(value.args))
+    elif issubclass(kind, dict):
+        yield from ((f"[{key!r}]", part) for key, part in value.items() if isinstance(key, str | int))
+    elif issubclass(kind, list | tuple | deque):
+        yield from ((f"[{number}]", part) for number, part in enumerate(value))
+    elif _has_attributes(value) or issubclass(kind, NAMESPACES):
+        yield from ((f".{name}", part) for name, part in all_attributes(value).items())
 
 
 def _has_attributes(value: Any) -> bool:
@@ -158,7 +188,7 @@ def _has_attributes(value: Any) -> bool:
 def _has_state(value: Any) -> bool:
     kind = type(value)  # isinstance() would ask proxies
     if issubclass(kind, nn.Module):
-        return not is_metric(value) and not any(map(_is_saved, value.modules()))  # as compiled, it is the same
+        return not any(map(_is_saved, value.modules()))  # as compiled, it is the same
     if issubclass(kind, _DATA) or is_of_the_run(kind):
         return False
     return {"state_dict", "load_state_dict"} <= {name for base in bases_of(kind) for name in variables_of_class(base)}

@@ -8,6 +8,7 @@ both are a reason not to store them.
 
 from __future__ import annotations
 
+import types
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -17,10 +18,11 @@ import torch
 from torch import nn
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.hooks import hooks_of
 from neuromanifold_gpt.state.metrics import is_metric
-from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE, is_kept_by_others, non_persistent_buffers
+from neuromanifold_gpt.state.module_values import is_kept_by_others, non_persistent_buffers
 from neuromanifold_gpt.state.modules import listed, unwrap
-from neuromanifold_gpt.state.shown_values import RESULT, kept_by, shown_value
+from neuromanifold_gpt.state.shown_values import RESULT, kept_by, plain_attributes, shown_value
 from neuromanifold_gpt.state.unsaved_objects import (
     note_saved,
     saved_by_others,
@@ -28,7 +30,12 @@ from neuromanifold_gpt.state.unsaved_objects import (
     values_of_objects,
     warn_of_loaders_left_out,
 )
-from neuromanifold_gpt.state.users_objects import has_position, is_called_after_a_time, is_of_users_class
+from neuromanifold_gpt.state.users_objects import (
+    has_position,
+    is_called_after_a_time,
+    is_of_users_class,
+    is_users_module,
+)
 from neuromanifold_gpt.state.users_variables import users_variables
 
 DETAILS_KEY = "module_values"
@@ -55,8 +62,8 @@ def values_beside_state(
     """
     found: dict[str, str | None] = {}
     all_kept = kept_by(module) | {id(thing) for thing in kept}
-    for path, value in _values(module, ignored, as_settings):
-        if with_followed or type(value) is not int:
+    for path, value, is_followed in _values(module, ignored, as_settings):
+        if with_followed or not is_followed:
             found[path] = shown_value(value, all_kept, is_setting=as_settings)
     if with_followed:
         found.update((path, shown_value(buffer)) for path, buffer in non_persistent_buffers(module.named_modules()))
@@ -122,9 +129,11 @@ def _with_variables(module: nn.Module, kept: Collection[Any]) -> tuple[dict[str,
     things, all_kept = [*module.modules(), *others], {*kept_by(module), *map(id, others)}
     variables = variables_beside_state(things, all_kept)
     optimizers = [thing for thing in kept if isinstance(thing, torch.optim.Optimizer)]
+    schedulers = [thing for thing in kept if isinstance(thing, torch.optim.lr_scheduler.LRScheduler)]
     note_saved([module, *kept])
     unsaved = unsaved_objects(all_kept)
     found = {**values_beside_state(module, kept=kept), **values_of_optimizers(optimizers), **variables}
+    found.update(values_of_schedulers(schedulers, all_kept))
     return {**found, **values_of_objects(unsaved, all_kept)}, unsaved
 
 
@@ -136,6 +145,16 @@ def values_of_optimizers(optimizers: Iterable[torch.optim.Optimizer]) -> dict[st
             is_saved_or_no_state = name in _OF_EVERY_OPTIMIZER or is_called_after_a_time(name)
             if not is_saved_or_no_state and (shown := shown_value(value)) is not None:
                 found[f"optimizers.{number}.{name}"] = shown
+    return found
+
+
+def values_of_schedulers(schedulers: Iterable[Any], kept: Collection[int]) -> dict[str, str]:
+    """What is shown of the functions that some of torch's call; of other callable objects, they save the state."""
+    found = {}
+    for number, scheduler in enumerate(schedulers):
+        functions = [thing for thing in getattr(scheduler, "lr_lambdas", ()) if isinstance(thing, types.FunctionType)]
+        if (shown := shown_value(functions, kept)) is not None:
+            found[f"schedulers.{number}.lr_lambdas"] = shown
     return found
 
 
@@ -202,14 +221,23 @@ _REMEDY = (
 _followed: WeakKeyDictionary[nn.Module, UnsavedValues] = WeakKeyDictionary()  # of plain loops
 
 
-def _values(module: nn.Module, ignored: Collection[str], as_settings: bool) -> Iterator[tuple[str, Any]]:
-    """Attributes of users' modules, but those called after times, or of a part that saves state itself."""
+def _values(module: nn.Module, ignored: Collection[str], as_settings: bool) -> Iterator[tuple[str, Any, bool]]:
+    """Attributes, but for times, and of parts that save state themselves; and whether ModuleValues stores them."""
     for owner, part in module.named_modules():
         if is_metric(part) or type(part).get_extra_state is not nn.Module.get_extra_state:
             continue
-        of_library = is_kept_by_others(part)  # of torch: what is annealed, such as the p of dropout
-        for name, value in vars(part).copy().items():  # threads may change them
-            if of_library and (type(value) is not float or as_settings):
-                continue
-            if name not in OF_EVERY_MODULE and name not in ignored and not is_called_after_a_time(name):
-                yield f"{owner}.{name}", value
+        of_library = is_kept_by_others(part)
+        for name, value in plain_attributes(part).items() if not (of_library and as_settings) else ():
+            if name not in ignored and not (of_library and _is_derived(part, name)):
+                yield f"{owner}.{name}", value, type(value) is int and not of_library
+    if as_settings:
+        return
+    for name, parameter in module.named_parameters():
+        yield from ((f"{name}.{attribute}", value, False) for attribute, value in vars(parameter).items())
+    for path, hooks in hooks_of(module):
+        yield path, [hook for hook in hooks if is_users_module(getattr(hook, "__module__", None))], False
+
+
+def _is_derived(part: nn.Module, name: str) -> bool:
+    """Whether it is a weight that torch's pruning, or its older norms, make anew of parameters in each step."""
+    return f"{name}_orig" in part._parameters or f"{name}_v" in part._parameters

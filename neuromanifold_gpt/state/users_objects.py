@@ -29,11 +29,12 @@ from neuromanifold_gpt.state.plain_reading import (
     variables_of_module,
 )
 
-_CALLED_AFTER_TIMES = re.compile(r"(^|_)(time|times|tic|toc|elapsed|duration|sec|secs|seconds|ms|clock)$|^t\d*$")
+_CALLED_AFTER_TIMES = re.compile(r"(^|_)(time|times|tic|toc|elapsed|duration|sec|secs|seconds|ms|clock)$|^t\d+$")
 NAMESPACES = (types.SimpleNamespace, argparse.Namespace)  # of the standard library, and for users' variables
 _OF_THE_RUN = ("lightning", "pytorch_lightning", "lightning_fabric", "neuromanifold_gpt")  # they save what they keep
 _REFERENCES_OF_FRAME = 3  # to its dict of variables: its own, a variable and an argument
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+_WITHOUT_STATE_DICT = ("torch.quasirandom",)  # and yet with a state
 _LIBRARIES = (*_OF_THE_RUN, "torch", "torchmetrics")
 # The position in the data has what they change, or the loader says so. Modules are shown by their tensors.
 _LOOKED_AT_ELSEWHERE = (type, nn.Module, Dataset, DataLoader, Sampler)
@@ -70,6 +71,8 @@ def attributes_of(thing: Any) -> dict[str, Any] | None:
     kind = type(thing)  # isinstance() would ask proxies, which may have nobody to ask
     if kind is types.GeneratorType:
         return variables_of_generator(thing)
+    if kind.__module__ in _WITHOUT_STATE_DICT:
+        return all_attributes(thing)
     if kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__"):
         return _progress_of_iterator(thing)
     if issubclass(kind, _BaseDataLoaderIter):
@@ -106,6 +109,13 @@ def variables_of_generator(generator: types.GeneratorType[Any, Any, Any]) -> dic
     if generator.gi_running or not is_users_module(frame.f_globals.get("__name__", "")):
         return None
     return {**variables_of_frame(frame), "yields from": generator.gi_yieldfrom, "has begun": frame.f_lasti}
+
+
+def loader_of_pass(thing: Any) -> Any:
+    """The loader of this package whose batches a generator gives, while it is under way; ``None`` of other things."""
+    frame = thing.gi_frame if type(thing) is types.GeneratorType else None
+    loader = frame.f_locals.get("self") if frame is not None and frame.f_code.co_name == "_pass" else None
+    return loader if has_position(loader) else None
 
 
 def variables_of_frame(frame: types.FrameType) -> dict[str, Any]:

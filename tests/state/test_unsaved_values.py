@@ -119,6 +119,12 @@ class TestInAPlainLoop:
         assert gone() is None
 
 
+class Scaled(nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+
 class Failing(dict[str, int]):
     def values(self) -> Any:
         raise RuntimeError("dictionary changed size during iteration")
@@ -266,6 +272,9 @@ KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "a generator": (counting, advanced),
     "one that has ended": (lambda: (i for i in range(1)), lambda value: list(value) and value),
     "batches of a loader": (lambda: iter(DataLoader([1, 2, 3])), advanced),
+    "batches of one with a position, which is not saved": (lambda: iter(resumable(DataLoader([1, 2, 3]))), advanced),
+    "a number of a module that is no part": (lambda: [Scaled(1.0)], lambda value: [Scaled(0.5)]),
+    "a sequence of torch's": (lambda: torch.quasirandom.SobolEngine(1), lambda value: value.fast_forward(1)),
     "a metric that is no part": (lambda: [MeanMetric()], lambda value: [updated(value[0])]),
     "another optimizer": (lambda: [momentum()], lambda value: [stepped(value[0])]),
     "a variable of a function around": (counter, called),
@@ -309,7 +318,6 @@ PASSED_OVER: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "a time in an object": (lambda: SimpleNamespace(a=Timed()), lambda value: SimpleNamespace(a=Timed())),
     "a set in another order": (lambda: {1, 9}, lambda value: {9, 1}),
     "iterators that stand still": (lambda: [iter([1]), counting(), itertools.count()], lambda value: value),
-    "batches of a loader with a position": (lambda: iter(resumable(DataLoader([1, 2, 3]))), advanced),
     "nothing new": (lambda: [torch.ones(2), {"a": 1}], lambda value: [torch.ones(2), {"a": 1}]),
     "no numbers at all": (lambda: torch.zeros(0), lambda value: torch.zeros(0)),
     "the parameters": (

@@ -1,0 +1,215 @@
+"""State in places where it is easily overlooked: a plain loop that saves it nowhere is told so."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
+
+from neuromanifold_gpt import ResumableDataLoader, resumable, save_checkpoint
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+
+
+class Training:
+    """A model that is trained and saved; others hold what is not."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.model = nn.Linear(2, 2)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1)
+
+    def save(self, **others: Any) -> None:
+        save_checkpoint(self._directory, step=1, model=self.model, optimizers=self.optimizer, name="a", **others)
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Training:
+    return Training(tmp_path)
+
+
+@pytest.fixture
+def said() -> Iterator[Callable[[], str]]:
+    """What was said since it was asked last."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+
+        def text() -> str:
+            found = [str(warning.message) for warning in caught if warning.category is InexactResumeWarning]
+            caught.clear()
+            return "\n".join(found)
+
+        yield text
+
+
+def changed(network: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1)
+
+
+def in_a_dict(network: nn.Module) -> Any:
+    return {"networks": {"teacher": network}}
+
+
+def in_a_list(network: nn.Module) -> Any:
+    return [network]
+
+
+def in_a_function(network: nn.Module) -> Any:
+    def apply(x: Any) -> Any:
+        return network(x)
+
+    return apply
+
+
+def in_a_partial(network: nn.Module) -> Any:
+    return functools.partial(nn.Module.__call__, network)
+
+
+class Holder:
+    def __init__(self, network: nn.Module) -> None:
+        self.parts = {"teacher": network}
+
+
+class TestObjectsWithState:
+    @pytest.mark.parametrize("hold", [in_a_dict, in_a_list, in_a_function, in_a_partial, Holder])
+    def test_are_found_in_what_holds_them(self, hold: Any, training: Training, said: Callable[[], str]) -> None:
+        held = hold(nn.Linear(1, 1))
+        network = held.args[0] if hold is in_a_partial else None
+        training.save()
+        network = network or next(part for part in _networks(held))
+        changed(network)
+        del network
+        training.save()
+        assert "values change in training that no checkpoint has" in said()
+
+    def test_but_not_what_is_saved(self, training: Training, said: Callable[[], str]) -> None:
+        networks = {"model": training.model, "layers": list(training.model.children())}
+        training.save()
+        changed(networks["model"])
+        training.save()
+        assert said() == ""
+
+    def test_metrics_in_variables(self, training: Training, said: Callable[[], str]) -> None:
+        losses = MeanMetric()
+        for _ in range(2):
+            losses.update(1.0)
+            training.save()
+        assert ".losses. If" in said()
+
+    def test_but_not_where_they_are_reset_before_each_save(self, training: Training, said: Callable[[], str]) -> None:
+        losses = MeanMetric()
+        for _ in range(2):
+            losses.update(1.0)
+            losses.reset()
+            training.save()
+        assert said() == ""
+
+
+def _networks(held: Any) -> Iterator[nn.Module]:
+    if isinstance(held, nn.Module):
+        yield held
+    elif isinstance(held, dict):
+        for part in held.values():
+            yield from _networks(part)
+    elif isinstance(held, list):
+        for part in held:
+            yield from _networks(part)
+    elif isinstance(held, Holder):
+        yield from _networks(held.parts)
+    elif callable(held):
+        yield from _networks([cell.cell_contents for cell in held.__closure__])
+
+
+def counting_hook() -> Callable[..., None]:
+    calls = 0.0
+
+    def hook(*_: Any) -> None:
+        nonlocal calls
+        calls += 0.5
+
+    return hook
+
+
+class TestFunctionsThatKeepSomething:
+    @pytest.mark.parametrize(
+        ("attach", "name"),
+        [
+            (lambda model, hook: model.register_forward_hook(hook), "_forward_hooks"),
+            (lambda model, hook: model.weight.register_hook(hook), "weight._backward_hooks"),
+            (
+                lambda model, hook: model.bias.register_post_accumulate_grad_hook(hook),
+                "bias._post_accumulate_grad_hooks",
+            ),
+        ],
+    )
+    def test_hooks(self, attach: Any, name: str, training: Training, said: Callable[[], str]) -> None:
+        hook = counting_hook()
+        attach(training.model, hook)
+        training.save()
+        hook()
+        training.save()
+        assert f"no checkpoint has: {name}. If" in said()
+        training.save()
+        assert said() == ""
+
+    def test_what_a_scheduler_calls(self, training: Training, said: Callable[[], str]) -> None:
+        factor = 1.0
+
+        def falling(_: int) -> float:
+            nonlocal factor
+            factor *= 0.9
+            return factor
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(training.optimizer, falling)
+        training.save(schedulers=scheduler)
+        training.optimizer.step()
+        scheduler.step()
+        training.save(schedulers=scheduler)
+        assert "schedulers.0.lr_lambdas" in said()
+
+    def test_but_not_functions_that_keep_nothing(self, training: Training, said: Callable[[], str]) -> None:
+        warm_up_steps = 3
+        scheduler = torch.optim.lr_scheduler.LambdaLR(training.optimizer, lambda step: min(1, step / warm_up_steps))
+        training.model.register_forward_hook(lambda *_: None)
+        for _ in range(2):
+            training.optimizer.step()
+            scheduler.step()
+            training.save(schedulers=scheduler)
+        assert said() == ""
+
+
+def test_attributes_of_parameters(training: Training, said: Callable[[], str]) -> None:
+    training.model.weight.average = torch.zeros(2)
+    training.save()
+    training.model.weight.average.add_(1)
+    training.save()
+    assert "no checkpoint has: weight.average. If" in said()
+
+
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_an_iterator_over_a_loader(is_saved: bool, training: Training, said: Callable[[], str]) -> None:
+    loader: Any = ResumableDataLoader([1, 2, 3, 4])
+    training.model.batches = iter(loader)
+    for _ in range(2):
+        next(training.model.batches)
+        training.save(**({"loaders": loader} if is_saved else {"loaders": resumable(DataLoader([1]))}))
+    assert ("no checkpoint has: batches. If" in said()) is not is_saved
+
+
+@pytest.mark.parametrize(("name", "is_a_time"), [("t", False), ("t0", True), ("step_time", True)])
+def test_what_is_called_after_a_time_is_passed_over(
+    name: str, is_a_time: bool, training: Training, said: Callable[[], str]
+) -> None:
+    for value in (0.0, 1.0):
+        setattr(training.model, name, value)
+        training.save()
+    assert (said() == "") is is_a_time
