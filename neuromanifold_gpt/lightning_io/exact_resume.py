@@ -201,6 +201,7 @@ class ExactResume(Callback):
             "inexact": inexact_here(trainer, loop.point) + self._tracker.inexact_here(loop.point, loop.fit_loop),
             "scheduler_classes": [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs],
             "settings": trainer_settings(trainer),
+            "constants": self._tracker.constants(),
         }
 
     def _on_boundary(self, trainer: Trainer, point: str) -> None:

@@ -27,6 +27,7 @@ from neuromanifold_gpt.checkpoint.storage import LocalStorage, read_errors
 from neuromanifold_gpt.checkpoint.writer import resolve_directory, stage_checkpoint, write_checkpoint
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY, is_trainer_checkpoint, split
 from neuromanifold_gpt.state.rng import rank_and_world_size
+from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY
 
 
 class SeparatedCheckpointIO(CheckpointIO):
@@ -64,8 +65,10 @@ class SeparatedCheckpointIO(CheckpointIO):
         if not is_trainer_checkpoint(checkpoint):
             TorchCheckpointIO().save_checkpoint(checkpoint, model_path)
             return
-        model, optimizer = split(checkpoint, clean_names=self.clean_names)
-        resume = checkpoint.get(RESUME_KEY, {})
+        resume = dict(checkpoint.get(RESUME_KEY, {}))
+        constants = resume.pop("constants", {})  # of the manifest: the files have what training depends on
+        content = {**checkpoint, RESUME_KEY: resume} if resume else checkpoint
+        model, optimizer = split(content, clean_names=self.clean_names)
         if optimizer is not None and not resume:
             self._say_what_is_missing()
         metrics = {key: float(value) for key, value in resume.get("callback_metrics", {}).items()}
@@ -77,6 +80,7 @@ class SeparatedCheckpointIO(CheckpointIO):
             epoch=checkpoint["epoch"],
             metrics=metrics,
             environment=current_environment(_device_type(model["state_dict"]), world_size),
+            details={DETAILS_KEY: constants} if constants else {},
         )
         note_as_intact(write_checkpoint(paths_of_model_file(model_path), staged))
 
@@ -117,7 +121,10 @@ class SeparatedCheckpointIO(CheckpointIO):
         if not checkpoint.model_only:
             content.update(read_file(checkpoint, OPTIMIZER, trusted=trusted))
         if RESUME_KEY in content:
-            content[RESUME_KEY]["environment"] = checkpoint.manifest.environment
+            manifest = checkpoint.manifest
+            content[RESUME_KEY].update(
+                environment=manifest.environment, constants=manifest.details.get(DETAILS_KEY, {})
+            )
         return content
 
     def remove_checkpoint(self, path: _PATH) -> None:

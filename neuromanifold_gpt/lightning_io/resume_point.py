@@ -70,9 +70,7 @@ class LoopState:
 
 
 class ResumePointTracker:
-    """Remembers the last point at which the state was whole; taking it costs some 0.1 ms a step, and more with metrics
-    and generators beside the global ones.
-    """
+    """Remembers the last point at which the state was whole; taking it costs some 0.1 ms a step, more with metrics."""
 
     def __init__(self, data: DataPosition, validation: ValidationPosition, loader_epochs: LoaderEpochs) -> None:
         self.whole: LoopState | None = None
@@ -213,11 +211,16 @@ class ResumePointTracker:
         self._owned = self._parts.generators()  # hooks may have made some since training began
         missing = self._owned.restore_generators(own_state(resume["own_generators"]))
         warn_of_missing_generators(missing)
+        self._parts.constants.restored(resume.get("constants", {}) if trainer.is_global_zero else {})
 
     def restore_where_nothing_is_left(self, trainer: Trainer, resume: dict[str, Any]) -> None:
         """:meth:`restore_beside_state`, where training does not begin."""
         self.training_begins(trainer)
         self.restore_beside_state(trainer, resume)
+
+    def constants(self) -> dict[str, str]:
+        """See :class:`Constants`."""
+        return self._parts.constants.current() if self._parts is not None else {}
 
     def warn_of_what_is_left_out(self) -> None:
         """Say which values and generators of the module, callbacks, the data module and the data no checkpoint has.

@@ -17,11 +17,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torchmetrics import Metric
 
+from neuromanifold_gpt.lightning_io.constants import Constants
+from neuromanifold_gpt.state.layers import settings_of_layers
 from neuromanifold_gpt.state.metrics import metrics_of
 from neuromanifold_gpt.state.own_generators import by_number, generators_around
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.plain_reading import all_attributes
-from neuromanifold_gpt.state.shown_values import kept_by, shown_value
+from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, kept_by, shown_value
 from neuromanifold_gpt.state.unsaved_values import (
     UnsavedValues,
     values_beside_state,
@@ -45,6 +47,7 @@ class UsersParts:
 
     Attributes:
         metrics: torchmetrics that they keep, by path; they are stored.
+        constants: what does not change.
     """
 
     def __init__(self, trainer: Trainer, of_position: Callable[[], Iterable[Any]]) -> None:
@@ -55,10 +58,13 @@ class UsersParts:
         )
         self.metrics = self._metrics()
         self._unsaved = UnsavedValues(self._values())
+        settings = (path for path, value in self._attributes() if value is not None and not holds_tensors(value))
+        self.constants = Constants(self._shown_constants, settings)
 
     def look(self) -> None:
         """What was not there when training began, begins as it is now."""
         self._unsaved.look(self._values())
+        self.constants.current()
 
     def warn_of_what_is_left_out(self) -> None:
         """Say which values no checkpoint has.
@@ -85,25 +91,49 @@ class UsersParts:
             things=[*what_trains(trainer), *self._of_position()],
         )
 
+    def _shown_constants(self) -> dict[str, str]:
+        """Of numbers and tensors."""
+        module = self._trainer.lightning_module
+        found: dict[str, str] = {}
+        if not is_overridden("on_save_checkpoint", module):
+            ignored = _OF_EVERY_MODULE | {"_hparams"}  # settings of the program, of which many do not matter
+            found = values_beside_state(module, ignored=ignored, kept=self._saved(), as_settings=True)
+        kept = self._kept()
+        for path, value in self._attributes():
+            name = path.rpartition(".")[2]
+            if not is_called_after_a_time(name) and (shown := shown_value(value, kept, is_setting=True)) is not None:
+                found[path] = shown
+        passed_over = {} if module.strict_loading else settings_of_layers(module)  # others are to be loaded into it
+        return {path: shown for path, shown in found.items() if shown != RESULT and path not in passed_over}
+
     def _values(self) -> dict[str, str]:
-        trainer, module = self._trainer, self._trainer.lightning_module
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        schedulers = [part for config in trainer.lr_scheduler_configs for part in _with_parts(config.scheduler)]
-        saved = [*trainer.optimizers, *schedulers, *callbacks, trainer.datamodule]  # type: ignore[attr-defined]
+        trainer, module, saved, kept = self._trainer, self._trainer.lightning_module, self._saved(), self._kept()
         found: dict[str, str] = {}
         if not is_overridden("on_save_checkpoint", module):
             found = values_beside_state(module, with_followed=False, ignored=_OF_EVERY_MODULE, kept=saved)
-        of_the_run = (trainer, trainer.strategy, trainer.profiler, *trainer.loggers)  # type: ignore[attr-defined]
-        of_position = tuple(self._of_position())
-        kept = kept_by(module) | {id(thing) for thing in (*saved, *of_the_run, *self.metrics.values(), *of_position)}
         found.update(values_of_optimizers(trainer.optimizers))
-        found.update(values_of_schedulers(schedulers, kept))
-        found.update(variables_beside_state([*what_trains(trainer), *of_position], kept, with_script=True))
+        found.update(values_of_schedulers(self._schedulers(), kept))
+        found.update(variables_beside_state([*what_trains(trainer), *self._of_position()], kept, with_script=True))
         for path, value in self._attributes():
             name = path.rpartition(".")[2]
             if not is_called_after_a_time(name) and (shown := shown_value(value, kept)) is not None:
                 found[path] = shown
         return found
+
+    def _schedulers(self) -> list[Any]:
+        return [part for config in self._trainer.lr_scheduler_configs for part in _with_parts(config.scheduler)]
+
+    def _saved(self) -> list[Any]:
+        trainer = self._trainer
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        return [*trainer.optimizers, *self._schedulers(), *callbacks, trainer.datamodule]  # type: ignore[attr-defined]
+
+    def _kept(self) -> set[int]:
+        """As for :func:`shown_value`."""
+        trainer = self._trainer
+        of_the_run = (trainer, trainer.strategy, trainer.profiler, *trainer.loggers)  # type: ignore[attr-defined]
+        things = (*self._saved(), *of_the_run, *self.metrics.values(), *self._of_position())
+        return kept_by(trainer.lightning_module) | {id(thing) for thing in things}
 
     def _metrics(self) -> dict[str, Metric]:
         """Of the module, and of what else keeps some and saves nothing."""

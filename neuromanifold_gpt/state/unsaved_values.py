@@ -19,6 +19,7 @@ from torch import nn
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.hooks import hooks_of
+from neuromanifold_gpt.state.layers import settings_of_layers
 from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.module_values import is_kept_by_others, non_persistent_buffers
 from neuromanifold_gpt.state.modules import listed, unwrap
@@ -65,6 +66,8 @@ def values_beside_state(
     for path, value, is_followed in _values(module, ignored, as_settings):
         if with_followed or not is_followed:
             found[path] = shown_value(value, all_kept, is_setting=as_settings)
+    if as_settings:
+        found.update(settings_of_layers(module))
     if with_followed:
         found.update((path, shown_value(buffer)) for path, buffer in non_persistent_buffers(module.named_modules()))
     return {path.lstrip("."): shown for path, shown in found.items() if shown is not None}
@@ -93,6 +96,7 @@ def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[st
     within = saved_by_others(changed, [module, *kept])
     _followed[module].warn_if_changed({path: shown for path, shown in now.items() if path not in within})
     settings = values_beside_state(module, kept=kept, as_settings=True)
+    _warn_of_others(module, settings)
     return {path: shown for path, shown in settings.items() if shown != RESULT}
 
 
@@ -111,15 +115,22 @@ def warn_of_other_values(
         InexactResumeWarning: the module has other values than at the save.
     """
     module = unwrap(module)
-    now = values_beside_state(module, kept=kept, as_settings=True)
     _followed[module] = UnsavedValues(_with_variables(module, kept)[0])
+    _saved[module] = {} if silently else dict(saved)
+    _warn_of_others(module, values_beside_state(module, kept=kept, as_settings=True))
+
+
+def _warn_of_others(module: nn.Module, now: Mapping[str, str]) -> None:
+    """Compare with what was restored; what is not there yet, such as what a first batch sets, at the next call."""
+    saved = _saved.get(module, {})
     others = sorted(path for path in now.keys() & saved.keys() if RESULT != now[path] != saved[path])
-    if others and not silently:
+    _saved[module] = {path: shown for path, shown in saved.items() if path not in now}
+    if others:
         warnings.warn(
             "modules had other values at the save, which no checkpoint has and which stay as they are now: "
             f"{listed(others)}. {_REMEDY}",
             InexactResumeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -219,6 +230,7 @@ _REMEDY = (
     "a state_dict that Lightning calls or that you give to stateful=."
 )
 _followed: WeakKeyDictionary[nn.Module, UnsavedValues] = WeakKeyDictionary()  # of plain loops
+_saved: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()  # what was not there at the restore
 
 
 def _values(module: nn.Module, ignored: Collection[str], as_settings: bool) -> Iterator[tuple[str, Any, bool]]:
