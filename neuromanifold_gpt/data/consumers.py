@@ -8,12 +8,15 @@ from __future__ import annotations
 import gc
 import inspect
 import itertools
+import re
 import types
 from collections.abc import Iterator
 from typing import Any
 
 _MAXIMUM_DEPTH = 4  # enumerate(tqdm(zip(loader, other)))
 _KINDS = (enumerate, itertools.cycle, zip)
+_RANGE_ITERATOR = type(iter(range(0)))
+_COUNT = re.compile(r"count\((-?\d+)(?:, (-?\d+))?\)")
 
 
 def consumers_of(iterator: Iterator[Any], asking: types.FrameType | None) -> list[Any]:
@@ -29,16 +32,47 @@ def consumers_of(iterator: Iterator[Any], asking: types.FrameType | None) -> lis
     return [consumer for consumer in consumers if any(_takes_from(consumer, iterator, passing_on))]
 
 
-def next_number(counting: Any) -> int:
-    """That an ``enumerate`` gives."""
-    number: int = counting.__reduce__()[1][1]
-    return number
+def counted_from(consumers: list[Any], iterator: Iterator[Any], asking: types.FrameType | None) -> dict[str, int]:
+    """The number that an ``enumerate``, or a ``range`` or ``itertools.count`` in a ``zip``, gives the next batch.
+
+    Args:
+        consumers: of an iterator, as :func:`consumers_of` finds them.
+        iterator, asking: as for :func:`consumers_of`.
+    """
+    found: dict[str, int] = {}
+    passing_on = _generators_at(asking)
+    for consumer in consumers:
+        if type(consumer) is enumerate:
+            number: Any = consumer.__reduce__()[1][1]
+            found["enumerate"] = number
+        parts = _parts_of_zip(consumer) if type(consumer) is zip else ()
+        of_loader = [part is iterator or any(_takes_from((part,), iterator, passing_on)) for part in parts]
+        for place, part in enumerate(parts):
+            was_asked = place < of_loader.index(True)  # before the loader is, for this batch
+            if (number_and_step := _number_and_step(part)) is not None:
+                found["zip"] = number_and_step[0] - number_and_step[1] * was_asked
+    return found
+
+
+def _number_and_step(counting: Any) -> tuple[int, int] | None:
+    """The number that a ``range`` or ``itertools.count`` gives next."""
+    if type(counting) is _RANGE_ITERATOR:
+        parts: Any = counting.__reduce__()
+        left, given = parts[1][0], parts[2] if len(parts) > 2 else None
+        return left.start + left.step * (given or 0), left.step
+    if type(counting) is itertools.count and (shown := _COUNT.fullmatch(repr(counting))):
+        return int(shown[1]), int(shown[2] or 1)
+    return None
+
+
+def _parts_of_zip(zipped: Any) -> tuple[Any, ...]:
+    return next(held for held in gc.get_referents(zipped) if type(held) is tuple)
 
 
 def zipped_with(consumers: list[Any], iterator: Iterator[Any]) -> list[types.GeneratorType[Any, Any, Any]]:
     """Generators that are in a ``zip`` with an iterator."""
     zips = [consumer for consumer in consumers if type(consumer) is zip]
-    parts = [part for found in zips for held in gc.get_referents(found) if type(held) is tuple for part in held]
+    parts = [part for found in zips for part in _parts_of_zip(found)]
     return [part for part in parts if type(part) is types.GeneratorType and part is not iterator]
 
 

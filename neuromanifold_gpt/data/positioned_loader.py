@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
-from neuromanifold_gpt.data.consumers import consumers_of, next_number, zipped_with
+from neuromanifold_gpt.data.consumers import consumers_of, counted_from, zipped_with
 from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.position import Position, Progress
@@ -127,10 +127,12 @@ class PositionedLoader(DataLoader[Any]):
             for other in zipped_with(around, iterator):
                 self._end_with_this(other)
         consumed = self.batches_consumed
-        counted = {next_number(consumer) for consumer in around if type(consumer) is enumerate}
-        if not self.is_at_end and not counted.isdisjoint({0, 1} - {consumed, consumed + 1}):
+        counted = counted_from(around, iterator, asking)
+        wrong = {name: number for name, number in counted.items() if number in {0, 1} - {consumed, consumed + 1}}
+        if not self.is_at_end and wrong:
+            name = min(wrong)
             warnings.warn(
-                f"enumerate counts from {min(counted)} here, while the epoch goes on behind {consumed} batches. Where "
+                f"{name} counts from {wrong[name]} here, while the epoch goes on behind {consumed} batches. Where "
                 "the loop goes by that number (accumulation, the last batch), it does not do what it did: use "
                 "enumerate(loader, loader.batches_consumed).",
                 DataOrderWarning,

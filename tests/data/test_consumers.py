@@ -40,11 +40,22 @@ WRONG: dict[str, Callable[[Any], Any]] = {
     "around zip": lambda loader: enumerate(zip(loader, range(9), strict=False)),
     "around a generator": lambda loader: enumerate(passed_on(loader)),
 }
+WRONG_IN_ZIP: dict[str, Callable[[Any], Any]] = {
+    "range": lambda loader: zip(range(9), loader, strict=False),
+    "range behind": lambda loader: zip(loader, range(9), strict=False),
+    "count": lambda loader: zip(itertools.count(), loader, strict=False),
+    "count from 1": lambda loader: zip(itertools.count(1), passed_on(loader), strict=False),
+    "count by 2": lambda loader: zip(itertools.count(0, 2), tqdm(loader, disable=True), strict=False),
+    "range by 4, in tqdm": lambda loader: tqdm(zip(range(0, 99, 4), loader, strict=False)),
+}
 RIGHT: dict[str, Callable[[Any], Any]] = {
     "nothing": lambda loader: loader,
     "from where it goes on": lambda loader: enumerate(loader, loader.batches_consumed),
     "from 1, where it goes on": lambda loader: enumerate(loader, loader.batches_consumed + 1),
     "around tqdm": lambda loader: enumerate(tqdm(loader, disable=True), loader.batches_consumed),
+    "range from where it goes on": lambda loader: zip(range(loader.batches_consumed, 9), loader, strict=False),
+    "count from where it goes on": lambda loader: zip(loader, itertools.count(loader.batches_consumed), strict=False),
+    "zip with numbers that are none of batches": lambda loader: zip([0, 1, 2, 3], loader, strict=False),
     "of something else": lambda loader: zip(loader, enumerate(range(9)), strict=False),
 }
 
@@ -71,6 +82,15 @@ def test_counting_from_0_in_the_middle_of_an_epoch_is_said(loader: str, how: str
     with warnings.catch_warnings():  # the next epoch
         warnings.simplefilter("error")
         for _ in WRONG[how](resumed):
+            pass
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("how", WRONG_IN_ZIP)
+def test_numbers_in_a_zip_too(loader: str, how: str) -> None:
+    number = 1 if how == "count from 1" else 0
+    with pytest.warns(DataOrderWarning, match=rf"zip counts from {number} here, while the epoch goes on behind 3"):
+        for _ in WRONG_IN_ZIP[how](behind(LOADERS[loader], 3)):
             pass
 
 
