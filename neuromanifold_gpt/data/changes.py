@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import types
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,20 +16,23 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset, Sampler
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
+from neuromanifold_gpt.state.kept_variables import variables_at
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.plain_reading import attribute_dict
+from neuromanifold_gpt.state.searched_parts import MAXIMUM_ITEMS
 from neuromanifold_gpt.state.shown_values import shown_value
-from neuromanifold_gpt.state.users_objects import is_of_users_class, is_users_module
+from neuromanifold_gpt.state.users_objects import NAMESPACES, is_of_users_class, is_users_module
 
 _WATCHED_ELEMENTS = 1 << 16
+_USERS = (Dataset, Sampler, *NAMESPACES)
 _CONTAINERS = (list, tuple, deque, dict)
 _NONE, _CALLED = "none", "called"
 
 
 class ChangesBesidePosition:
-    """Follows lists, dicts, tensors and arrays of datasets, samplers and collate functions: labels that training
-    finds, a table of losses by sample; and which transforms and other functions they hold.
+    """Follows lists, dicts, tensors and arrays of datasets, samplers and collate functions, and in variables around
+    functions: labels that training finds, a table of losses by sample; and which transforms and other functions they
+    hold.
 
     Args:
         owned: those that hold them. What is among their values is in the position.
@@ -68,10 +72,11 @@ class ChangesBesidePosition:
     def _shown(self) -> dict[str, str]:
         found = {}
         for owned in self._owned:
-            in_position = owned.values()
+            in_position, looked_at = owned.values(), {id(owner) for _, owner in _looked_at(owned)}
             for path, value in _attributes(owned):
-                if (value is None or path not in in_position) and (shown := _shown(value)) is not None:
-                    found[path] = shown
+                if value is None or path not in in_position:
+                    shown = _shown(_without_attributes(value, looked_at))
+                    found.update({path: shown} if shown is not None else {})
         return found
 
 
@@ -88,17 +93,38 @@ def shown_containers(owned: OwnedState, also: tuple[type, ...] = ()) -> dict[str
     return {path: shown for path, value in values.items() if (shown := shown_value(value)) is not None}
 
 
-def _attributes(owned: OwnedState) -> Iterator[tuple[str, Any]]:
-    """Of users' objects, of datasets and samplers; and of these, what their class has until they have it themselves."""
+def _looked_at(owned: OwnedState) -> Iterator[tuple[str, Any]]:
+    """Users' objects and functions, datasets and samplers, by path."""
     for path, owner in owned.owners():
-        if issubclass(type(owner), Dataset | Sampler) or is_of_users_class(owner):
-            classes = [kind for kind in type(owner).__mro__[::-1] if is_users_module(kind.__module__)]
-            of_classes = {
-                name: value for kind in classes for name, value in vars(kind).items() if _is_data(name, value)
-            }
-            yield from (
-                (f"{path}.{name}", value) for name, value in {**of_classes, **(attribute_dict(owner) or {})}.items()
-            )
+        of_function = type(owner) is types.FunctionType and is_users_module(owner.__module__)
+        if of_function or issubclass(type(owner), _USERS) or is_of_users_class(owner):
+            yield path, owner
+
+
+def _attributes(owned: OwnedState) -> Iterator[tuple[str, Any]]:
+    """What they hold; and what their class has until they have it themselves."""
+    for path, owner in _looked_at(owned):
+        classes = [kind for kind in type(owner).__mro__[::-1] if is_users_module(kind.__module__)]
+        of_classes = {name: value for kind in classes for name, value in vars(kind).items() if _is_data(name, value)}
+        yield from ((f"{path}.{name}", value) for name, value in {**of_classes, **variables_at(owner)}.items())
+
+
+def _without_attributes(value: Any, looked_at: set[int]) -> Any:
+    """A list or dict in which objects that are looked at by themselves, such as transforms, are their names."""
+    kind = type(value)
+    if kind not in (list, tuple, dict) or len(value) > MAXIMUM_ITEMS:
+        return value
+    items = {name: _name(item) if id(item) in looked_at else item for name, item in _named_items(value)}
+    return items if kind is dict else [*items.values()]
+
+
+def _named_items(container: Any) -> Iterable[tuple[Any, Any]]:
+    return container.copy().items() if type(container) is dict else enumerate(container)
+
+
+def _name(thing: Any) -> str:
+    of_function = type(thing) is types.FunctionType
+    return str(thing.__qualname__ if of_function else type(thing).__qualname__)
 
 
 def _is_data(name: str, value: Any) -> bool:
@@ -108,7 +134,7 @@ def _is_data(name: str, value: Any) -> bool:
 
 def _shown(value: Any) -> str | None:
     kind = type(value)  # isinstance() would ask proxies, which may have nobody to ask
-    if issubclass(kind, (Tensor, np.ndarray, *_CONTAINERS, set)):
+    if issubclass(kind, (Tensor, np.ndarray, *_CONTAINERS, set, enum.Enum)):
         return shown_value(value, is_data=True)
     if value is None:
         return _NONE

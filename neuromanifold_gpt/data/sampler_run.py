@@ -10,6 +10,7 @@ from typing import Any
 from neuromanifold_gpt.data.sample_seeds import OwnGenerators
 from neuromanifold_gpt.state.flat_values import equal
 from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.stored_values import stored
 
 _DIGEST_BYTES = 8
 _PASSED_OVER_AT_ONCE = 1024
@@ -48,7 +49,7 @@ class RunningSampler:
         Empty if it is nothing.
         """
         values = self._look()
-        changed = {path: values[path] for path in sorted(self._changed) if path in values}
+        changed = {path: stored(values[path]) for path in sorted(self._changed) if path in values}
         if not changed:
             return {}
         ids_digest, is_over = self._ids.digest(), self._units.is_over

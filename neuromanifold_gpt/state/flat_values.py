@@ -19,12 +19,10 @@ _AS_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by
 
 
 def copy_of(value: Any) -> Any:
-    """A copy of a flat container of numbers or strings, of an array as a tensor; ``None`` of anything else."""
+    """A copy of a list or tuple, of an array as a tensor; ``None`` of anything else."""
     if isinstance(plain := as_plain(value), Tensor):
         return plain.clone()
-    if type(value) in (list, tuple) and all(issubclass(type(item), SCALARS) for item in value):
-        return type(value)(value)
-    return None
+    return type(value)(value) if type(value) in (list, tuple) else None
 
 
 def as_plain(value: Any) -> Any:
@@ -54,17 +52,20 @@ def _can_be_shared(array: np.ndarray[Any, Any]) -> bool:
     return array.flags.c_contiguous and array.flags.writeable
 
 
-def put_back(attributes: dict[str, Any], name: str, saved: Any) -> None:
-    """Set an attribute to a :func:`copy_of` what it was; in place where that can be: others may hold the same list."""
-    current = attributes.get(name)
+def put_back(current: Any, saved: Any) -> Any:
+    """What an attribute has to be set to, so that it is a :func:`copy_of` what it was.
+
+    It is the current value, changed in place, where that can be: others may hold the same list.
+    """
     if type(current) is list and type(saved) is list:
         current[:] = saved
-    elif isinstance(saved, Tensor) and _can_take(current, saved):
+        return current
+    if isinstance(saved, Tensor) and _can_take(current, saved):
         as_plain(current).copy_(saved)
-    elif isinstance(saved, Tensor):
-        attributes[name] = saved.numpy().copy() if isinstance(current, np.ndarray) else saved.clone()
-    else:
-        attributes[name] = list(saved) if type(saved) is list else saved
+        return current
+    if isinstance(saved, Tensor):
+        return saved.numpy().copy() if isinstance(current, np.ndarray) else saved.clone()
+    return list(saved) if type(saved) is list else saved
 
 
 def _can_take(current: Any, saved: Tensor) -> bool:
@@ -72,7 +73,10 @@ def _can_take(current: Any, saved: Tensor) -> bool:
     plain = as_plain(current)
     if not isinstance(plain, Tensor) or not _is_alike(plain, saved):
         return False
-    return _can_be_shared(current) if isinstance(current, np.ndarray) else current.is_contiguous()
+    if isinstance(current, np.ndarray):
+        return _can_be_shared(current)
+    is_an_element = plain.dim() == 0 and plain.untyped_storage().nbytes() > plain.element_size()  # of a larger one
+    return current.is_contiguous() and not is_an_element
 
 
 def _is_alike(tensor: Tensor, other: Tensor) -> bool:
@@ -86,6 +90,8 @@ def equal(value: Any, other: Any) -> bool:
         return both and _is_alike(value, other) and torch.equal(_bits_of(value), _bits_of(other))
     if value is other or type(value) is not type(other):
         return value is other
+    if isinstance(value, np.generic):
+        return value.dtype == other.dtype and value.tobytes() == other.tobytes()
     if isinstance(value, float):
         return value == other or (value != value and other != other)
     if isinstance(value, np.ndarray):  # of numbers, such as the state of a generator

@@ -6,20 +6,14 @@ sampler that counts its epochs: nothing of it is in a state dict, and all of it 
 
 from __future__ import annotations
 
-import contextvars
 import copy
-import functools
-import threading
-import types
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import xxhash
-from torch import Tensor, nn
+from torch import Tensor
 
-from neuromanifold_gpt.state.flat_values import SCALARS, as_plain, copy_of, equal, put_back, seem_equal
+from neuromanifold_gpt.state.flat_values import as_plain, copy_of, equal, put_back, seem_equal
 from neuromanifold_gpt.state.generators import (
     Generator,
     generator_state,
@@ -28,23 +22,18 @@ from neuromanifold_gpt.state.generators import (
     set_generator_state,
     set_raw_state,
 )
-from neuromanifold_gpt.state.plain_reading import all_attributes, attribute_dict
-from neuromanifold_gpt.state.users_objects import (
-    is_stateful,
-    variables_of_function,
-    variables_of_generator,
+from neuromanifold_gpt.state.kept_variables import (
+    keeps_variables,
+    kept_variables,
+    set_variable,
+    take_back,
+    variables_at,
 )
+from neuromanifold_gpt.state.searched_parts import is_opaque, parts_of
+from neuromanifold_gpt.state.stored_values import UNKNOWN, as_it_was, is_scalar, is_single_value, stored
+from neuromanifold_gpt.state.users_objects import is_stateful
 
-_OPAQUE = (str, bytes, int, float, complex, type, types.ModuleType, Tensor, np.ndarray, nn.Module, type(None))
-# What refers to the whole run, and is reached from it: a data module, of which ``collate_fn`` is a method, say.
-_MODULES_OF_TRAINERS = (
-    "lightning.pytorch.trainer.",
-    "lightning.fabric.fabric",
-    "pytorch_lightning.trainer.",
-    "lightning_fabric.fabric",
-)
 _MAXIMUM_DEPTH = 6
-_MAXIMUM_ITEMS = 100  # of a list or dict that is searched: longer ones hold data, if not generators
 _MAXIMUM_OBJECTS = 10_000  # that are searched from one root
 
 
@@ -73,20 +62,23 @@ class OwnedState:
         self._copies: dict[str, tuple[Any, Any]] = {}
         self._versions: dict[str, int | None] = {}  # of tensors among them
         self._as_made: dict[str, Any] = {}
+        self._owners: dict[str, Any] = {}
         self.look_again()
         if only_generators:
             for kept_alive in (self._owners, self._as_made, self._roots):
                 kept_alive.clear()
 
     def look_again(self) -> None:
-        """Find what the objects refer to now; what is new begins as it is."""
-        self._owners: dict[str, Any] = {}
+        """Find what the objects refer to now; objects that are new begin as they are."""
+        before, self._owners = self._owners, {}
         self._generators: dict[str, Generator] = {}
         seen = {id(thing) for thing in self._ignored}
         for name, root in self._roots.items():
             self._left_to_search = _MAXIMUM_OBJECTS
             self._search(name, root, seen, 0)
-        self._as_made = {**self.values(), **self._as_made}
+        known = {path for path, owner in self._owners.items() if before.get(path) is owner}
+        new = {path: value for path, value in self.values().items() if path.rpartition(".")[0] not in known}
+        self._as_made = {**new, **self._as_made}
 
     def reseed(self, seed: int) -> None:
         """Seed every generator, each with a number of its own, by its path; ``seed`` is one of 64 bits."""
@@ -118,9 +110,9 @@ class OwnedState:
         return sorted(missing)
 
     def changed_values(self) -> dict[str, Any]:
-        """The values that are no longer those of the beginning, by path."""
-        values = self.values()
-        changed = {path: value for path, value in values.items() if not equal(value, self._as_made.get(path, ...))}
+        """The values that are no longer those of the beginning, :func:`stored`, by path."""
+        values = self.values().items()
+        changed = {path: stored(value) for path, value in values if not equal(value, self._as_made.get(path, ...))}
         for path, owner in self._owners.items():
             if self._thorough and is_stateful(owner):
                 changed[path] = copy.deepcopy(owner.state_dict())
@@ -138,16 +130,21 @@ class OwnedState:
     def restore_attributes(self, changed: dict[str, Any]) -> None:
         """:meth:`restore_values`, but for what ``state_dict`` gave: an iteration that is under way may be in it."""
         now = self.values()
+        for path in now.keys() - self._as_made.keys() - changed.keys():
+            owner, _, name = path.rpartition(".")
+            take_back(self._owners[owner], name)
         unchanged = {path: value for path, value in self._as_made.items() if path in now}
         self.set_values({**unchanged, **changed})
 
     def set_values(self, values: dict[str, Any]) -> None:
-        """Some of :meth:`values`."""
+        """Some of :meth:`values`, :func:`stored` or not."""
         now = self.values()
-        for path, value in values.items():
+        for path, saved in values.items():
             owner, _, name = path.rpartition(".")
-            if owner in self._owners and path not in self._owners and not equal(value, now.get(path, ...)):
-                put_back(vars(self._owners[owner]), name, value)
+            if owner in self._owners and path not in self._owners:
+                value, keeper = as_it_was(saved), self._owners[owner]
+                if value is not UNKNOWN and not equal(value, now.get(path, ...)):
+                    set_variable(keeper, name, put_back(kept_variables(keeper).get(name), value))
 
     def generators_that_are_new_since(self, other: OwnedState) -> list[str]:
         """The paths of those that ``other`` had not found, wherever they are."""
@@ -171,13 +168,13 @@ class OwnedState:
         return [*self._owners.items()]
 
     def attributes(self) -> Iterator[tuple[str, Any]]:
-        """All attributes of all objects, by path."""
+        """All attributes of all objects, and what functions refer to, by path."""
         for path, owner in self._owners.items():
-            yield from ((f"{path}.{name}", value) for name, value in (attribute_dict(owner) or {}).copy().items())
+            yield from ((f"{path}.{name}", value) for name, value in variables_at(owner).items())
 
     def held(self) -> list[int]:
         """What the objects refer to, by identity: as long as it is the same, there is nothing new to be found."""
-        return [id(value) for _, value in self.attributes() if value is None or type(value) not in SCALARS]
+        return [id(value) for _, value in self.attributes() if value is None or not is_scalar(type(value))]
 
     def _search(self, path: str, thing: Any, seen: set[int], depth: int) -> None:
         if id(thing) in seen or depth > _MAXIMUM_DEPTH or self._left_to_search <= 0:
@@ -190,7 +187,7 @@ class OwnedState:
             self._owners.pop(path, None)
             return
         for name, part in parts:
-            if type(part) not in SCALARS:
+            if not is_scalar(type(part)):
                 self._search(f"{path}.{name}", part, seen, depth + 1)
 
     def _take(self, path: str, thing: Any) -> list[tuple[str, Any]]:
@@ -199,29 +196,31 @@ class OwnedState:
             raw_state(thing)  # random.SystemRandom has none
             self._generators[path] = thing
             return []
-        if issubclass(kind, _OPAQUE) or _is_trainer(thing):
+        if is_opaque(thing):
             return []
-        if attribute_dict(thing) is not None:
+        if keeps_variables(thing):
             self._owners[path] = thing
-        return list(_parts(thing))
+        return list(parts_of(thing))
 
     def values(self, *, at_a_glance: bool = False) -> dict[str, Any]:
-        """All numbers, texts and, if ``thorough``, flat containers, by path.
+        """All single values and, if ``thorough``, flat containers, by path.
 
         Args:
             at_a_glance: look for changes in a part of long lists and of large arrays only.
         """
         found = {}
-        for path, value in self.attributes():
-            if issubclass(type(value), SCALARS):  # isinstance() would ask proxies
-                found[path] = value
-            elif self._thorough and (copied := self._copy_of(path, value, at_a_glance)) is not None:
-                found[path] = copied
+        for owner_path, owner in self._owners.items():
+            for name, value in kept_variables(owner).items():
+                path = f"{owner_path}.{name}"
+                if is_scalar(type(value)):
+                    found[path] = value
+                elif (copied := self._copy_of(path, value, at_a_glance)) is not None:
+                    found[path] = copied
         return found
 
     def _copy_of(self, path: str, value: Any, at_a_glance: bool) -> Any:
         """:func:`copy_of`, the last one if the value is still that."""
-        if (plain := as_plain(value)) is None:
+        if not (self._thorough or is_single_value(value)) or (plain := as_plain(value)) is None:
             return None
         known, copied = self._copies.get(path, (None, None))
         if copied is None and at_a_glance and known is value:  # a long list that has an object in it
@@ -230,7 +229,7 @@ class OwnedState:
         same = seem_equal if at_a_glance and version == self._versions.get(path) else equal
         self._versions[path] = version
         if copied is None or not same(plain, copied):
-            copied = copy_of(value)
+            copied = copy_of(value) if _is_flat(plain) else None
             self._copies[path] = (value if copied is None else None, copied)
         return copied
 
@@ -240,35 +239,5 @@ def _version_of(value: Any) -> int | None:
     return value._version if issubclass(type(value), Tensor) and not value.is_inference() else None
 
 
-def _is_trainer(thing: Any) -> bool:
-    """By name: this package trains without Lightning as well."""
-    return any(kind.__module__.startswith(_MODULES_OF_TRAINERS) for kind in type(thing).__mro__)
-
-
-def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
-    kind = type(thing)
-    if issubclass(kind, dict | types.MappingProxyType):
-        if _is_searched(thing, thing.values()):
-            for number, (key, value) in enumerate(thing.items()):  # parameters are keys too: their text costs
-                yield (str(key) if type(key) in SCALARS else f"{type(key).__name__} {number}"), value
-    elif issubclass(kind, list | tuple | deque):
-        if _is_searched(thing, thing):
-            yield from ((str(number), value) for number, value in enumerate(thing))
-    elif kind is types.FunctionType:
-        yield from variables_of_function(thing).items()
-    elif kind is types.GeneratorType:
-        yield from (variables_of_generator(thing) or {}).items()
-    elif kind in (types.MethodType, types.BuiltinMethodType):
-        yield "self", thing.__self__
-    elif issubclass(kind, contextvars.ContextVar):
-        yield "value", thing.get(None)
-    elif issubclass(kind, threading.local):
-        yield from thing.__dict__.items()  # of this thread
-    elif issubclass(kind, functools.partial):
-        yield from (("func", thing.func), ("args", thing.args), ("keywords", thing.keywords))
-    else:
-        yield from all_attributes(thing).items()
-
-
-def _is_searched(container: Collection[Any], values: Iterable[Any]) -> bool:
-    return len(container) <= _MAXIMUM_ITEMS or issubclass(type(next(iter(values))), Generator)
+def _is_flat(value: Any) -> bool:
+    return isinstance(value, Tensor) or all(map(is_scalar, {*map(type, value)}))

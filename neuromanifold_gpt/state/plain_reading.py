@@ -55,16 +55,24 @@ def attribute_dict(thing: Any) -> dict[str, Any] | None:
 def all_attributes(thing: Any) -> dict[str, Any]:
     """Those in ``__dict__`` and in ``__slots__``."""
     found = dict(attribute_dict(thing) or {})
-    for kind in bases_of(type(thing)):
-        of_class = variables_of_class(kind)
+    for name, member in slots_of(type(thing)):
+        try:
+            found[name] = member.__get__(thing)
+        except AttributeError:  # not set yet
+            continue
+    return found
+
+
+def slots_of(kind: type) -> tuple[tuple[str, types.MemberDescriptorType], ...]:
+    """The ``__slots__`` of a class and of those above it, by name."""
+    found = {}
+    for base in bases_of(kind):
+        of_class = variables_of_class(base)
         slots = of_class.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else tuple(slots):
             private = name.startswith("__") and not name.endswith("__")
-            mangled = f"_{qualified_name_of(kind).rpartition('.')[2].lstrip('_')}{name}" if private else name
+            mangled = f"_{qualified_name_of(base).rpartition('.')[2].lstrip('_')}{name}" if private else name
             member = of_class.get(mangled)
             if isinstance(member, types.MemberDescriptorType):
-                try:
-                    found[name] = member.__get__(thing)
-                except AttributeError:  # not set yet
-                    continue
-    return found
+                found[name] = member
+    return tuple(found.items())

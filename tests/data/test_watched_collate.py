@@ -287,3 +287,77 @@ def test_what_a_dataset_is_given_after_the_loader_was_made_is_followed_too():
     resumed_dataset, resumed = made()
     resumed.load_state_dict(state)
     assert resumed_dataset.level.value == 7
+
+
+class Noise:
+    """A transform that training makes stronger."""
+
+    def __init__(self) -> None:
+        self.by = 0.0
+
+    def __call__(self, x: float) -> float:
+        return x + self.by
+
+
+class Composed(Labelled):
+    def __init__(self) -> None:
+        super().__init__()
+        self.transforms: Any = [Noise(), Noise()]
+        self.named: Any = {"first": self.transforms[0], "last": len}
+
+
+def test_a_list_of_transforms_that_change_in_what_the_position_has_is_no_change() -> None:
+    dataset = Composed()
+    loader = ResumableDataLoader(dataset, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataOrderWarning)
+        passes(loader)
+        dataset.transforms[0].by = 0.5
+        passes(loader)
+
+
+CHANGED_LISTS: dict[str, tuple[str, Callable[[Composed], Any]]] = {
+    "another": ("transforms", lambda dataset: dataset.transforms.append(Noise())),
+    "another kind": ("transforms", lambda dataset: dataset.transforms.__setitem__(0, Strong())),
+    "another name": ("named", lambda dataset: dataset.named.update(second=dataset.named.pop("first"))),
+    "a list of its own": ("transforms.0.seen", lambda dataset: dataset.transforms[0].seen.append(1)),
+}
+
+
+@pytest.mark.parametrize("what", CHANGED_LISTS)
+def test_a_list_of_transforms_that_changes_itself_is_said(what: str) -> None:
+    name, change = CHANGED_LISTS[what]
+    dataset = Composed()
+    dataset.transforms[0].seen = []
+    loader = ResumableDataLoader(dataset, 4)
+    passes(loader)
+    change(dataset)
+    with pytest.warns(DataOrderWarning, match=rf"^dataset\.{name}(, dataset.*)?: training changes it") as said:
+        passes(loader)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("how", ["around", "default"])
+def test_a_list_that_a_transform_keeps_beside_itself_is_said(how: str) -> None:
+    def make(levels: list[float]) -> Callable[[float], float]:
+        def shift(x: float) -> float:
+            levels[0] += 0.5
+            return x + levels[0]
+
+        def shift_by_default(x: float, levels: list[float] = levels) -> float:
+            levels[0] += 0.5
+            return x + levels[0]
+
+        return shift if how == "around" else shift_by_default
+
+    class Transformed(Labelled):
+        def __getitem__(self, i: int) -> float:
+            return float(self.transform(float(i)))
+
+    dataset = Transformed()
+    dataset.transform = make([0.0])
+    loader = ResumableDataLoader(dataset, 4)
+    name = "levels" if how == "around" else "default 0"
+    with pytest.warns(DataOrderWarning, match=rf"^dataset\.transform\.{name}: training changes it") as said:
+        passes(loader)
+    assert len(said) == 1

@@ -1,0 +1,87 @@
+"""What objects and functions keep, and where it can be set again.
+
+It is in attributes, in ``__dict__`` or ``__slots__``, and in variables of the functions around a function.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import types
+from collections.abc import Iterator
+from typing import Any, cast
+
+from neuromanifold_gpt.state.plain_reading import attribute_dict, module_name_of, slots_of
+from neuromanifold_gpt.state.stored_values import is_single_value
+from neuromanifold_gpt.state.users_objects import is_users_module, variables_of_function
+
+
+def keeps_variables(thing: Any) -> bool:
+    """Whether it has attributes that can be set."""
+    return attribute_dict(thing) is not None or bool(_slots(cast(Any, type(thing))))
+
+
+def kept_variables(thing: Any) -> dict[str, Any]:
+    """Attributes by name; of a function, also variables around it that it sets itself.
+
+    Others around it may belong to a program that is running, such as the number of its step, and sets them itself.
+    """
+    found = dict(attribute_dict(thing) or {})
+    if _is_users_function(thing):
+        return {**{name: cell.cell_contents for name, cell in _cells_set_by(thing)}, **found}
+    for name, member in _slots(cast(Any, type(thing))):
+        try:
+            found[name] = member.__get__(thing)
+        except AttributeError:  # not set yet
+            continue
+    return found
+
+
+def variables_at(thing: Any) -> dict[str, Any]:
+    """:func:`kept_variables`; of a function, also lists, objects and the like in its defaults and all around it."""
+    kept = kept_variables(thing)
+    around = variables_of_function(thing) if _is_users_function(thing) else {}
+    return {**{name: value for name, value in around.items() if not is_single_value(value)}, **kept}
+
+
+def set_variable(thing: Any, name: str, value: Any) -> None:
+    """Set one of :func:`kept_variables`."""
+    if _is_users_function(thing) and (cell := dict(_cells_set_by(thing)).get(name)) is not None:
+        cell.cell_contents = value
+    elif (member := dict(_slots(cast(Any, type(thing)))).get(name)) is not None:
+        member.__set__(thing, value)
+    elif (attributes := attribute_dict(thing)) is not None:
+        attributes[name] = value
+
+
+def take_back(thing: Any, name: str) -> None:
+    """Let an attribute of an object be that of its class again, if that has one."""
+    attributes = attribute_dict(thing)
+    if attributes is not None and name in attributes and any(name in vars(kind) for kind in type(thing).__mro__):
+        del attributes[name]
+
+
+def _is_users_function(thing: Any) -> bool:
+    return type(thing) is types.FunctionType and is_users_module(thing.__module__)
+
+
+@functools.lru_cache(maxsize=1000)
+def _slots(kind: type) -> tuple[tuple[str, types.MemberDescriptorType], ...]:
+    """Of users' classes: in those of others, hashes are remembered, which differ from process to process."""
+    return slots_of(kind) if is_users_module(module_name_of(kind)) else ()
+
+
+def _cells_set_by(function: types.FunctionType) -> Iterator[tuple[str, types.CellType]]:
+    if function.__closure__:
+        names = _names_set_by(function.__code__)
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__, strict=True):
+            if name in names and cell != types.CellType():  # filled
+                yield name, cell
+
+
+@functools.lru_cache(maxsize=1000)
+def _names_set_by(code: types.CodeType) -> frozenset[str]:
+    """Variables of the functions around that a function, or one within it, sets."""
+    within = [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    own = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_DEREF"}
+    return frozenset(own.union(*map(_names_set_by, within))) & {*code.co_freevars}
