@@ -2,7 +2,7 @@
 
 A loader of this package begins each validation anew, in an order of (seed, epoch): its seed has to be that of the
 run's beginning. Of a stock ``DataLoader``, the sampler or the dataset may own a generator that goes on from one
-validation to the next.
+validation to the next, and what the dataset counts in itself does so too.
 """
 
 from __future__ import annotations
@@ -59,7 +59,11 @@ class ValidationPosition:
                     for name, owned in self._samplers.items()
                 },
             }
-        return {**self._moved, "generators": {name: owned.generator_states() for name, owned in self._data.items()}}
+        return {
+            **self._moved,
+            "generators": {name: owned.generator_states() for name, owned in self._data.items()},
+            "values": {name: owned.changed_values() for name, owned in self._data.items()},
+        }
 
     def has_moved(self) -> None:
         """A validation is over."""
@@ -90,6 +94,9 @@ class ValidationPosition:
         for name, generators in saved["generators"].items():
             if name in self._data:
                 self._data[name].restore_generators(generators)
+        for name, values in saved.get("values", {}).items():  # older checkpoints have none
+            if name in self._data:
+                self._data[name].restore_values(values)
 
     def _look_at_loaders(self) -> None:
         self._moved = None
