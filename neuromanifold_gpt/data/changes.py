@@ -30,9 +30,9 @@ _NONE, _CALLED = "none", "called"
 
 
 class ChangesBesidePosition:
-    """Follows lists, dicts, tensors and arrays of datasets, samplers and collate functions, and in variables around
-    functions: labels that training finds, a table of losses by sample; and which transforms and other functions they
-    hold.
+    """Follows lists, dicts, tensors and arrays of datasets, samplers and collate functions, those in variables around
+    functions included: labels that training finds, a table of losses by sample; and which transforms and other
+    functions they hold.
 
     Args:
         owned: those that hold them. What is among their values is in the position.
@@ -96,8 +96,8 @@ def shown_containers(owned: OwnedState, also: tuple[type, ...] = ()) -> dict[str
 def _looked_at(owned: OwnedState) -> Iterator[tuple[str, Any]]:
     """Users' objects and functions, datasets and samplers, by path."""
     for path, owner in owned.owners():
-        of_function = type(owner) is types.FunctionType and is_users_module(owner.__module__)
-        if of_function or issubclass(type(owner), _USERS) or is_of_users_class(owner):
+        is_function = type(owner) is types.FunctionType and is_users_module(owner.__module__)
+        if is_function or issubclass(type(owner), _USERS) or is_of_users_class(owner):
             yield path, owner
 
 
@@ -123,8 +123,8 @@ def _named_items(container: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _name(thing: Any) -> str:
-    of_function = type(thing) is types.FunctionType
-    return str(thing.__qualname__ if of_function else type(thing).__qualname__)
+    named = thing if type(thing) is types.FunctionType else type(thing)
+    return str(named.__qualname__)
 
 
 def _is_data(name: str, value: Any) -> bool:

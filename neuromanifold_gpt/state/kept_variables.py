@@ -18,13 +18,13 @@ from neuromanifold_gpt.state.users_objects import is_users_module, variables_of_
 
 def keeps_variables(thing: Any) -> bool:
     """Whether it has attributes that can be set."""
-    return attribute_dict(thing) is not None or bool(_slots(cast(Any, type(thing))))
+    return bool(_slots(cast(Any, type(thing)))) or attribute_dict(thing) is not None
 
 
 def kept_variables(thing: Any) -> dict[str, Any]:
     """Attributes by name; of a function, also variables around it that it sets itself.
 
-    Others around it may belong to a program that is running, such as the number of its step, and sets them itself.
+    Others around it may belong to a program that is running and sets them itself, such as the number of its step.
     """
     found = dict(attribute_dict(thing) or {})
     if _is_users_function(thing):

@@ -18,6 +18,7 @@ from neuromanifold_gpt.state.plain_reading import module_name_of, qualified_name
 
 UNKNOWN = object()
 _NUMBERS_OF_NUMPY = (np.number, np.bool_)
+_NUMBERS_AND_TEXTS = (*SCALARS, *_NUMBERS_OF_NUMPY)
 _SEQUENCES = {"list": list, "tuple": tuple}
 
 
@@ -34,13 +35,13 @@ def is_single_value(value: Any) -> bool:
 
 def is_scalar(kind: type) -> bool:
     """Whether a class is one of numbers, texts or enumerations that can be stored."""
-    return issubclass(kind, (*SCALARS, *_NUMBERS_OF_NUMPY)) or _is_enumeration(kind)
+    return issubclass(kind, _NUMBERS_AND_TEXTS) or _is_enumeration(kind)
 
 
 def stored(value: Any) -> Any:
-    """Of :func:`is_single_value`, or a list or tuple of scalars, plain values; anything else as it is.
+    """Plain values that stand for a scalar, or for a list or tuple of scalars; anything else as it is.
 
-    Of a user's own kind of number or text, the number or text.
+    Of a user's own kind of number or text, the number or text itself.
     """
     kind = type(value)
     if kind in (list, tuple):
