@@ -94,7 +94,7 @@ class ValidationPosition:
         for name, generators in saved["generators"].items():
             if name in self._data:
                 self._data[name].restore_generators(generators)
-        for name, values in saved.get("values", {}).items():  # older checkpoints have none
+        for name, values in saved["values"].items():
             if name in self._data:
                 self._data[name].restore_values(values)
 
