@@ -2,7 +2,9 @@
 
 A loader of this package begins each validation anew, in an order of (seed, epoch): its seed has to be that of the
 run's beginning. Of a stock ``DataLoader``, the sampler or the dataset may own a generator that goes on from one
-validation to the next, and what the dataset counts in itself does so too.
+            "workers_are_running": self._workers.are_running(),
+            "generators": {name: owned.generator_states() for name, owned in self._data.items()},
+            "values": {name: owned.changed_values() for name, owned in self._data.items()},
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from neuromanifold_gpt.data.errors import DatasetError
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.lightning_io.loader_parts import owned_by_loader
+from neuromanifold_gpt.lightning_io.validation_workers import PersistentWorkers
 from neuromanifold_gpt.state.owned_state import OwnedState
 
 
@@ -34,15 +37,21 @@ class ValidationPosition:
         self._followed: CombinedLoader | None = None
         self._samplers: dict[str, OwnedState] = {}
         self._data: dict[str, OwnedState] = {}  # training may share it, and move it at any time
+        self._workers = PersistentWorkers([])
         self._moved: dict[str, Any] | None = None
-        set_up = loop.setup_data
+        set_up, tear_down = loop.setup_data, loop.teardown
 
         def followed() -> None:
             set_up()
             self._look_at_loaders()
             on_begin()
 
+        def torn_down() -> None:
+            tear_down()
+            self._workers.stop()
+
         loop.setup_data = followed  # type: ignore[method-assign]
+        loop.teardown = torn_down  # type: ignore[method-assign]
 
     def current(self) -> dict[str, Any]:
         """As plain values and tensors; empty before there are loaders."""
@@ -61,13 +70,19 @@ class ValidationPosition:
             }
         return {
             **self._moved,
+            "workers_are_running": self._workers.are_running(),
             "generators": {name: owned.generator_states() for name, owned in self._data.items()},
             "values": {name: owned.changed_values() for name, owned in self._data.items()},
         }
 
     def has_moved(self) -> None:
-        """A validation is over."""
+        """A validation is over.
+
+        Warns:
+            InexactResumeWarning: something in it goes with no checkpoint.
+        """
         self._moved = None
+        self._workers.warn_if_samples_draw()
 
     def go_to(self, saved: dict[str, Any]) -> None:
         """Put the loaders where they were; they are asked for now if Lightning has not done so yet.
@@ -85,6 +100,7 @@ class ValidationPosition:
                 with contextlib.suppress(DatasetError):  # another kind of loader now: it validates in its own order
                     loader.load_state_dict(position)
                     loader.leave_pass()
+        self._workers.start(saved["workers_are_running"])
         for name, state in saved["samplers"].items():
             if name in self._samplers:
                 self._samplers[name].restore_values(state["values"])
@@ -109,3 +125,4 @@ class ValidationPosition:
             if not isinstance(loader, _Stateful):
                 for name, owned in owned_by_loader(number, loader).items():
                     (self._samplers if name.endswith(".sampler") else self._data)[name] = owned
+        self._workers = PersistentWorkers(combined.flattened if combined is not None else [])

@@ -1,0 +1,100 @@
+"""Workers of stock validation loaders that stay from one validation to the next.
+
+Starting them draws their seed from torch's global generator, once in a run: a resumed run must not draw another one
+behind the random numbers that it restores. What samples draw in them goes on from one validation to the next, and no
+checkpoint has it.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.types import _Stateful
+from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
+from torch.utils.data import DataLoader, get_worker_info
+
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.flat_values import equal
+from neuromanifold_gpt.state.owned_state import OwnedState
+
+_WATCHED_BATCHES = 5  # of each worker
+
+
+class PersistentWorkers:
+    """Those of a list of validation loaders."""
+
+    def __init__(self, loaders: list[Any]) -> None:
+        self._loaders: list[DataLoader[Any]] = [
+            loader
+            for loader in loaders
+            if isinstance(loader, DataLoader) and not isinstance(loader, _Stateful) and loader.persistent_workers
+        ]
+        self._samples_have_drawn = torch.zeros(1, dtype=torch.uint8).share_memory_() if self._loaders else None
+        for loader in self._loaders:
+            if not isinstance(loader.collate_fn, _CollateThatSeesDraws):
+                loader.collate_fn = _CollateThatSeesDraws(loader.collate_fn)
+            loader.collate_fn.samples_have_drawn = self._samples_have_drawn
+
+    def are_running(self) -> list[bool]:
+        """For each loader."""
+        return [loader._iterator is not None for loader in self._loaders]
+
+    def start(self, were_running: list[bool]) -> None:
+        """Start those that were running at the save.
+
+        Random number generators and samplers are used; the caller restores them afterwards.
+        """
+        for loader, was_running in zip(self._loaders, were_running, strict=False):
+            if was_running and loader._iterator is None:
+                iter(loader)
+
+    def stop(self) -> None:
+        """Lightning does so only if there has been a validation since."""
+        for loader in self._loaders:
+            _shutdown_workers_and_reset_iterator(loader)
+
+    def warn_if_samples_draw(self) -> None:
+        """A validation is over.
+
+        Warns:
+            InexactResumeWarning: samples have drawn random numbers in it; said once.
+        """
+        if self._samples_have_drawn is None or not self._samples_have_drawn:
+            return
+        self._samples_have_drawn = None
+        warnings.warn(
+            "a resume of this training cannot be exact: with persistent_workers, what the samples of a validation "
+            "loader draw from random number generators depends on all validations before. Use resumable(loader), or "
+            "persistent_workers=False.",
+            InexactResumeWarning,
+            stacklevel=2,
+        )
+
+
+class _CollateThatSeesDraws:
+    """``collate_fn``, which notices whether random numbers are drawn from one batch of its worker to the next."""
+
+    def __init__(self, collate_fn: Callable[[Any], Any]) -> None:
+        self.samples_have_drawn: torch.Tensor | None = None  # in memory that is shared with the main process
+        self._collate_fn = collate_fn
+        self._batches = 0
+        self._states: list[Any] = []
+
+    def __call__(self, samples: Any) -> Any:
+        batch = self._collate_fn(samples)
+        if (worker := get_worker_info()) is None or self._batches == _WATCHED_BATCHES:
+            return batch
+        before, self._states = self._states, self._states_of_generators(worker.dataset)
+        if self._batches and self.samples_have_drawn is not None and not equal(before, self._states):
+            self.samples_have_drawn.fill_(1)
+        self._batches += 1
+        return batch
+
+    def _states_of_generators(self, dataset: Any) -> list[Any]:
+        owned = OwnedState({"dataset": dataset, "collate_fn": self._collate_fn}, only_generators=True)
+        return [random.getstate(), np.random.get_state(), torch.get_rng_state(), owned.generator_states()]
