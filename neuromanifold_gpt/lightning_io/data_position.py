@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,12 +20,17 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.utilities.combined_loader import CombinedLoader, _shutdown_workers_and_reset_iterator
 from tqdm import tqdm
 
-from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
+from neuromanifold_gpt.checkpoint.errors import StateMismatchError
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
-from neuromanifold_gpt.data.errors import ReadAgainWarning
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
+from neuromanifold_gpt.lightning_io.cycled_passes import CycledPasses
 from neuromanifold_gpt.lightning_io.loader_parts import is_order, owned_by_loader
-from neuromanifold_gpt.lightning_io.loader_warnings import SamplersOnTheWay, warn_of_inexact_loaders
+from neuromanifold_gpt.lightning_io.loader_warnings import (
+    SamplersOnTheWay,
+    warn_of_inexact_loaders,
+    warn_of_other_workers,
+    warn_of_reading_again,
+)
 from neuromanifold_gpt.lightning_io.users_parts import what_trains
 from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
@@ -45,6 +49,7 @@ class DataPosition:
         # At the beginning of the epoch: when the iterator was made, when its first batch was asked for.
         self._at_iterator: dict[str, Any] = {}
         self._at_first_batch: dict[str, Any] = {}
+        self._cycled = CycledPasses()
         self._ended_before_resume: set[int] = set()  # in this epoch
         # Before the last fetch, where one batch is fetched ahead because the length is not known.
         self._before_fetch: dict[str, Any] = {}
@@ -64,6 +69,7 @@ class DataPosition:
     def iterator_is_made(self) -> None:
         """Lightning is about to make an iterator."""
         self._ended_before_resume.clear()
+        self._cycled.epoch_begins()
         self._at_iterator = {"states": self._states(), "begun_again": [], "at_end": []}
         if not self._all_stateful:
             variables = self._variables.generator_states()
@@ -74,8 +80,10 @@ class DataPosition:
         if self._batches_taken:
             self._samplers_on_the_way.batch_is_fetched()
         replayed, ahead = not self._all_stateful, self._fetcher.length is None
-        if replayed and self._batches_taken == 0:
-            self._at_first_batch = capture_rng_state()
+        if replayed:
+            self._cycled.follow(self._combined)
+            if self._batches_taken == 0:
+                self._at_first_batch = capture_rng_state()
         if ahead:
             self._before_fetch = self._position_of_stateful()
             if replayed:
@@ -109,6 +117,7 @@ class DataPosition:
             "at_iterator": self._at_iterator,
             "at_first_batch": self._at_first_batch,
             "before_fetch": self._before_fetch.get("rng"),
+            "cycled": self._cycled.current(),
             "batches": self._batches_taken,
             "workers": self._workers,
             "owned": self._owned_state(),
@@ -148,7 +157,8 @@ class DataPosition:
             saved["at_iterator"],
             saved["at_first_batch"],
         )
-        self._warn_of_replay(saved)
+        warn_of_reading_again(self._combined.flattened, batches)
+        warn_of_other_workers(self._workers, saved["workers"])
         for loader in self._combined.flattened:
             _shutdown_workers_and_reset_iterator(loader)
         self._restore_owned(self._at_iterator["owned"])
@@ -156,6 +166,8 @@ class DataPosition:
         self._load_states(self._at_iterator["states"])
         restore_rng_state(self._at_iterator["rng"])
         fetcher = iter(self._fetcher)
+        self._cycled.follow(self._combined)
+        self._cycled.repeat(saved.get("cycled", []))
         if isinstance(fetcher, _DataLoaderIterDataFetcher):
             fetcher = fetcher.iterator_wrapper  # type: ignore[assignment]
         for number in tqdm(range(batches), desc="Reading the epoch's batches again", disable=not batches):
@@ -164,6 +176,7 @@ class DataPosition:
             if number == batches - 1 and saved["before_fetch"] is not None:
                 restore_rng_state(saved["before_fetch"])
             next(fetcher)
+        self._cycled.are_repeated()
         # What hooks and validations did meanwhile to data and samplers, or drew from a generator, no reading repeats.
         # Samplers are under way, and with other workers not as far as they were.
         for name, owned in self._owned_of(saved["owned"]):
@@ -172,23 +185,6 @@ class DataPosition:
             elif self._workers == saved["workers"]:
                 owned.restore_attributes(saved["owned"][name]["values"])
             owned.restore_generators(saved["owned"][name]["generators"])
-
-    def _warn_of_replay(self, saved: dict[str, Any]) -> None:
-        if saved["batches"]:
-            warnings.warn(
-                f"{', '.join(self._names_of_replayed)} cannot go to a position: the {saved['batches']} batches of this "
-                "epoch that were trained on are read again and passed over. resumable(loader) goes there at once.",
-                ReadAgainWarning,
-                stacklevel=2,
-            )
-        if self._workers != saved["workers"]:
-            warnings.warn(
-                f"the data was read by {saved['workers']} workers, and is read by {self._workers} now: what samples "
-                "draw from random number generators differs. Use as many as before, or resumable(loader), where their "
-                "number does not matter.",
-                InexactResumeWarning,
-                stacklevel=2,
-            )
 
     def _load_states(self, states: list[dict[str, Any]]) -> None:
         stateful = [loader for loader in self._combined.flattened if isinstance(loader, _Stateful)]
@@ -287,7 +283,3 @@ class DataPosition:
     @property
     def _workers(self) -> list[int]:
         return [getattr(loader, "num_workers", 0) for loader in self._combined.flattened]
-
-    @property
-    def _names_of_replayed(self) -> list[str]:
-        return [type(loader).__name__ for loader in self._combined.flattened if not isinstance(loader, _Stateful)]

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, RandomSampler
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.data.errors import ReadAgainWarning
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 
 
@@ -61,6 +62,37 @@ class SamplersOnTheWay:
     def batch_was_fetched(self) -> None:
         """It is there."""
         self._behind_fetch = [generator.get_state() for generator in self._generators]
+
+
+def warn_of_reading_again(loaders: list[Any], batches: int) -> None:
+    """It takes time.
+
+    Warns:
+        ReadAgainWarning: names the loaders that cannot go to a position.
+    """
+    if batches:
+        names = ", ".join(type(loader).__name__ for loader in loaders if not isinstance(loader, _Stateful))
+        warnings.warn(
+            f"{names} cannot go to a position: the {batches} batches of this epoch that were trained on are read again "
+            "and passed over. resumable(loader) goes there at once.",
+            ReadAgainWarning,
+            stacklevel=2,
+        )
+
+
+def warn_of_other_workers(now: list[int], saved: list[int]) -> None:
+    """What samples draw depends on their number.
+
+    Warns:
+        InexactResumeWarning: it is another one than at the save.
+    """
+    if now != saved:
+        warnings.warn(
+            f"the data was read by {saved} workers, and is read by {now} now: what samples draw from random number "
+            "generators differs. Use as many as before, or resumable(loader), where their number does not matter.",
+            InexactResumeWarning,
+            stacklevel=2,
+        )
 
 
 def warn_of_shared_loaders(trainer: Trainer) -> None:

@@ -53,7 +53,8 @@ class Small(LightningModule):
         self.record = Record(seen=[])
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        batches = list(batch.values()) if isinstance(batch, dict) else [batch]
+        of_several = isinstance(batch, dict) or isinstance(batch[0], list)
+        batches = list(batch.values() if isinstance(batch, dict) else batch) if of_several else [batch]
         loss = sum(nn.functional.mse_loss(self.net(part[0]), part[1]) for part in batches if part is not None)
         self.mean(loss.detach())
         self.log("mean", self.mean, on_step=False, on_epoch=True)
@@ -114,10 +115,22 @@ LOADERS: dict[str, Any] = {
         for mode in ("max_size_cycle", "max_size", "min_size")
         for wrap in (plain, resumable)
     },
+    **{
+        f"max_size_cycle of shuffled ones{', with workers' * bool(workers)}": lambda workers=workers: [
+            DataLoader(NoisySamples(), 4, shuffle=True),
+            DataLoader(NoisySamples(10), 4, shuffle=True, num_workers=workers),
+        ]
+        for workers in (0, 1)
+    },
+    "max_size_cycle with a resumable one": lambda: [
+        resumable(DataLoader(NoisySamples(5), 4, shuffle=True)),
+        DataLoader(NoisySamples(), 4, shuffle=True),
+        DataLoader(NoisySamples(9), 4, shuffle=True),
+    ],
 }
 
 
-IN_SUITE = ("shuffled", "own generator", "own iterable", "max_size_cycle of plain", "min_size of resumable")
+IN_SUITE = ("shuffled", "own generator", "own iterable", "max_size_cycle of shuffled ones", "min_size of resumable")
 
 
 @pytest.mark.filterwarnings("ignore:a resume of this training cannot be exact. the order of Counted")

@@ -1,0 +1,71 @@
+"""Loaders that begin another pass in the middle of an epoch, since ``CombinedLoader`` cycles through the shorter ones.
+
+A stock ``DataLoader`` then draws the seed of its order, or of its workers, from torch's global generator, in which the
+model has drawn meanwhile: reading the epoch's batches again does not repeat that. So the generators are noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+
+from neuromanifold_gpt.data.positioned_loader import PositionedLoader
+from neuromanifold_gpt.state.rng import capture_rng_state, restore_rng_state
+
+
+class CycledPasses:
+    """Follows the passes that loaders begin within an epoch. The last of each decides its batches to come."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, dict[str, Any]] = {}  # by number of the loader
+        self._repeated: dict[int, dict[str, Any]] = {}
+
+    def current(self) -> list[dict[str, Any]]:
+        """The last of each loader that has begun another, as plain values and tensors."""
+        return [*self._last.values()]
+
+    def epoch_begins(self) -> None:
+        """No loader has."""
+        self._last, self._repeated = {}, {}
+
+    def repeat(self, saved: list[dict[str, Any]]) -> None:
+        """The batches up to :meth:`current` of a save are about to be read again, until :meth:`are_repeated`."""
+        self._last, self._repeated = {}, {last["loader"]: last for last in saved}
+
+    def are_repeated(self) -> None:
+        """Passes to come begin with what is drawn then."""
+        self._repeated = {}
+
+    def follow(self, combined: CombinedLoader) -> None:
+        """Follow the iterator that there is now, unless it is already."""
+        iterator: Any = combined._iterator
+        if combined._mode != "max_size_cycle" or len(combined.flattened) == 1 or iterator is None:
+            return
+        if not any(isinstance(loader, _Followed) for loader in iterator.iterables):
+            iterator.iterables = [
+                loader if isinstance(loader, PositionedLoader) else _Followed(loader, partial(self._begins, number))
+                for number, loader in enumerate(iterator.iterables)
+            ]
+
+    def _begins(self, number: int) -> None:
+        passes = self._last[number]["passes"] + 1 if number in self._last else 1
+        if number in self._repeated and self._repeated[number]["passes"] == passes:
+            restore_rng_state(self._repeated[number]["rng"])
+        self._last[number] = {"loader": number, "passes": passes, "rng": capture_rng_state()}
+
+
+class _Followed:
+    """A loader that tells when a pass over it begins."""
+
+    def __init__(self, loader: Any, begins: Callable[[], None]) -> None:
+        self._loader, self._begins = loader, begins
+
+    def __iter__(self) -> Iterator[Any]:
+        self._begins()
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        return len(self._loader)
