@@ -31,7 +31,9 @@ from neuromanifold_gpt.lightning_io.loader_warnings import (
     warn_of_other_workers,
     warn_of_reading_again,
 )
+from neuromanifold_gpt.lightning_io.streams_read_again import StreamsReadAgain
 from neuromanifold_gpt.lightning_io.users_parts import what_trains
+from neuromanifold_gpt.state.flat_values import equal
 from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, restore_rng_state
@@ -50,6 +52,7 @@ class DataPosition:
         self._at_iterator: dict[str, Any] = {}
         self._at_first_batch: dict[str, Any] = {}
         self._cycled = CycledPasses()
+        self._streams = StreamsReadAgain([])
         self._ended_before_resume: set[int] = set()  # in this epoch
         # Before the last fetch, where one batch is fetched ahead because the length is not known.
         self._before_fetch: dict[str, Any] = {}
@@ -63,6 +66,7 @@ class DataPosition:
         self._variables = what_is_drawn_from({}, things=[*what_trains(self._fit_loop.trainer), *self.objects()])
         self._samplers_on_the_way = SamplersOnTheWay(self._combined.flattened)
         self._beside = ChangesBesidePosition([*self._owned.values()])
+        self._streams = StreamsReadAgain(self._combined.flattened)
         self.iterator_is_made()
         warn_of_inexact_loaders(self._combined.flattened)
 
@@ -82,12 +86,13 @@ class DataPosition:
         replayed, ahead = not self._all_stateful, self._fetcher.length is None
         if replayed:
             self._cycled.follow(self._combined)
+            self._streams.follow(self._combined)
             if self._batches_taken == 0:
                 self._at_first_batch = capture_rng_state()
         if ahead:
             self._before_fetch = self._position_of_stateful()
-            if replayed:
-                self._before_fetch["rng"] = capture_rng_state()
+        if replayed and (ahead or self._streams):
+            self._before_fetch["rng"] = capture_rng_state()
 
     def batch_was_fetched(self) -> None:
         """Training goes on with it."""
@@ -118,6 +123,7 @@ class DataPosition:
             "at_first_batch": self._at_first_batch,
             "before_fetch": self._before_fetch.get("rng"),
             "cycled": self._cycled.current(),
+            "streams": self._streams.current(),
             "batches": self._batches_taken,
             "workers": self._workers,
             "owned": self._owned_state(),
@@ -175,11 +181,15 @@ class DataPosition:
                 restore_rng_state(self._at_first_batch)
             if number == batches - 1 and saved["before_fetch"] is not None:
                 restore_rng_state(saved["before_fetch"])
+            self._streams.follow(self._combined)
             next(fetcher)
         self._cycled.are_repeated()
+        owned_of = self._owned_of(saved["owned"])
+        if batches and all(equal(owned.changed_values(), saved["owned"][name]["values"]) for name, owned in owned_of):
+            self._streams.check(saved.get("streams", {}))
         # What hooks and validations did meanwhile to data and samplers, or drew from a generator, no reading repeats.
         # Samplers are under way, and with other workers not as far as they were.
-        for name, owned in self._owned_of(saved["owned"]):
+        for name, owned in owned_of:
             if not is_order(name):
                 owned.restore_values(saved["owned"][name]["values"])
             elif self._workers == saved["workers"]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import LearningRateFinder, WeightAveraging
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from torchmetrics import MeanMetric
 
 from neuromanifold_gpt import CheckpointError, ResumableDataLoader, SeparatedCheckpoint, resumable
@@ -370,3 +372,52 @@ class TestWhatChangedOnResume:
 
         with pytest.raises(StateMismatchError, match=match):
             self.resume(path, module=Other(schedule=schedule or "step"))
+
+
+class BufferedStream(IterableDataset):
+    """Augments samples, and shuffles them in a buffer."""
+
+    def __init__(self, draw: Callable[[int], int]) -> None:
+        self.draw = draw
+
+    def __iter__(self) -> Any:
+        samples, buffer = NoisySamples(40), []
+        for i in range(40):
+            buffer.append(i)
+            if len(buffer) > 10:
+                yield samples[buffer.pop(self.draw(len(buffer)))]
+
+
+class BufferedStreamWithLength(BufferedStream):
+    def __len__(self) -> int:
+        return 30
+
+
+def of_the_model(length: int) -> int:
+    return int(torch.randint(length, ()))
+
+
+STREAM = pytest.mark.parametrize("stream", [BufferedStream, BufferedStreamWithLength])
+
+
+@STREAM
+def test_a_stream_whose_order_depends_on_what_the_model_draws_is_said(stream: Any, tmp_path: Path):
+    def loader() -> Any:
+        return DataLoader(stream(of_the_model), 4)
+
+    train(tmp_path / "a", loader, max_steps=4)
+    with pytest.warns(InexactResumeWarning, match=f"{stream.__name__}, begun again, has come to other samples"):
+        train(tmp_path / "b", loader, by_step(tmp_path / "a")[4].model_path, max_steps=5)
+
+
+@STREAM
+def test_a_stream_whose_samples_alone_depend_on_what_the_model_draws_is_exact(stream: Any, tmp_path: Path):
+    def loader() -> Any:
+        return DataLoader(stream(lambda length: length // 2), 4)
+
+    whole = train(tmp_path / "a", loader)
+    for step in (1, 4, 7, 10):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", InexactResumeWarning)
+            resumed = train(tmp_path / f"b{step}", loader, by_step(tmp_path / "a")[step].model_path)
+        assert resumed.record.seen == whole.record.seen[-len(resumed.record.seen) :], f"from step {step}"

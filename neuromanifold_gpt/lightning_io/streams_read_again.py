@@ -1,0 +1,125 @@
+"""Whether reading a stream again has come to the same samples.
+
+A stream that shuffles in a buffer may draw from the global generators while it goes on, and so does the model: read
+again without the model, it draws other numbers. One that only augments its samples comes to the same place. What tells
+is the last batch, made again with the random numbers that it had, and the ids, labels and texts of all batches.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, IterableDataset
+
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.flat_values import equal
+
+_ELEMENTS_OF_TENSOR = 1024  # that are looked at, evenly spaced
+
+
+class StreamsReadAgain:
+    """Follows the stock loaders that read a stream in this process.
+
+    Args:
+        loaders: all that training reads.
+    """
+
+    def __init__(self, loaders: list[Any]) -> None:
+        self._loaders = {number: loader for number, loader in enumerate(loaders) if _reads_stream_here(loader)}
+        self._followed: dict[int, _FollowedStream] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._loaders)
+
+    def follow(self, combined: CombinedLoader) -> None:
+        """Follow the iterators that there are now."""
+        iterators: list[Any] = combined._iterator.iterators if combined._iterator is not None else []
+        for number in self._loaders if iterators else ():
+            if not isinstance(iterators[number], _FollowedStream):
+                iterators[number] = self._followed[number] = _FollowedStream(iterators[number])
+
+    def current(self) -> dict[int, list[str]]:
+        """Digests of what was read, by number of the loader, of streams that draw while they go on."""
+        return {number: stream.digests() for number, stream in self._followed.items() if stream.draws}
+
+    def check(self, saved: dict[int, list[str]]) -> None:
+        """Compare with :meth:`current` of the save up to which the streams were read again.
+
+        Warns:
+            InexactResumeWarning: names those that have come to other samples.
+        """
+        followed = {number: self._followed[number].digests() for number in saved if number in self._followed}
+        names = [
+            type(self._loaders[number].dataset).__name__ for number in followed if followed[number] != saved[number]
+        ]
+        if names:
+            warnings.warn(
+                f"this resume is not exact: {', '.join(names)}, begun again, has come to other samples than before, "
+                "since it draws from random number generators while it goes on, and others draw from them too. Use "
+                "resumable(loader), which keeps its draws apart.",
+                InexactResumeWarning,
+                stacklevel=2,
+            )
+
+
+class _FollowedStream(Iterator[Any]):
+    """An iterator over batches; notices whether making them draws, behind the first."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self._batches = batches
+        self._has_begun = False
+        self._whole = xxhash.xxh3_64()  # of what augmentation leaves alone
+        self._last = ""
+        self.draws = False
+
+    def digests(self) -> list[str]:
+        """Of the last batch, and of ids, labels and texts of all."""
+        return [self._last, self._whole.hexdigest()]
+
+    def __next__(self) -> Any:
+        before = None if self.draws else _states()
+        batch = next(self._batches)
+        if not self.draws and self._has_begun:
+            self.draws = not equal(before, _states())
+        self._has_begun = True
+        shown = _shown(batch)
+        self._last = xxhash.xxh3_64_hexdigest(_encoded(shown))
+        self._whole.update(_encoded([leaf for leaf in shown if not _has_fractions(leaf)]))
+        return batch
+
+
+def _reads_stream_here(loader: Any) -> bool:
+    return type(loader) is DataLoader and isinstance(loader.dataset, IterableDataset) and not loader.num_workers
+
+
+def _states() -> list[Any]:
+    return [random.getstate(), np.random.get_state(), torch.get_rng_state()]
+
+
+def _shown(batch: Any) -> list[Any]:
+    """What can be compared in a batch."""
+    shown: list[Any] = []
+    for leaf in tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_quantized:
+            elements = leaf.detach().reshape(-1)
+            shown.append((leaf.dtype, elements[:: 1 + len(elements) // _ELEMENTS_OF_TENSOR].tolist()))
+        elif isinstance(leaf, str | bytes | int | float):
+            shown.append(leaf)
+    return shown
+
+
+def _has_fractions(leaf: Any) -> bool:
+    return isinstance(leaf, float) or (isinstance(leaf, tuple) and (leaf[0].is_floating_point or leaf[0].is_complex))
+
+
+def _encoded(shown: list[Any]) -> bytes:
+    return repr(shown).encode("utf-8", errors="surrogateescape")
