@@ -187,6 +187,7 @@ class ExactResume(Callback):
                 "module_values": loop.module_values,
                 "data": loop.data,
                 "validation": loop.validation,
+                "loader_epochs": loop.loader_epochs,
                 "epoch_metrics": loop.epoch_metrics,
                 "gradients": capture_gradients(pl_module, all_of_them=True) if loop.open_window else {},
             }
@@ -196,7 +197,6 @@ class ExactResume(Callback):
             **{key: [rank[key] for rank in ranks] for key in ranks[0]},
             # Before the first step after a resume, the loaded ones are not in place yet.
             "callback_metrics": dict(sorted({**(self._loaded or {}).get("callback_metrics", {}), **monitored}.items())),
-            "loader_epochs": loop.loader_epochs,
             "modes": module_modes(pl_module),
             "inexact": inexact_here(trainer, loop.point) + self._tracker.inexact_here(loop.point, loop.fit_loop),
             "scheduler_classes": [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs],
@@ -231,7 +231,7 @@ class ExactResume(Callback):
             )
         elif self._loaded["point"] is not None and self._boundaries is not None:
             self._tracker.loaded(checkpoint, self._loaded)
-            self._loader_epochs.loaded(self._loaded["loader_epochs"])
+            self._loader_epochs.loaded(own_state(self._loaded["loader_epochs"]))
             self._boundaries.resume_at(self._loaded["point"], checkpoint["loops"]["fit_loop"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,20 +1,28 @@
-"""In which epochs Lightning asked for loaders, so that a resumed run asks as the uninterrupted one did.
+"""How Lightning asked for loaders, so that a resumed run asks as the uninterrupted one did.
 
 With ``reload_dataloaders_every_n_epochs`` the count begins where loaders were asked for last, and a user's
-``train_dataloader`` may depend on ``trainer.current_epoch``. Lightning saves neither: a resumed run would ask in the
-epoch of the checkpoint, and again ``n`` epochs after that.
+``train_dataloader`` may depend on ``trainer.current_epoch`` and on random numbers. Lightning saves neither: a resumed
+run would ask in the epoch of the checkpoint, and again ``n`` epochs after that.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch.loops.fit_loop import _FitLoop
 
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.lightning_io.loader_parts import shown_data
+from neuromanifold_gpt.state.rng import capture_rng_state, restore_rng_state
+
 _FIELDS = {"training": "_last_train_dl_reload_epoch", "validation": "_last_val_dl_reload_epoch"}
+_IS_DUE = {"training": "_should_reload_train_dl", "validation": "_should_reload_val_dl"}
+_HOOKS = {"training": "train_dataloader", "validation": "val_dataloader"}
 
 
 class LoaderEpochs:
@@ -23,43 +31,102 @@ class LoaderEpochs:
     def __init__(self, fit_loop: _FitLoop) -> None:
         self._fit_loop = fit_loop
         self._loops: dict[str, Any] = {"training": fit_loop, "validation": fit_loop.epoch_loop.val_loop}
-        self._loaded: Mapping[str, float] = {}
+        self._asked: dict[str, dict[str, Any]] = {}  # with which random numbers, and what was given
+        self._known: dict[str, list[weakref.ref[Any]]] = {}  # what has held data that was given
+        self._loaded: Mapping[str, dict[str, Any]] = {}
         for name in self._loops:
             self._follow(name)
 
-    def current(self) -> dict[str, float]:
-        """The epoch of each; infinite before the first time."""
-        return {name: getattr(loop, _FIELDS[name]) for name, loop in self._loops.items()}
+    def current(self) -> dict[str, dict[str, Any]]:
+        """The epoch of each, infinite before the first time; where loaders are asked for anew, also how."""
+        return {
+            name: {"epoch": getattr(loop, _FIELDS[name]), **self._asked.get(name, {})}
+            for name, loop in self._loops.items()
+        }
 
-    def loaded(self, epochs: Mapping[str, float]) -> None:
-        """A checkpoint has these :meth:`current`: until it is resumed from, loaders are asked for as in that epoch."""
-        self._loaded = epochs
+    def loaded(self, saved: Mapping[str, dict[str, Any]]) -> None:
+        """A checkpoint has these :meth:`current`: until it is resumed from, loaders are asked for as they were then."""
+        self._loaded = saved
 
     def resumed(self) -> None:
-        """From here on, loaders are asked for anew where the uninterrupted run does so."""
-        for name, epoch in self._loaded.items():
-            setattr(self._loops[name], _FIELDS[name], epoch)
+        """From here on, loaders are asked for anew where the uninterrupted run does so.
+
+        Warns:
+            InexactResumeWarning: those that are trained or validated on until then are others than at the save.
+        """
+        for name, saved in self._loaded.items():
+            loop = self._loops[name]
+            setattr(loop, _FIELDS[name], saved["epoch"])
+            if name not in self._asked or "data" not in saved or getattr(loop, _IS_DUE[name]):
+                continue
+            if _differs(saved["data"], self._asked[name]["data"]):
+                _warn_of_other_data(_HOOKS[name])
+            self._asked[name] = {"rng": saved["rng"], "data": saved["data"]}
         self._loaded = {}
 
     def _follow(self, name: str) -> None:
-        loop = self._loops[name]
-        set_up = loop.setup_data
+        set_up = self._loops[name].setup_data
 
-        def as_in_that_epoch() -> None:
-            epoch = self._loaded.get(name, math.inf)
-            if math.isinf(epoch):
-                set_up()
-            else:
-                with self._at_epoch(int(epoch)):
-                    set_up()
+        def as_it_was() -> None:
+            saved = self._loaded.get(name, {})
+            with self._at_epoch(saved.get("epoch", math.inf)), _random_numbers_of(saved.get("rng")):
+                self._set_up(name, set_up)
 
-        loop.setup_data = as_in_that_epoch
+        self._loops[name].setup_data = as_it_was
+
+    def _set_up(self, name: str, set_up: Any) -> None:
+        if not self._fit_loop.trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+            set_up()
+            return
+        loop, rng = self._loops[name], capture_rng_state()
+        before = loop._combined_loader
+        set_up()
+        if loop._combined_loader is not before:
+            self._asked[name] = {"rng": rng, "data": self._shown_data(name)}
+
+    def _shown_data(self, name: str) -> dict[str, str]:
+        """Not of what a process has kept from the time before, such as tables that are made when they are needed."""
+        known = [thing for reference in self._known.get(name, []) if (thing := reference()) is not None]
+        data, new = shown_data(self._loops[name]._combined_loader.flattened, known)
+        self._known[name] = [weakref.ref(thing) for thing in (*known, *new) if type(thing).__weakrefoffset__]
+        return data
 
     @contextmanager
-    def _at_epoch(self, epoch: int) -> Iterator[None]:
+    def _at_epoch(self, epoch: float) -> Iterator[None]:
+        if math.isinf(epoch):
+            yield
+            return
         progress = self._fit_loop.epoch_progress.current  # ``trainer.current_epoch`` is the number completed
-        now, progress.completed = progress.completed, epoch
+        now, progress.completed = progress.completed, int(epoch)
         try:
             yield
         finally:
             progress.completed = now
+
+
+@contextmanager
+def _random_numbers_of(rng: dict[str, Any] | None) -> Iterator[None]:
+    if rng is None:
+        yield
+        return
+    now = capture_rng_state()
+    restore_rng_state(rng)
+    try:
+        yield
+    finally:
+        restore_rng_state(now)
+
+
+def _differs(saved: dict[str, str], now: dict[str, str]) -> bool:
+    """What only one of them has was kept, see ``_shown_data``."""
+    return any(saved[path] != now[path] for path in saved.keys() & now.keys())
+
+
+def _warn_of_other_data(hook: str) -> None:
+    warnings.warn(
+        f"this resume is not exact: {hook}() was asked again, and gives other data than before the save. It depends on "
+        "more than the epoch and the global random number generators, such as the weights: let it go by what a "
+        "state_dict has.",
+        InexactResumeWarning,
+        stacklevel=2,
+    )

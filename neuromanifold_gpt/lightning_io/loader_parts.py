@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from lightning.fabric.utilities.data import sized_len
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.shown_values import shown_value
+
+_HOLDING_DATA = (Tensor, np.ndarray, list, tuple)
 
 
 def owned_by_loader(number: int, loader: Any) -> dict[str, OwnedState]:
@@ -15,6 +21,27 @@ def owned_by_loader(number: int, loader: Any) -> dict[str, OwnedState]:
         name: OwnedState({name: part}, ignored, thorough=name.endswith("sampler"))
         for name, part, ignored in _parts_with_state(number, loader)
     }
+
+
+def shown_data(loaders: list[Any], known: list[Any]) -> tuple[dict[str, str], list[Any]]:
+    """What tells whether loaders give other data, by path, and the objects that hold it.
+
+    Of a dataset its length, and tensors, arrays and lists, but for those of ``known`` objects.
+    """
+    found: dict[str, str] = {}
+    holding: list[Any] = []
+    for number, loader in enumerate(loaders):
+        dataset = getattr(loader, "dataset", loader)
+        parts = {f"{number}.dataset": dataset}
+        if type(loader) is DataLoader and type(loader.sampler).__module__.startswith("torch."):
+            parts[f"{number}.sampler"] = loader.sampler  # of others, lists and tensors go with the position
+        found[f"{number}.length"] = str(sized_len(dataset))
+        owned = OwnedState(parts, tuple(known))
+        holding += [owner for _, owner in owned.owners()]
+        for path, value in owned.attributes():
+            if issubclass(type(value), _HOLDING_DATA):  # isinstance() would ask proxies
+                found[path] = shown_value(value, is_data=True, is_setting=True) or ""
+    return found, holding
 
 
 def _parts_with_state(number: int, loader: Any) -> list[tuple[str, Any, tuple[Any, ...]]]:

@@ -46,7 +46,7 @@ class LoopState:
         module_values: what else it changes beside its state dict, see :class:`ModuleValues`.
         data: position in the training data, see :class:`DataPosition`.
         validation: what decides the batches of the next validation, see :class:`ValidationPosition`.
-        loader_epochs: in which epochs loaders were asked for, see :class:`LoaderEpochs`.
+        loader_epochs: in which epochs loaders were asked for, and how, see :class:`LoaderEpochs`.
         epoch_metrics: what has been accumulated, see ``epoch_metrics.py``.
         open_window: gradients have been accumulated that no optimizer step has used yet.
         callbacks: states of the callbacks there, if they may have changed since.
@@ -62,7 +62,7 @@ class LoopState:
     module_values: dict[str, Any]
     data: dict[str, Any]
     validation: dict[str, Any]
-    loader_epochs: dict[str, float]
+    loader_epochs: dict[str, dict[str, Any]]
     epoch_metrics: dict[str, Any]
     open_window: bool = False
     callbacks: dict[str, Any] | None = None
@@ -137,7 +137,7 @@ class ResumePointTracker:
             module_values=own_state(resume["module_values"]),
             data=own_state(resume["data"]),
             validation=own_state(resume["validation"]),
-            loader_epochs=resume["loader_epochs"],
+            loader_epochs=own_state(resume["loader_epochs"]),
             epoch_metrics=own_state(resume["epoch_metrics"]),
         )
 

@@ -1,0 +1,110 @@
+"""With ``reload_dataloaders_every_n_epochs``, a resumed run has the loaders of the undisturbed one, or it is said."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from neuromanifold_gpt import ResumableDataLoader, SeparatedCheckpoint
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+
+from .toy import NoisySamples, ToyModule, by_step, contents, fit
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::neuromanifold_gpt.data.errors.ReadAgainWarning"),
+    pytest.mark.filterwarnings("ignore:The .* does not have many workers"),
+]
+
+
+def own(samples: Any) -> Any:
+    return ResumableDataLoader(samples, 4, shuffle=True, seed=5)
+
+
+def stock(samples: Any) -> Any:
+    return DataLoader(samples, 4, shuffle=True)
+
+
+class RandomPart(ToyModule):
+    """Trains each epoch on a random part of the samples."""
+
+    make = staticmethod(own)
+
+    def train_dataloader(self) -> Any:
+        return self.make(Subset(NoisySamples(40), random.sample(range(40), 20)))
+
+
+class RandomPartOfStock(RandomPart):
+    make = staticmethod(stock)
+
+
+class HardSamples(ToyModule):
+    """Trains each epoch on the samples with the largest loss."""
+
+    def train_dataloader(self) -> Any:
+        inputs = torch.linspace(-1, 1, 40)[:, None].expand(40, 8)
+        with torch.no_grad():
+            hardest = self.eval().net(inputs)[:, 0].sin().mul(1e6).sin().topk(20).indices.tolist()
+        self.train()
+        return own(Subset(NoisySamples(40), hardest))
+
+
+class NoisyWithLazyTable(NoisySamples):
+    """Makes a table when it is first needed."""
+
+    table: Tensor | None = None
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor, int]:
+        if self.table is None:
+            self.table = torch.arange(self.size)
+        return super().__getitem__(int(self.table[i]))
+
+
+class SameSamples(ToyModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.samples = NoisyWithLazyTable(20)
+
+    def train_dataloader(self) -> Any:
+        return own(self.samples)
+
+
+def train(directory: Path, module: ToyModule, path: Path | None = None, **options: Any) -> ToyModule:
+    saver = SeparatedCheckpoint(directory, every_n_train_steps=1, save_top_k=-1)
+    options = {"max_steps": 12, "reload_dataloaders_every_n_epochs": 1, **options}
+    return fit(saver, module=module, ckpt_path=path, loaders=False, **options)[1]
+
+
+@pytest.mark.parametrize("kind", [RandomPart, RandomPartOfStock, SameSamples])
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_loaders_that_depend_on_random_numbers_are_those_of_the_undisturbed_run(
+    kind: type[ToyModule], epochs: int, tmp_path: Path
+):
+    options = {"reload_dataloaders_every_n_epochs": epochs}
+    whole = train(tmp_path / "a", kind(), **options)
+    for step in (3, 5, 8, 10):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", InexactResumeWarning)
+            resumed = train(tmp_path / f"b{step}", kind(), by_step(tmp_path / "a")[step].model_path, **options)
+        assert resumed.history == [entry for entry in whole.history if entry[0] >= step], f"from step {step}"
+        assert contents(by_step(tmp_path / f"b{step}")[12]) == contents(by_step(tmp_path / "a")[12])
+
+
+def test_loaders_that_depend_on_the_weights_are_said(tmp_path: Path):
+    train(tmp_path / "a", HardSamples(), max_steps=9)
+    with pytest.warns(InexactResumeWarning, match=r"train_dataloader\(\) was asked again, and gives other data"):
+        train(tmp_path / "b", HardSamples(), by_step(tmp_path / "a")[8].model_path, max_steps=9)
+
+
+def test_they_are_nothing_to_say_where_an_epoch_begins(tmp_path: Path):
+    whole = train(tmp_path / "a", HardSamples(), max_steps=9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InexactResumeWarning)
+        resumed = train(tmp_path / "b", HardSamples(), by_step(tmp_path / "a")[5].model_path, max_steps=9)
+    assert resumed.history == [entry for entry in whole.history if entry[0] >= 5]
