@@ -24,10 +24,11 @@ from neuromanifold_gpt.checkpoint.errors import StateMismatchError
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.lightning_io.cycled_passes import CycledPasses
-from neuromanifold_gpt.lightning_io.loader_parts import is_order, owned_by_loader
+from neuromanifold_gpt.lightning_io.loader_parts import is_order, owned_by_loader, settings_of
 from neuromanifold_gpt.lightning_io.loader_warnings import (
     SamplersOnTheWay,
     warn_of_inexact_loaders,
+    warn_of_other_settings,
     warn_of_other_workers,
     warn_of_reading_again,
 )
@@ -45,6 +46,7 @@ class DataPosition:
     def __init__(self, fit_loop: _FitLoop) -> None:
         self._fit_loop = fit_loop
         self._owned: dict[str, OwnedState] = {}
+        self._settings: list[dict[str, Any]] = []
         self._variables = OwnedState({})  # generators in users' Python modules
         self._samplers_on_the_way = SamplersOnTheWay([])
         self._beside = ChangesBesidePosition([])
@@ -59,7 +61,7 @@ class DataPosition:
 
     def loaders_are_new(self) -> None:
         """Lightning has just got its loaders, and will make an iterator of them."""
-        self._owned = {}
+        self._owned, self._settings = {}, settings_of(self._combined.flattened)
         for number, loader in enumerate(self._combined.flattened):
             if not isinstance(loader, _Stateful):
                 self._owned.update(owned_by_loader(number, loader))
@@ -126,6 +128,7 @@ class DataPosition:
             "streams": self._streams.current(),
             "batches": self._batches_taken,
             "workers": self._workers,
+            "settings": self._settings,
             "owned": self._owned_state(),
         }
 
@@ -151,6 +154,8 @@ class DataPosition:
         """
         if not saved or self._fit_loop._combined_loader is None:  # of no batches, if limit_train_batches is 0
             return
+        if not self._fit_loop._should_reload_train_dl:  # else others come
+            warn_of_other_settings(self._settings, saved.get("settings", []))
         self._restore_owned(saved.get("owned", {}))
         self._load_states(saved["states"] if "states" in saved else saved["at_iterator"]["states"])
         for loader in self._combined.flattened:
@@ -158,11 +163,9 @@ class DataPosition:
                 loader.leave_pass()
 
     def _read_again(self, saved: dict[str, Any]) -> None:
-        batches, self._at_iterator, self._at_first_batch = (
-            saved["batches"],
-            saved["at_iterator"],
-            saved["at_first_batch"],
-        )
+        batches, self._at_iterator = saved["batches"], saved["at_iterator"]
+        self._at_first_batch = saved["at_first_batch"]
+        warn_of_other_settings(self._settings, saved.get("settings", []))
         warn_of_reading_again(self._combined.flattened, batches)
         warn_of_other_workers(self._workers, saved["workers"])
         for loader in self._combined.flattened:

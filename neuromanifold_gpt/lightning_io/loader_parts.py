@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from lightning.fabric.utilities.data import sized_len
+from lightning.fabric.utilities.types import _Stateful
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -20,6 +21,23 @@ def owned_by_loader(number: int, loader: Any) -> dict[str, OwnedState]:
     return {
         name: OwnedState({name: part}, ignored, thorough=name.endswith("sampler"))
         for name, part, ignored in _parts_with_state(number, loader)
+    }
+
+
+def settings_of(loaders: list[Any]) -> list[dict[str, Any]]:
+    """What decides how the samples of loaders without ``state_dict`` are shared out among batches."""
+    return [_settings(loader) for loader in loaders if not isinstance(loader, _Stateful)]
+
+
+def _settings(loader: Any) -> dict[str, Any]:
+    if not isinstance(loader, DataLoader):
+        return {"length": sized_len(loader)}
+    batches = loader.batch_sampler if loader.batch_sampler is not None else loader
+    return {
+        "batch_size": getattr(batches, "batch_size", None),
+        "drop_last": getattr(batches, "drop_last", None),
+        "sampler": type(loader.sampler).__name__,
+        "dataset_size": sized_len(loader.dataset),
     }
 
 

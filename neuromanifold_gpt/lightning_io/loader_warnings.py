@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, RandomSampler
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
-from neuromanifold_gpt.data.errors import ReadAgainWarning
+from neuromanifold_gpt.data.errors import DataOrderWarning, ReadAgainWarning
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 
 
@@ -91,6 +91,26 @@ def warn_of_other_workers(now: list[int], saved: list[int]) -> None:
             f"the data was read by {saved} workers, and is read by {now} now: what samples draw from random number "
             "generators differs. Use as many as before, or resumable(loader), where their number does not matter.",
             InexactResumeWarning,
+            stacklevel=2,
+        )
+
+
+def warn_of_other_settings(now: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
+    """Of loaders that cannot tell by themselves.
+
+    Warns:
+        DataOrderWarning: lists those that are not as at the save.
+    """
+    changed = [
+        f"{key} was {before[key]} and is {value}"
+        for settings, before in zip(now, saved, strict=False)
+        for key, value in settings.items()
+        if key in before and before[key] != value
+    ]
+    if changed:
+        warnings.warn(
+            f"the data goes on, but not as before, with other samples in its batches: {', '.join(changed)}.",
+            DataOrderWarning,
             stacklevel=2,
         )
 

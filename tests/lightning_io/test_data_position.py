@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric
 
 from neuromanifold_gpt import CheckpointError, ResumableDataLoader, SeparatedCheckpoint, resumable
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
-from neuromanifold_gpt.data.errors import ReadAgainWarning
+from neuromanifold_gpt.data.errors import DataOrderWarning, ReadAgainWarning
 
 from ..record import Record
 from ..sampled import sampled
@@ -169,6 +169,27 @@ def test_reading_again_is_said_and_another_number_of_workers_too(tmp_path: Path)
         train(tmp_path / "b", LOADERS["shuffled"], path, max_steps=4)
     with pytest.warns(InexactResumeWarning, match=r"read by \[0\] workers, and is read by \[2\] now"):
         train(tmp_path / "c", LOADERS["shuffled, with workers"], path, max_steps=4)
+
+
+@pytest.mark.parametrize("step", [3, 7], ids=["within an epoch", "between epochs"])
+@pytest.mark.parametrize(
+    ("loader", "match"),
+    [
+        (lambda: DataLoader(NoisySamples(), 6, shuffle=True), "batch_size was 4 and is 6.$"),
+        (
+            lambda: DataLoader(NoisySamples(30), 4),
+            "sampler was RandomSampler and is .*, dataset_size was 26 and is 30.$",
+        ),
+    ],
+)
+def test_settings_of_a_stock_loader_that_differ_are_said(loader: Any, match: str, step: int, tmp_path: Path):
+    train(tmp_path / "a", LOADERS["shuffled"], max_steps=step)
+    path = by_step(tmp_path / "a")[step].model_path
+    with pytest.warns(DataOrderWarning, match=match):
+        train(tmp_path / "b", loader, path, max_steps=step + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataOrderWarning)
+        train(tmp_path / "c", LOADERS["shuffled"], path, max_steps=step + 1)
 
 
 @pytest.mark.parametrize(
