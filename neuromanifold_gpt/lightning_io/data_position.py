@@ -76,6 +76,7 @@ class DataPosition:
         """Lightning is about to make an iterator."""
         self._ended_before_resume.clear()
         self._cycled.epoch_begins()
+        self._before_fetch = {}
         self._at_iterator = {"states": self._states(), "begun_again": [], "at_end": []}
         if not self._all_stateful:
             variables = self._variables.generator_states()

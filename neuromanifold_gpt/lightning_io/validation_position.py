@@ -119,6 +119,7 @@ class ValidationPosition:
         combined = self._loop._combined_loader
         if combined is self._followed:
             return
+        self._workers.leave()
         self._followed = combined
         self._samplers, self._data = {}, {}
         for number, loader in enumerate(combined.flattened if combined is not None else ()):

@@ -35,10 +35,9 @@ class PersistentWorkers:
             if isinstance(loader, DataLoader) and not isinstance(loader, _Stateful) and loader.persistent_workers
         ]
         self._samples_have_drawn = torch.zeros(1, dtype=torch.uint8).share_memory_() if self._loaders else None
+        self._collate_fns = [loader.collate_fn for loader in self._loaders]
         for loader in self._loaders:
-            if not isinstance(loader.collate_fn, _CollateThatSeesDraws):
-                loader.collate_fn = _CollateThatSeesDraws(loader.collate_fn)
-            loader.collate_fn.samples_have_drawn = self._samples_have_drawn
+            loader.collate_fn = _CollateThatSeesDraws(loader.collate_fn, self._samples_have_drawn)
 
     def are_running(self) -> list[bool]:
         """For each loader."""
@@ -53,8 +52,14 @@ class PersistentWorkers:
             if was_running and loader._iterator is None:
                 iter(loader)
 
+    def leave(self) -> None:
+        """The loaders are as they were, and no longer watched."""
+        for loader, collate_fn in zip(self._loaders, self._collate_fns, strict=True):
+            loader.collate_fn = collate_fn
+
     def stop(self) -> None:
-        """Lightning does so only if there has been a validation since."""
+        """Leave, and end workers: Lightning does so only if there has been a validation since their start."""
+        self.leave()
         for loader in self._loaders:
             _shutdown_workers_and_reset_iterator(loader)
 
@@ -79,9 +84,9 @@ class PersistentWorkers:
 class _CollateThatSeesDraws:
     """``collate_fn``, which notices whether random numbers are drawn from one batch of its worker to the next."""
 
-    def __init__(self, collate_fn: Callable[[Any], Any]) -> None:
-        self.samples_have_drawn: torch.Tensor | None = None  # in memory that is shared with the main process
+    def __init__(self, collate_fn: Callable[[Any], Any], samples_have_drawn: torch.Tensor | None) -> None:
         self._collate_fn = collate_fn
+        self._samples_have_drawn = samples_have_drawn  # in memory that is shared with the main process
         self._batches = 0
         self._states: list[Any] = []
 
@@ -90,8 +95,8 @@ class _CollateThatSeesDraws:
         if (worker := get_worker_info()) is None or self._batches == _WATCHED_BATCHES:
             return batch
         before, self._states = self._states, self._states_of_generators(worker.dataset)
-        if self._batches and self.samples_have_drawn is not None and not equal(before, self._states):
-            self.samples_have_drawn.fill_(1)
+        if self._batches and self._samples_have_drawn is not None and not equal(before, self._states):
+            self._samples_have_drawn.fill_(1)
         self._batches += 1
         return batch
 

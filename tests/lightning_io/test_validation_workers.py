@@ -54,6 +54,10 @@ def validated(samples: Dataset[Any], wrap: Any = lambda loader: loader, **option
     return module
 
 
+def collate(samples: list[Any]) -> Any:
+    return torch.utils.data.default_collate(samples)
+
+
 def train(directory: Path, module: ToyModule, path: Path | None = None, **options: Any) -> ToyModule:
     saver = SeparatedCheckpoint(directory, every_n_train_steps=1, save_top_k=-1)
     return fit(saver, module=module, ckpt_path=path, loaders=False, **{"max_steps": 9, **options})[1]
@@ -99,3 +103,16 @@ def test_samples_that_draw_elsewhere_are_nothing_to_say(module: Any, tmp_path: P
     with warnings.catch_warnings():
         warnings.simplefilter("error", InexactResumeWarning)
         train(tmp_path, module(), max_steps=3, val_check_interval=1)
+
+
+def test_loaders_are_left_as_they_were(tmp_path: Path):
+    loader = DataLoader(QuietSamples(8), 2, num_workers=1, persistent_workers=True, collate_fn=collate)
+    module = Validated()
+    module.of_validation = lambda: loader
+    train(tmp_path / "a", module, max_steps=8, reload_dataloaders_every_n_epochs=1)
+    assert loader.collate_fn is collate
+    resumed = Validated()
+    resumed.of_validation = lambda: loader
+    train(tmp_path / "b", resumed, by_step(tmp_path / "a")[8].model_path, max_steps=9)  # without a validation
+    assert loader.collate_fn is collate
+    assert loader._iterator is None
