@@ -14,16 +14,15 @@ from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
 
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.consumers import consumers_of, counted_from, zipped_with
+from neuromanifold_gpt.data.epoch_setter import EpochSetter
 from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.position import Position, Progress
+from neuromanifold_gpt.state.before_next_batch import BeforeNextBatch, Gap
 from neuromanifold_gpt.state.unsaved_values import variables_beside_state
-
-_FABRIC_WRAPPERS = ("lightning.fabric.wrappers", "lightning_fabric.wrappers")
 
 
 class PositionedLoader(DataLoader[Any]):
@@ -52,6 +51,7 @@ class PositionedLoader(DataLoader[Any]):
         shown = {"dataset": dataset, "batch_size": batch_size, "drop_last": drop_last}
         for name, value in {**shown, "sampler": EpochSetter(self._position)}.items():
             object.__setattr__(self, name, value)
+        self._before_next_batch = BeforeNextBatch()
 
     @property
     def seed(self) -> int:
@@ -89,8 +89,10 @@ class PositionedLoader(DataLoader[Any]):
     def _pass(self, itself: list[weakref.ref[Any]]) -> Iterator[Any]:
         # A generator: nothing here happens before the first batch is asked for, so iterators that are only created
         # (Lightning makes several) do not use up the position to continue from.
-        position = self._position
+        position, before_next = self._position, self._before_next_batch
         is_first, goes_on = self.variables_at_first_pass is None, position.goes_on
+        is_within = goes_on and (self.is_at_end or self.batches_consumed > 0)
+        before_next.batch_is_asked_for(sys._getframe(1), goes_on=is_within)
         if self.variables_at_first_pass is None:
             self.variables_at_first_pass = variables_beside_state(self.objects_of_position())
         number = position.begin_pass()
@@ -104,7 +106,9 @@ class PositionedLoader(DataLoader[Any]):
                 if position.moves == moves:  # else the position was set meanwhile, and this pass has no say in it
                     position.advance(number, epoch, progress)
                 self._beside.begin()
+                before_next.batch_is_given()
                 yield batch
+                before_next.batch_is_asked_for(sys._getframe(1), goes_on=True)
             if position.moves == moves and position.epoch == epoch:
                 position.is_exhausted = True
                 if is_whole:
@@ -230,6 +234,10 @@ class PositionedLoader(DataLoader[Any]):
         """Their positions were loaded from the same checkpoint."""
         self._restored_with = WeakSet(others)
 
+    def follow_up_to_batch(self, gap: Gap) -> None:
+        """There was a save or a restore of this loader."""
+        self._before_next_batch.begin(gap, is_over_in_pass=self.is_at_end and self._position.is_in_pass)
+
     @property
     def needs_its_position(self) -> bool:
         """Whether there were passes, the next one depends on their number, and nobody sets the epoch."""
@@ -274,18 +282,3 @@ class PositionedLoader(DataLoader[Any]):
                 stacklevel=2,
             )
         self._position.go_to(state_dict["epoch"], progress, continue_pass=True)
-
-
-class EpochSetter(DistributedSampler[Any]):
-    """Passes ``set_epoch`` on."""
-
-    def __init__(self, position: Position) -> None:  # not super(): that one wants a process group
-        self._position = position
-
-    def set_epoch(self, epoch: int) -> None:
-        """See :meth:`Position.set_epoch`; Fabric begins to count at 0 in each process, however far training is."""
-        asking = sys._getframe(2).f_globals.get("__name__")  # it calls a function that it shares with the Trainer
-        if asking in _FABRIC_WRAPPERS:
-            self._position.set_counted_epoch(epoch)
-        else:
-            self._position.set_epoch(epoch)

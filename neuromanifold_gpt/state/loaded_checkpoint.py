@@ -18,6 +18,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     MissingOptimizerError,
     StateMismatchError,
 )
+from neuromanifold_gpt.state.before_next_batch import follow_up_to_batch
 from neuromanifold_gpt.state.generators import Generator, set_generator_state
 from neuromanifold_gpt.state.gradients import restore_gradients
 from neuromanifold_gpt.state.metrics import load_metric_states, metrics_of
@@ -180,6 +181,7 @@ class LoadedCheckpoint:
             )
         if self.rng_states:
             restore_own_rng_state(self.rng_states)
+            follow_up_to_batch("restore", loaders)
         return self
 
     def _restore_beside_state(

@@ -24,6 +24,7 @@ from neuromanifold_gpt.checkpoint.writer import (
     stage_checkpoint,
     write_checkpoint,
 )
+from neuromanifold_gpt.state.before_next_batch import follow_up_to_batch
 from neuromanifold_gpt.state.generators import Generator, generator_state
 from neuromanifold_gpt.state.gradients import capture_gradients
 from neuromanifold_gpt.state.metrics import metric_states, metrics_of
@@ -159,7 +160,10 @@ def save_checkpoint(
         )
         return _written(paths, staged, retention)
 
-    return _on_rank_0(save) if distributed() else save()
+    saved = _on_rank_0(save) if distributed() else save()
+    if not save_model_only:
+        follow_up_to_batch("save", as_list(loaders))
+    return saved
 
 
 def _written(paths: CheckpointPaths, staged: StagedCheckpoint, retention: Retention | None) -> Checkpoint:

@@ -1,0 +1,172 @@
+"""Random numbers that are drawn between a save, or a restore, and the next batch, which only one of two runs draws.
+
+A run that goes on does what stands between its save and the next batch; one that resumes does what stands between
+``restore()`` and its first batch. Inside a ``for`` over the loader the two have nothing in common. Elsewhere, before a
+new pass or around ``next(iterator)``, both may do the same, such as seeding at each epoch's start: there, draws of the
+one are told only if the other is known to have none. And they matter only if training draws, which the step behind
+them shows.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+import types
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from opcode import opname
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.users_objects import has_position
+
+Beginning = Literal["creation", "save", "restore"]
+_ITERATING = {"FOR_ITER", "SEND"}
+_MESSAGES = {
+    "save": (
+        "random numbers were drawn, or generators seeded ({names}), between save_checkpoint and the next batch: a run "
+        "that resumes from there does not do that, and goes on with other random numbers. Save behind it, as the last "
+        "thing before the next batch."
+    ),
+    "restore": (
+        "random numbers were drawn, or generators seeded ({names}), between restore() and the first batch: the run "
+        "that was saved did not do that there, so this one goes on with other random numbers. Restore as the last "
+        "thing before the first batch; do what begins an epoch only where loader.batches_consumed is 0."
+    ),
+}
+
+
+def _generator_states() -> dict[str, Any]:
+    name, key, *rest = np.random.get_state()
+    return {
+        "random": random.getstate(),
+        "numpy.random": (name, np.asarray(key).tobytes(), *rest),
+        "torch": torch.default_generator.get_state().numpy().tobytes(),
+    }
+
+
+def _moved(before: dict[str, Any], now: dict[str, Any]) -> frozenset[str]:
+    return frozenset(name for name, state in now.items() if state != before[name])
+
+
+@dataclass
+class Gap:
+    """Up to the next batch from one of some loaders. What is drawn behind that is training's affair."""
+
+    beginning: Beginning
+    states: dict[str, Any] = field(default_factory=_generator_states)
+    is_over: bool = False
+
+
+@dataclass
+class _Step:
+    """The one behind a gap in which generators have moved."""
+
+    beginning: Beginning
+    moved: frozenset[str]
+    is_told: bool
+    seed: int = field(default_factory=torch.initial_seed)
+    states: dict[str, Any] | None = None  # when its batch was handed out
+
+    def used(self) -> frozenset[str]:
+        """Which of them it has drawn from, as they were left."""
+        if self.states is None or torch.initial_seed() != self.seed:
+            return frozenset()
+        return self.moved & _moved(self.states, _generator_states())
+
+
+class BeforeNextBatch:
+    """Follows the global generators for one loader."""
+
+    def __init__(self) -> None:
+        self._gap: Gap | None = Gap("creation")
+        self._step: _Step | None = None
+        self._is_over_in_pass = False
+        self._at_start: frozenset[str] | None = None  # what moves before the first batch of a process, if known
+        self._not_told: frozenset[str] = frozenset()  # which of these training has used
+        self._said: set[Beginning] = set()
+
+    def begin(self, gap: Gap, *, is_over_in_pass: bool) -> None:
+        """There was a save or a restore.
+
+        Args:
+            gap: from there on.
+            is_over_in_pass: nothing was left of a pass that had not ended. Where that is resumed, the pass ends at
+                once, and what stands behind it is done again.
+        """
+        self._end_step(stacklevel=5)
+        self._gap, self._is_over_in_pass = gap, is_over_in_pass
+
+    def batch_is_asked_for(self, asking: types.FrameType, *, goes_on: bool) -> None:
+        """A batch, or the end of a pass.
+
+        Args:
+            asking: who asks.
+            goes_on: in the pass in which the loader was, here or in the process that saved it.
+
+        Warns:
+            InexactResumeWarning: the step before has used generators that had moved before it.
+        """
+        if self._step is not None and self._step.states is not None:
+            self._end_step(stacklevel=4)
+        gap, self._gap = self._gap, None
+        if gap is None or gap.is_over:
+            return
+        gap.is_over = True
+        moved = _moved(gap.states, _generator_states())
+        is_certain = goes_on and _iterates(asking)
+        if gap.beginning == "save":
+            self._end_gap_of_save(moved, is_certain, goes_on)
+        elif gap.beginning == "restore":
+            self._at_start = moved
+            self._follow_step("restore", moved, is_told=is_certain)
+        elif not moved:
+            self._at_start = moved
+
+    def batch_is_given(self) -> None:
+        """The batch that was asked for."""
+        if self._step is not None and self._step.states is None:
+            self._step.states = _generator_states()
+
+    def _end_gap_of_save(self, moved: frozenset[str], is_certain: bool, goes_on: bool) -> None:
+        if is_certain:
+            self._follow_step("save", moved, is_told=True)
+        elif (goes_on or not self._is_over_in_pass) and self._at_start is not None:
+            self._say("restore", self._not_told - moved, stacklevel=5)
+            self._follow_step("save", moved - self._at_start, is_told=True)
+
+    def _follow_step(self, beginning: Beginning, moved: frozenset[str], *, is_told: bool) -> None:
+        self._step = _Step(beginning, moved, is_told) if moved else None
+
+    def _end_step(self, stacklevel: int) -> None:
+        step, self._step = self._step, None
+        if step is not None and step.is_told:
+            self._say(step.beginning, step.used(), stacklevel + 1)
+        elif step is not None:
+            self._not_told = step.used()
+
+    def _say(self, beginning: Beginning, names: frozenset[str], stacklevel: int) -> None:
+        if names and beginning not in self._said:
+            self._said.add(beginning)
+            message = _MESSAGES[beginning].format(names=", ".join(sorted(names)))
+            warnings.warn(message, InexactResumeWarning, stacklevel=stacklevel)
+
+
+def follow_up_to_batch(beginning: Beginning, loaders: Iterable[Any]) -> None:
+    """Up to the next batch of one of those that are this package's."""
+    gap = Gap(beginning)
+    for loader in filter(has_position, loaders):
+        loader.follow_up_to_batch(gap)
+
+
+def _iterates(frame: types.FrameType | None) -> bool:
+    """Whether a ``for`` asks, or a generator that is asked by one, so that nothing can be done before it asks."""
+    while frame is not None and opname[frame.f_code.co_code[frame.f_lasti]] in _ITERATING:
+        if not frame.f_code.co_flags & inspect.CO_GENERATOR:
+            return True
+        frame = frame.f_back
+    return False
