@@ -1,19 +1,20 @@
-"""Random numbers that are drawn between a save, or a restore, and the next batch, which only one of two runs draws.
+"""Draws, and steps of schedulers, between a save, or a restore, and the next batch, that only one of two runs makes.
 
 A run that goes on does what stands between its save and the next batch; one that resumes does what stands between
 ``restore()`` and its first batch. Inside a ``for`` over the loader the two have nothing in common. Elsewhere, before a
 new pass or around ``next(iterator)``, both may do the same, such as seeding at each epoch's start: there, draws of the
-one are told only if the other is known to have none. And they matter only if training draws, which the step behind
+one are told only if the other is known to have none. And draws matter only if training draws, which the step behind
 them shows.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import random
 import types
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from opcode import opname
 from typing import Any, Literal
@@ -22,11 +23,25 @@ import numpy as np
 import torch
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.flat_values import equal
 from neuromanifold_gpt.state.users_objects import has_position
 
 Beginning = Literal["creation", "save", "restore"]
 _ITERATING = {"FOR_ITER", "SEND"}
-_MESSAGES = {
+_SCHEDULERS = "schedulers"
+_ALL = frozenset({"random", "numpy.random", "torch", _SCHEDULERS})
+_OF_SCHEDULERS = {
+    "save": (
+        "a scheduler was stepped between save_checkpoint and the next batch, which a run that resumes from there does "
+        "not do: its learning rates come a step later. Save behind scheduler.step()."
+    ),
+    "restore": (
+        "a scheduler was stepped between restore() and the first batch, which the run that was saved did not do there: "
+        "its learning rates come a step too early. Restore behind it; step by epochs only where "
+        "loader.batches_consumed is 0."
+    ),
+}
+_OF_GENERATORS = {
     "save": (
         "random numbers were drawn, or generators seeded ({names}), between save_checkpoint and the next batch: a run "
         "that resumes from there does not do that, and goes on with other random numbers. Save behind it, as the last "
@@ -58,8 +73,18 @@ class Gap:
     """Up to the next batch from one of some loaders. What is drawn behind that is training's affair."""
 
     beginning: Beginning
-    states: dict[str, Any] = field(default_factory=_generator_states)
+    schedulers: Sequence[Any] = ()
     is_over: bool = False
+
+    def __post_init__(self) -> None:
+        self._generators = _generator_states()
+        self._schedules = [copy.deepcopy(scheduler.state_dict()) for scheduler in self.schedulers]
+
+    def moved(self) -> frozenset[str]:
+        """What is not as it was."""
+        generators = _moved(self._generators, _generator_states())
+        schedules = [scheduler.state_dict() for scheduler in self.schedulers]
+        return generators if equal(schedules, self._schedules) else generators | {_SCHEDULERS}
 
 
 @dataclass
@@ -73,22 +98,22 @@ class _Step:
     states: dict[str, Any] | None = None  # when its batch was handed out
 
     def used(self) -> frozenset[str]:
-        """Which of them it has drawn from, as they were left."""
+        """Which of them have a say in it: generators that it has drawn from, as they were left, and schedulers."""
         if self.states is None or torch.initial_seed() != self.seed:
-            return frozenset()
-        return self.moved & _moved(self.states, _generator_states())
+            return self.moved & {_SCHEDULERS}
+        return self.moved & {*_moved(self.states, _generator_states()), _SCHEDULERS}
 
 
 class BeforeNextBatch:
-    """Follows the global generators for one loader."""
+    """Follows the global generators, and schedulers, for one loader."""
 
     def __init__(self) -> None:
         self._gap: Gap | None = Gap("creation")
         self._step: _Step | None = None
         self._is_over_in_pass = False
-        self._at_start: frozenset[str] | None = None  # what moves before the first batch of a process, if known
+        self._at_start: frozenset[str] = _ALL  # what may move before the first batch of a process
         self._not_told: frozenset[str] = frozenset()  # which of these training has used
-        self._said: set[Beginning] = set()
+        self._said: set[str] = set()
 
     def begin(self, gap: Gap, *, is_over_in_pass: bool) -> None:
         """There was a save or a restore.
@@ -109,7 +134,7 @@ class BeforeNextBatch:
             goes_on: in the pass in which the loader was, here or in the process that saved it.
 
         Warns:
-            InexactResumeWarning: the step before has used generators that had moved before it.
+            InexactResumeWarning: the step before has used what had moved before it.
         """
         if self._step is not None and self._step.states is not None:
             self._end_step(stacklevel=4)
@@ -117,15 +142,15 @@ class BeforeNextBatch:
         if gap is None or gap.is_over:
             return
         gap.is_over = True
-        moved = _moved(gap.states, _generator_states())
+        moved = gap.moved()
         is_certain = goes_on and _iterates(asking)
         if gap.beginning == "save":
             self._end_gap_of_save(moved, is_certain, goes_on)
         elif gap.beginning == "restore":
             self._at_start = moved
             self._follow_step("restore", moved, is_told=is_certain)
-        elif not moved:
-            self._at_start = moved
+        else:
+            self._at_start = _ALL if moved else frozenset({_SCHEDULERS})  # which nobody has named so far
 
     def batch_is_given(self) -> None:
         """The batch that was asked for."""
@@ -135,7 +160,7 @@ class BeforeNextBatch:
     def _end_gap_of_save(self, moved: frozenset[str], is_certain: bool, goes_on: bool) -> None:
         if is_certain:
             self._follow_step("save", moved, is_told=True)
-        elif (goes_on or not self._is_over_in_pass) and self._at_start is not None:
+        elif goes_on or not self._is_over_in_pass:
             self._say("restore", self._not_told - moved, stacklevel=5)
             self._follow_step("save", moved - self._at_start, is_told=True)
 
@@ -150,16 +175,21 @@ class BeforeNextBatch:
             self._not_told = step.used()
 
     def _say(self, beginning: Beginning, names: frozenset[str], stacklevel: int) -> None:
-        if names and beginning not in self._said:
-            self._said.add(beginning)
-            message = _MESSAGES[beginning].format(names=", ".join(sorted(names)))
-            warnings.warn(message, InexactResumeWarning, stacklevel=stacklevel)
+        generators = ", ".join(sorted(names - {_SCHEDULERS}))
+        messages = [_OF_GENERATORS[beginning].format(names=generators)] if generators else []
+        messages += [_OF_SCHEDULERS[beginning]] if _SCHEDULERS in names else []
+        for message in messages:
+            kind = message.partition(" ")[0] + beginning
+            if kind not in self._said:
+                self._said.add(kind)
+                warnings.warn(message, InexactResumeWarning, stacklevel=stacklevel)
 
 
-def follow_up_to_batch(beginning: Beginning, loaders: Iterable[Any]) -> None:
+def follow_up_to_batch(beginning: Beginning, loaders: Iterable[Any], schedulers: Sequence[Any]) -> None:
     """Up to the next batch of one of those that are this package's."""
-    gap = Gap(beginning)
-    for loader in filter(has_position, loaders):
+    own = list(filter(has_position, loaders))
+    gap = Gap(beginning, schedulers) if own else None
+    for loader in own:
         loader.follow_up_to_batch(gap)
 
 

@@ -181,7 +181,7 @@ class LoadedCheckpoint:
             )
         if self.rng_states:
             restore_own_rng_state(self.rng_states)
-            follow_up_to_batch("restore", loaders)
+            follow_up_to_batch("restore", loaders, schedulers)
         return self
 
     def _restore_beside_state(

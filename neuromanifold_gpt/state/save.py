@@ -162,7 +162,7 @@ def save_checkpoint(
 
     saved = _on_rank_0(save) if distributed() else save()
     if not save_model_only:
-        follow_up_to_batch("save", as_list(loaders))
+        follow_up_to_batch("save", as_list(loaders), as_list(schedulers))
     return saved
 
 

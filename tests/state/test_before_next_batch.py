@@ -42,17 +42,29 @@ def seed_all(number):
 class Loop:
     """Three epochs, with hooks at each place where a program may draw; ``losses`` are those of all steps."""
 
-    def __init__(self, directory, *, saves, steps=3 * BATCHES, dropout=0.5, by_next=False, breaks=False, **hooks):
+    def __init__(
+        self,
+        directory,
+        *,
+        saves,
+        steps=3 * BATCHES,
+        dropout=0.5,
+        by_next=False,
+        breaks=False,
+        schedule_at=None,
+        **hooks,
+    ):
         self.directory, self.saves, self.steps, self.by_next = directory, saves, steps, by_next
-        self.breaks = breaks
+        self.breaks, self.schedule_at = breaks, schedule_at
         self.dropout, self.hooks, self.losses = dropout, hooks, {}
 
     def at(self, place, number=0):
         self.hooks.get(place, lambda _: None)(number)
+        if place == self.schedule_at:
+            self.scheduler.step()
 
     def save(self, step, epoch):
-        parts = {"model": self.model, "optimizers": self.optimizer, "loaders": self.loader}
-        save_checkpoint(self.directory, step=step, epoch=epoch, **parts)
+        save_checkpoint(self.directory, step=step, epoch=epoch, **self.parts)
         self.at("behind the save", step)
 
     def start(self):
@@ -60,10 +72,17 @@ class Loop:
         self.model = nn.Sequential(nn.Linear(1, 8), nn.Dropout(self.dropout), nn.Linear(8, 1))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.001)
         self.loader = ResumableDataLoader(torch.arange(2.0 * BATCHES)[:, None], 2, shuffle=True)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 1, 0.9)
+        self.parts = {
+            "model": self.model,
+            "optimizers": self.optimizer,
+            "schedulers": self.scheduler,
+            "loaders": self.loader,
+        }
         step = 0
         if checkpoint := latest_checkpoint(self.directory):
             loaded = load_checkpoint(checkpoint)
-            loaded.restore(model=self.model, optimizers=self.optimizer, loaders=self.loader)
+            loaded.restore(**self.parts)
             step = loaded.global_step
         self.at("start")
         return step
@@ -74,9 +93,11 @@ class Loop:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        self.at("behind the step", step)
         self.losses[step + 1] = loss.item()
         if step + 1 in self.saves.get("step", ()):
             self.save(step + 1, self.loader.epoch)
+        self.at("end of the step", step)
         return step + 1
 
     def run(self):
@@ -232,3 +253,46 @@ def test_the_generators_are_named_and_so_is_the_line(tmp_path):
     with pytest.warns(InexactResumeWarning, match=r"seeded \(random, torch\), between save") as said:
         Loop(tmp_path, saves=WITHIN, step=both, **{"behind the save": both}).run()
     assert said[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
+class TestSchedulers:
+    """They are stepped at one place of the loop, whose model draws nothing."""
+
+    EXACT = (
+        ("behind the step", WITHIN, 3),
+        ("step", WITHIN, 3),  # before the optimizer, as was usual once
+        ("epoch", {"epoch": True}, 5),
+        ("behind the pass", {"epoch": True}, 5),
+        ("behind the pass", {"step": (4, 8)}, 5),
+    )
+
+    @pytest.mark.parametrize(("place", "saves", "stop"), EXACT)
+    def test_that_both_runs_step_are_not_said(self, place, saves, stop, tmp_path):
+        whole, resumed, is_exact = of_two_runs(tmp_path, saves=saves, stop=stop, dropout=0.0, schedule_at=place)
+        assert is_exact
+        assert not whole
+        assert not resumed
+
+    def test_that_are_stepped_behind_the_save_are_said(self, tmp_path):
+        said = of_two_runs(tmp_path, saves=WITHIN, stop=3, dropout=0.0, schedule_at="end of the step")
+        assert not said[2]
+        for warned in said[:2]:
+            assert len(warned) == 1
+            assert "a scheduler was stepped between save_checkpoint and the next batch" in warned[0]
+
+    def test_that_are_stepped_behind_the_save_of_an_epoch_are_said_by_the_resumed_run(self, tmp_path):
+        where = {"saves": {"epoch": True}, "schedule_at": "behind the epoch"}
+        whole, resumed, is_exact = of_two_runs(tmp_path, **where, stop=5, dropout=0.0)
+        assert not is_exact
+        assert not whole  # it may be stepped at an epoch's start, for all that is known
+        assert len(resumed) == 1
+        assert "a scheduler was stepped between save_checkpoint and the next batch" in resumed[0]
+
+    @pytest.mark.parametrize("place", ["start", "epoch"])
+    def test_that_are_stepped_behind_the_restore_are_said(self, place, tmp_path):
+        whole, resumed, is_exact = of_two_runs(tmp_path, saves=WITHIN, stop=3, dropout=0.0, schedule_at=place)
+        assert not is_exact
+        assert not whole
+        assert len(resumed) == 1
+        assert "a scheduler was stepped between restore() and the first batch" in resumed[0]
