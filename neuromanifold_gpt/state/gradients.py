@@ -8,8 +8,9 @@ gradients only the names are stored: the next thing that a loop does to them is 
 
 from __future__ import annotations
 
+import operator
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,13 +26,18 @@ _MARK = "_version_at_step"
 
 
 def capture_gradients(
-    module: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = (), *, all_of_them: bool = False
+    module: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer] = (),
+    stateful: Mapping[str, Any] | None = None,
+    *,
+    all_of_them: bool = False,
 ) -> dict[str, Any]:
     """The gradients of a model and of what else its optimizers have, by clean name. The tensors are the live ones.
 
     Args:
         module: the model.
         optimizers: their parameters that are not the model's are named by their place.
+        stateful: of these, modules and optimizers count as well.
         all_of_them: a loop that goes on adding to gradients after it has used them needs them all.
 
     Returns:
@@ -45,7 +51,7 @@ def capture_gradients(
     unused: dict[str, Tensor] = {}
     used: dict[str, Tensor] = {}
     sparse: list[str] = []
-    for name, parameter in _parameters(module, optimizers):
+    for name, parameter in _parameters(module, optimizers, stateful or {}):
         gradient = parameter.grad
         if gradient is None:
             continue
@@ -55,7 +61,8 @@ def capture_gradients(
             unused[name] = gradient
         else:
             sparse.append(name)
-    follow(used, optimizers)
+    for owners in (optimizers, [*_optimizers_in(stateful or {}).values()]):
+        follow(used, owners)
     if sparse:
         warnings.warn(
             f"sparse gradients that no optimizer has used are not stored, so a resume from this save loses them: "
@@ -67,11 +74,14 @@ def capture_gradients(
 
 
 def restore_gradients(
-    module: nn.Module, saved: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer] = ()
+    module: nn.Module,
+    saved: dict[str, Any],
+    optimizers: Sequence[torch.optim.Optimizer] = (),
+    stateful: Mapping[str, Any] | None = None,
 ) -> None:
     """Put back what :func:`capture_gradients` found: unused gradients, zeros for used ones, none for the others."""
     names, used = set(saved["used"]), {}
-    for name, parameter in _parameters(module, optimizers):
+    for name, parameter in _parameters(module, optimizers, stateful or {}):
         parameter.grad = None
         if name in saved["unused"]:
             parameter.grad = saved["unused"][name].to(parameter.device, parameter.dtype, copy=True)
@@ -79,28 +89,48 @@ def restore_gradients(
             parameter.grad = torch.zeros_like(parameter)
             _mark(parameter.grad)
             used[name] = parameter
-    follow(used, optimizers)
+    for owners in (optimizers, [*_optimizers_in(stateful or {}).values()]):
+        follow(used, owners)
 
 
 def _parameters(
-    module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+    module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], stateful: Mapping[str, Any]
 ) -> Iterator[tuple[str, nn.Parameter | Tensor]]:
-    """Each once. Of the names of a tied one the first in the alphabet, whatever the order of modules."""
+    """Each once, of the first that has it."""
     seen: set[int] = set()
-    for name, parameter in sorted(unwrap(module).named_parameters(remove_duplicate=False), key=_clean):
+    for name, parameter in _all_parameters(module, optimizers, stateful):
         if id(parameter) not in seen:
             seen.add(id(parameter))
-            yield clean_name(name), parameter
+            yield name, parameter
+
+
+def _all_parameters(
+    module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], stateful: Mapping[str, Any]
+) -> Iterator[tuple[str, nn.Parameter | Tensor]]:
+    yield from _parameters_of_module(module)
     for number, optimizer in enumerate(optimizers):
-        for g, group in enumerate(optimizer.param_groups):
-            for i, parameter in enumerate(group["params"]):
-                if id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    yield f"optimizer.{number}.{g}.{i}", parameter
+        yield from _parameters_of_optimizer(f"optimizer.{number}", optimizer)
+    for key, value in sorted(stateful.items()):
+        if isinstance(value, nn.Module):
+            yield from ((f"stateful.{key}.{name}", parameter) for name, parameter in _parameters_of_module(value))
+    for key, optimizer in sorted(_optimizers_in(stateful).items()):
+        yield from _parameters_of_optimizer(f"stateful.{key}", optimizer)
 
 
-def _clean(item: tuple[str, nn.Parameter]) -> str:
-    return clean_name(item[0])
+def _parameters_of_module(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Of the names of a tied one the first in the alphabet comes first, whatever the order of modules."""
+    named = unwrap(module).named_parameters(remove_duplicate=False)
+    return sorted(((clean_name(name), parameter) for name, parameter in named), key=operator.itemgetter(0))
+
+
+def _parameters_of_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for g, group in enumerate(optimizer.param_groups):
+        for i, parameter in enumerate(group["params"]):
+            yield f"{prefix}.{g}.{i}", parameter
+
+
+def _optimizers_in(stateful: Mapping[str, Any]) -> dict[str, torch.optim.Optimizer]:
+    return {key: value for key, value in stateful.items() if isinstance(value, torch.optim.Optimizer)}
 
 
 def _is_used(gradient: Tensor) -> bool:

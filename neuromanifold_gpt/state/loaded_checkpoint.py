@@ -147,9 +147,6 @@ class LoadedCheckpoint:
                 self._warn_of_values_left_out(model, [*optimizers, *schedulers, *loaders, *further.values()])
             if self.modes:
                 warn_of_other_modes(restore_modes(model, self.modes))
-            gradients: dict[str, Any] = own_state(self.gradients) if self.gradients else {}
-            if gradients:
-                restore_gradients(model, gradients, optimizers)
         for optimizer, state in zip(optimizers, matched, strict=True):
             load_matched_state(optimizer, state)
         targets = [*schedulers, *loaders, *further.values()]
@@ -160,6 +157,9 @@ class LoadedCheckpoint:
         ]
         for target, state in zip(targets, states, strict=True):
             target.load_state_dict(copy.deepcopy(state))
+        gradients: dict[str, Any] = own_state(self.gradients) if self.gradients and model is not None else {}
+        if gradients and model is not None:
+            restore_gradients(model, gradients, optimizers, further)
         together: list[Any] = list(filter(has_position, loaders))
         for loader in together:
             loader.restored_with(other for other in together if other is not loader)

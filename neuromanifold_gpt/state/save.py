@@ -120,7 +120,7 @@ def save_checkpoint(
         "data": [loader.state_dict() for loader in as_stateful("loaders", loaders)],
         "gradients": {}
         if save_model_only
-        else capture_gradients(model, as_list(optimizers), all_of_them=save_gradients),
+        else capture_gradients(model, as_list(optimizers), further, all_of_them=save_gradients),
     }
     rank_states = gather_across_ranks(of_this_rank)
     names = parameter_names(model)

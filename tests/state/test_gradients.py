@@ -227,6 +227,40 @@ def test_a_loop_that_is_interrupted_anywhere_in_a_window_goes_on_exactly(stop, t
         assert torch.equal(one, two)
 
 
+class TestOfFurtherModelsAndOptimizers:
+    """A critic, given to ``stateful`` with its optimizer, or only its optimizer is."""
+
+    @pytest.mark.parametrize("given", [("critic", "optimizer"), ("optimizer",), ("critic",)])
+    def test_go_on_in_the_middle_of_a_window(self, given, tmp_path):
+        model, optimizer = make()
+        critic, critic_optimizer = make()
+        further = {"critic": critic, "optimizer": critic_optimizer}
+        backward(critic, 1)
+        critic_optimizer.step()
+        critic_optimizer.zero_grad()
+        backward(critic, 2)
+        save_checkpoint(
+            tmp_path, step=1, model=model, optimizers=optimizer, stateful={key: further[key] for key in given}
+        )
+        expected = [parameter.grad.clone() for parameter in critic.parameters()]
+        for module in (model, critic):
+            module.zero_grad()
+        load_checkpoint(tmp_path).restore(
+            model=model, optimizers=optimizer, stateful={key: further[key] for key in given}
+        )
+        for parameter, gradient in zip(critic.parameters(), expected, strict=True):
+            assert torch.equal(parameter.grad, gradient)
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    def test_that_a_step_has_used_are_not_stored(self):
+        model, optimizer = make()
+        critic, critic_optimizer = make()
+        backward(critic, 1)
+        critic_optimizer.step()
+        captured = capture_gradients(model, [optimizer], {"critic": critic, "optimizer": critic_optimizer})
+        assert captured == {"unused": {}, "used": [f"stateful.critic.{name}" for name in sorted(ALL)]}
+
+
 class TestALoopThatDoesNotZero:
     """What the save leaves out, since a step has used it, is part of the next step there."""
 
@@ -247,6 +281,20 @@ class TestALoopThatDoesNotZero:
         with pytest.warns(InexactResumeWarning, match=r"1\.bias, for one.*save_gradients=True") as said:
             self.train(tmp_path, zero, micro_batches=micro_batches)
         assert len(said) == 1
+
+    def test_is_told_also_beside_an_optimizer_whose_gradients_are_zeroed(self, tmp_path):
+        model, optimizer = make()
+        critic = nn.Linear(4, 1)
+        further = {"critic": critic, "optimizer": optim.SGD(critic.parameters(), lr=0.1)}
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for step in range(2):
+                critic.zero_grad()
+                for module, its_optimizer in ((model, optimizer), (critic, further["optimizer"])):
+                    backward(module, step)
+                    its_optimizer.step()
+                save_checkpoint(tmp_path, step=step, model=model, optimizers=optimizer, stateful=further)
+        assert ["1.bias, for one" in str(w.message) for w in said if w.category is InexactResumeWarning] == [True]
 
     @pytest.mark.parametrize("zero", ["set to none", "in place"])
     @pytest.mark.parametrize("micro_batches", [1, 3])
