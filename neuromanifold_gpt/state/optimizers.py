@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from neuromanifold_gpt.checkpoint.errors import StateMismatchError
 from neuromanifold_gpt.checkpoint.foreign import clean_name
@@ -209,6 +210,8 @@ def _check_shapes(state: Mapping[str, Any], optimizer: torch.optim.Optimizer, na
     all_names = [name for group in group_names(optimizer, names) for name in group]
     guess = "" if has_names(state) else "It has no parameter names, and their order was probably another one. "
     for number, (parameter, name) in enumerate(zip(parameters, all_names, strict=True)):
+        if is_lazy(parameter):  # the model's state gives it a shape
+            continue
         for key, value in state["state"].get(number, {}).items():
             if key in _ELEMENTWISE and isinstance(value, Tensor) and value.shape != parameter.shape:
                 raise StateMismatchError(

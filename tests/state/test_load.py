@@ -298,3 +298,25 @@ class TestLoadedCheckpoint:
             with path.open("r+b") as file:
                 file.write(bytes(path.stat().st_size))
         assert repr(_plain(loaded.model_state)) == before
+
+
+def test_a_model_whose_lazy_parameters_have_no_shape_yet_goes_on(tmp_path):
+    def make():
+        model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 1))
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+    def step(model, optimizer, number):
+        optimizer.zero_grad()
+        model(torch.full((2, 4), float(number))).sum().backward()
+        optimizer.step()
+
+    model, optimizer = make()
+    step(model, optimizer, 1)
+    save_checkpoint(tmp_path, step=1, model=model, optimizers=optimizer)
+    other, other_optimizer = make()
+    load_checkpoint(tmp_path).restore(model=other, optimizers=other_optimizer)
+    for number in (2, 3):
+        step(model, optimizer, number)
+        step(other, other_optimizer, number)
+    for parameter, same in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(parameter, same)
