@@ -31,6 +31,7 @@ from neuromanifold_gpt.state.metrics import metric_states, metrics_of
 from neuromanifold_gpt.state.modules import module_modes, module_state, parameter_names, unwrap
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
 from neuromanifold_gpt.state.own_generators import by_number, generators_around, of_positions
+from neuromanifold_gpt.state.rank_differences import shown_on_this_rank, warn_of_other_ranks
 from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks
 from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_values_left_out, with_what_they_read
 
@@ -122,7 +123,11 @@ def save_checkpoint(
         if save_model_only
         else capture_gradients(model, as_list(optimizers), further, all_of_them=save_gradients),
     }
+    if distributed():
+        of_this_rank["shown"] = shown_on_this_rank(model, as_list(optimizers), further)
     rank_states = gather_across_ranks(of_this_rank)
+    if distributed():
+        warn_of_other_ranks(model, [state["shown"] for state in rank_states])
     names = parameter_names(model)
     model_content = {
         "epoch": epoch or 0,

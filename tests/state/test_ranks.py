@@ -32,6 +32,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt import CheckpointError, ResumableDataLoader, list_checkpoints, load_checkpoint, save_checkpoint
 
 folder, rank = sys.argv[1], int(sys.argv[2])
@@ -101,6 +102,35 @@ try:
 except CheckpointError as error:
     report["error"] = f"{type(error).__name__}: {error}"
 report["after the error"] = str(save(f"{folder}/after", 9, parts).name)
+
+class Total:
+    def __init__(self, value):
+        self.value = value
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
+def said_of_two_saves(model, **totals):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(2):
+            save_checkpoint(f"{folder}/differences", step=step, model=model, stateful=totals)
+            for name, total in totals.items():
+                total.value += 1 if rank == 0 or name != "of rank 0" else 0
+    return [str(warning.message) for warning in caught if warning.category is InexactResumeWarning]
+
+
+report["of other totals"] = said_of_two_saves(
+    nn.utils.skip_init(nn.Linear, 0, 0), alike=Total(1), own=Total(rank), **{"of rank 0": Total(1)}
+)
+report["of other weights"] = said_of_two_saves(nn.Linear(1, rank + 1))
+buffers = nn.BatchNorm1d(1)
+buffers.running_mean += rank
+report["of other buffers"] = said_of_two_saves(buffers)
 
 model = nn.Linear(1, 1)
 one_rank = load_checkpoint(f"{folder}/one rank")
@@ -195,6 +225,14 @@ def test_a_save_that_fails_is_an_error_on_both_and_keeps_none_waiting(reports):
     assert reports[0]["error"] == reports[1]["error"]
     assert reports[0]["error"].startswith("CheckpointWriteError: ")
     assert [report["after the error"] for report in reports] == ["checkpoint-step000009"] * 2
+
+
+def test_what_differs_by_rank_is_said_once_by_the_one_that_saves(reports):
+    [totals], [weights] = reports[0]["of other totals"], reports[0]["of other weights"]
+    assert "only that of rank 0 is saved: own. " in totals
+    assert "only that of rank 0 is saved: the model's parameters. " in weights
+    assert reports[0]["of other buffers"] == []
+    assert not any(reports[1][f"of other {things}"] for things in ("totals", "weights", "buffers"))
 
 
 def test_one_rank_continues_with_the_generators_of_the_first_and_says_what_differs(folder):

@@ -1,0 +1,82 @@
+"""What is not the same on every rank, of that which rank 0 alone saves: a resume gives them all what rank 0 had."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import nn
+
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.modules import listed, parameter_names, unwrap
+from neuromanifold_gpt.state.rng import rank_and_world_size
+from neuromanifold_gpt.state.shown_values import shown_value
+
+_MODEL = "the model's parameters"
+_shown_before: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+_said: WeakSet[nn.Module] = WeakSet()
+
+
+def shown_on_this_rank(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], stateful: Mapping[str, Any]
+) -> dict[str, str | None]:
+    """What is shown of that which has to be the same on every rank, by name; ``None`` of what does not show.
+
+    Buffers need not be: ``DistributedDataParallel`` uses those of rank 0. Nor need objects that this rank leaves as
+    they are, such as an average that rank 0 alone keeps.
+    """
+    names = parameter_names(model)
+    found = {_MODEL: _shown_parameters(unwrap(model).parameters())}
+    for number, optimizer in enumerate(optimizers):
+        if type(optimizer).__module__.startswith("torch.optim."):  # others may have a part of the state on each rank
+            state = {names.get(id(key), "?"): value for key, value in optimizer.state.items()}
+            found[f"the state of optimizer {number}"] = shown_value(dict(sorted(state.items())))
+    for key, value in stateful.items():
+        if isinstance(value, nn.Module):
+            found[key] = _if_changed(value, _shown_parameters(value.parameters()))
+        elif not isinstance(value, torch.optim.Optimizer):
+            found[key] = _if_changed(value, shown_value(value.state_dict()))
+    return found
+
+
+def warn_of_other_ranks(model: nn.Module, shown: Sequence[Mapping[str, str | None]]) -> None:
+    """On rank 0, once for a model.
+
+    Args:
+        model: that is saved.
+        shown: what :func:`shown_on_this_rank` gave on each.
+
+    Warns:
+        InexactResumeWarning: names what is not the same.
+    """
+    others = [
+        name
+        for name, value in shown[0].items()
+        if any(value is not None is not of_rank.get(name) != value for of_rank in shown)
+    ]
+    if others and rank_and_world_size()[0] == 0 and model not in _said:
+        _said.add(model)
+        warnings.warn(
+            f"ranks have not the same, and only that of rank 0 is saved: {listed(others)}. A resume gives all ranks "
+            "what rank 0 had. Save when they are alike (behind an average over the ranks, say), or gather what each "
+            "rank has in the state_dict of an object in stateful=.",
+            InexactResumeWarning,
+            stacklevel=3,
+        )
+
+
+def _shown_parameters(parameters: Iterable[nn.Parameter]) -> str | None:
+    return shown_value([parameter.detach() for parameter in parameters])
+
+
+def _if_changed(thing: Any, shown: str | None) -> str | None:
+    """``None`` unless it has changed since the save before."""
+    try:
+        before = _shown_before.get(thing, shown)
+        _shown_before[thing] = shown
+    except TypeError:  # it cannot be referred to weakly
+        return None
+    return None if shown == before else shown
