@@ -8,14 +8,14 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.modules import listed, parameter_names, unwrap
 from neuromanifold_gpt.state.rng import rank_and_world_size
 from neuromanifold_gpt.state.shown_values import shown_value
 
-_MODEL = "the model's parameters"
 _shown_before: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 _said: WeakSet[nn.Module] = WeakSet()
 
@@ -25,18 +25,20 @@ def shown_on_this_rank(
 ) -> dict[str, str | None]:
     """What is shown of that which has to be the same on every rank, by name; ``None`` of what does not show.
 
-    Buffers need not be: ``DistributedDataParallel`` uses those of rank 0. Nor need objects that this rank leaves as
-    they are, such as an average that rank 0 alone keeps.
+    Buffers need not be where ``DistributedDataParallel`` uses those of rank 0. Nor need objects that this rank leaves
+    as they are, such as an average that rank 0 alone keeps.
     """
     names = parameter_names(model)
-    found = {_MODEL: _shown_parameters(unwrap(model).parameters())}
+    found = {"the model's parameters": _shown_tensors(unwrap(model).parameters())}
+    if not any(isinstance(part, DistributedDataParallel) and part.broadcast_buffers for part in model.modules()):
+        found["the model's buffers"] = _shown_tensors(unwrap(model).buffers())
     for number, optimizer in enumerate(optimizers):
         if type(optimizer).__module__.startswith("torch.optim."):  # others may have a part of the state on each rank
             state = {names.get(id(key), "?"): value for key, value in optimizer.state.items()}
             found[f"the state of optimizer {number}"] = shown_value(dict(sorted(state.items())))
     for key, value in stateful.items():
         if isinstance(value, nn.Module):
-            found[key] = _if_changed(value, _shown_parameters(value.parameters()))
+            found[key] = _if_changed(value, _shown_tensors(value.parameters()))
         elif not isinstance(value, torch.optim.Optimizer):
             found[key] = _if_changed(value, shown_value(value.state_dict()))
     return found
@@ -68,8 +70,8 @@ def warn_of_other_ranks(model: nn.Module, shown: Sequence[Mapping[str, str | Non
         )
 
 
-def _shown_parameters(parameters: Iterable[nn.Parameter]) -> str | None:
-    return shown_value([parameter.detach() for parameter in parameters])
+def _shown_tensors(tensors: Iterable[Tensor]) -> str | None:
+    return shown_value([tensor.detach() for tensor in tensors])
 
 
 def _if_changed(thing: Any, shown: str | None) -> str | None:
