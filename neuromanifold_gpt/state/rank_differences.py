@@ -54,11 +54,8 @@ def warn_of_other_ranks(model: nn.Module, shown: Sequence[Mapping[str, str | Non
     Warns:
         InexactResumeWarning: names what is not the same.
     """
-    others = [
-        name
-        for name, value in shown[0].items()
-        if any(value is not None is not of_rank.get(name) != value for of_rank in shown)
-    ]
+    of_each = {name: {of_rank.get(name) for of_rank in shown} - {None} for name in shown[0]}
+    others = [name for name, values in of_each.items() if shown[0][name] is not None and len(values) > 1]
     if others and rank_and_world_size()[0] == 0 and model not in _said:
         _said.add(model)
         warnings.warn(
