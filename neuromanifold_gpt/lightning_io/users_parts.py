@@ -96,8 +96,7 @@ class UsersParts:
         module = self._trainer.lightning_module
         found: dict[str, str] = {}
         if not is_overridden("on_save_checkpoint", module):
-            ignored = _OF_EVERY_MODULE | {"_hparams"}  # settings of the program, of which many do not matter
-            found = values_beside_state(module, ignored=ignored, kept=self._saved(), as_settings=True)
+            found = values_beside_state(module, ignored=_OF_EVERY_MODULE, kept=self._saved(), as_settings=True)
         kept = self._kept()
         for path, value in self._attributes():
             name = path.rpartition(".")[2]

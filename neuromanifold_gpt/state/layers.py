@@ -15,11 +15,11 @@ KINDS = "which layers there are"
 
 
 def settings_of_layers(module: nn.Module) -> dict[str, str]:
-    """A digest for each class of torch's layers, by texts that name it; nothing where some are not initialized yet."""
+    """A digest for each class of torch's layers, by texts that name it; nothing where some are still lazy."""
     of_class: dict[str, Counter[str]] = defaultdict(Counter)
     for part in module.modules():
         kind = type_before_parametrizations(part)
-        if isinstance(part, LazyModuleMixin) and part.has_uninitialized_params():
+        if isinstance(part, LazyModuleMixin):
             return {}
         if kind.__module__.startswith("torch.nn.modules.") and not is_metric(part):
             of_class[kind.__name__][part.extra_repr()] += 1

@@ -23,7 +23,7 @@ from neuromanifold_gpt.state.layers import settings_of_layers
 from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.module_values import is_kept_by_others, non_persistent_buffers
 from neuromanifold_gpt.state.modules import listed, unwrap
-from neuromanifold_gpt.state.shown_values import RESULT, kept_by, plain_attributes, shown_value
+from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, kept_by, plain_attributes, shown_value
 from neuromanifold_gpt.state.unsaved_objects import (
     note_saved,
     saved_by_others,
@@ -240,7 +240,9 @@ def _values(module: nn.Module, ignored: Collection[str], as_settings: bool) -> I
             continue
         of_library = is_kept_by_others(part)
         for name, value in plain_attributes(part).items() if not (of_library and as_settings) else ():
-            if name not in ignored and not (of_library and _is_derived(part, name)):
+            if name in ignored or (as_settings and issubclass(type(value), Mapping) and not holds_tensors(value)):
+                continue  # of settings that a program keeps in a dict, many do not matter
+            if not (of_library and _is_derived(part, name)):
                 yield f"{owner}.{name}", value, type(value) is int and not of_library
     if as_settings:
         return
