@@ -38,8 +38,9 @@ _DATA = (DataLoader, Dataset, Sampler, Generator)  # they have a position, or ar
 _saved: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _said: WeakSet[Any] = WeakSet()
 _MAXIMUM_DEPTH = 4  # of a state in another, and of an object
-_LOOKED_INTO = 10_000
-_LOOKED_INTO_OF_ONE = 100
+_LOOKED_AT = 10_000
+_LOOKED_AT_OF_ONE = 100
+_PLAIN = (str, bytes, int, float, complex, type(None))
 
 
 def note_saved(things: Iterable[Any]) -> None:
@@ -153,16 +154,16 @@ def _is_saved(thing: Any) -> bool:
 def _with_parts(path: str, value: Any, seen: set[int], depth: int) -> Iterator[tuple[str, Any, int]]:
     """It, and what it holds: a trainer its average, a dict its networks, a function what it was made around."""
     yield path, value, depth
-    if depth >= _MAXIMUM_DEPTH or id(value) in seen or len(seen) > _LOOKED_INTO:
+    if depth >= _MAXIMUM_DEPTH or id(value) in seen or len(seen) > _LOOKED_AT:
         return
+    seen.add(id(value))
     try:
-        parts = dict(islice(_parts(value), _LOOKED_INTO_OF_ONE))
+        parts = dict(islice(_parts(value), _LOOKED_AT_OF_ONE))
     except Exception:  # noqa: BLE001 - metaclasses and the like that fail when they are asked
         return
-    if parts:
-        seen.add(id(value))
     for name, part in parts.items():
-        yield from _with_parts(path + name, part, seen, depth + 1)
+        if not issubclass(type(part), _PLAIN):
+            yield from _with_parts(path + name, part, seen, depth + 1)
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
