@@ -144,7 +144,8 @@ class PositionedLoader(DataLoader[Any]):
             )
 
     def _warn_of_one_that_waits(self) -> None:
-        if any(other._position.goes_on and not other.is_at_end for other in self._restored_with):
+        others = [other for other in self._restored_with if other._position.goes_on]
+        if any(other.batches_consumed and not other.is_at_end for other in others):
             self._restored_with = ()
             warnings.warn(
                 "a whole pass over a loader was made before another loader, that was restored with it in the middle of "

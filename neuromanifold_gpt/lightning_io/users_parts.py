@@ -20,6 +20,7 @@ from torchmetrics import Metric
 from neuromanifold_gpt.lightning_io.constants import Constants
 from neuromanifold_gpt.state.layers import settings_of_layers
 from neuromanifold_gpt.state.metrics import metrics_of
+from neuromanifold_gpt.state.optimizer_values import parameters_of_no_module, values_of_optimizers, values_of_schedulers
 from neuromanifold_gpt.state.own_generators import by_number, generators_around
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.plain_reading import all_attributes
@@ -27,8 +28,6 @@ from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, kept_by,
 from neuromanifold_gpt.state.unsaved_values import (
     UnsavedValues,
     values_beside_state,
-    values_of_optimizers,
-    values_of_schedulers,
     variables_beside_state,
 )
 from neuromanifold_gpt.state.users_objects import is_called_after_a_time, is_of_users_class
@@ -110,6 +109,8 @@ class UsersParts:
         found: dict[str, str] = {}
         if not is_overridden("on_save_checkpoint", module):
             found = values_beside_state(module, with_followed=False, ignored=_OF_EVERY_MODULE, kept=saved)
+            others = parameters_of_no_module(trainer.optimizers, {id(parameter) for parameter in module.parameters()})
+            found.update((path, shown_value(parameters) or "") for path, parameters in others.items())
         found.update(values_of_optimizers(trainer.optimizers))
         found.update(values_of_schedulers(self._schedulers(), kept))
         found.update(variables_beside_state([*what_trains(trainer), *self._of_position()], kept, with_script=True))

@@ -6,7 +6,7 @@ never fails.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import Any
 
@@ -82,6 +82,23 @@ def _holds_tensors(value: Any, depth: int) -> bool:
         parts = (attributes_of(value) or {}).values()
     few = islice(parts, _LOOKED_AT_ITEMS[depth])
     return depth < _HOLDS_DEPTH and any(_holds_tensors(part, depth + 1) for part in few)
+
+
+def shown_tensors(value: Any) -> set[str]:
+    """What is shown of each tensor and array that it is, or holds; of the first hundred in each container."""
+    return set(_shown_tensors(value, 0))
+
+
+def _shown_tensors(value: Any, depth: int) -> Iterator[str]:
+    kind = type(value)
+    if issubclass(kind, Tensor | np.ndarray):
+        yield shown_value(value, is_carried=True) or ""
+    elif depth < _HOLDS_DEPTH:
+        parts = value.values() if issubclass(kind, dict) else value
+        if not issubclass(kind, dict | list | tuple | deque):
+            parts = (attributes_of(value) or {}).values()
+        for part in islice(parts, _LOOKED_AT_ITEMS[depth]):
+            yield from _shown_tensors(part, depth + 1)
 
 
 def kept_by(module: nn.Module) -> set[int]:

@@ -7,11 +7,12 @@ import sys
 import types
 import warnings
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
+import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -20,7 +21,8 @@ from neuromanifold_gpt.state.flat_values import equal
 from neuromanifold_gpt.state.generators import Generator
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.plain_reading import all_attributes, bases_of, variables_of_class
-from neuromanifold_gpt.state.shown_values import holds_tensors, shown_value
+from neuromanifold_gpt.state.shown_values import holds_tensors, shown_tensors, shown_value
+from neuromanifold_gpt.state.stock_passes import is_stock_loader
 from neuromanifold_gpt.state.users_locals import users_locals, values_carried_by_loops
 from neuromanifold_gpt.state.users_modules import is_users_code
 from neuromanifold_gpt.state.users_objects import (
@@ -31,7 +33,7 @@ from neuromanifold_gpt.state.users_objects import (
     variables_of_function,
 )
 
-_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
+_FUNCTIONS = (types.FunctionType, functools.partial)
 _CONTAINERS = (dict, list, tuple, deque)
 _DATA = (DataLoader, Dataset, Sampler, Generator)  # they have a position, or are stored
 # By identity: what any save of this process has had. A program may save two models apart.
@@ -62,31 +64,56 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
         kept: identities of those that are saved, and of their parts.
     """
     found = {}
-    values = [value for value in values_carried_by_loops() if not issubclass(type(value), _FUNCTIONS)]
-    carried = {id(value) for value in values if not _has_state(value)}
+    values = [_owner_of(value) for value in values_carried_by_loops()]
+    carried = {id(value) for value in values if not issubclass(type(value), _FUNCTIONS) and not _has_state(value)}
     seen: set[int] = set()
-    for path, value in (*_variables_of_script(), *users_locals()):
+    for path, variable in (*_variables_of_script(), *users_locals()):
+        value = _owner_of(variable)
         depth_of_tensors = 1 if _has_attributes(value) else 0  # of attributes, each has a name
         for name, part, depth in _with_parts(path, value, seen, 0):
             if id(part) in kept or _is_saved(part):
                 continue
             is_carried = id(value) in carried and depth == depth_of_tensors
-            if has_position(part) or _has_state(part) or (is_carried and holds_tensors(part)):
+            is_loader = has_position(part) or is_stock_loader(part)
+            if is_loader or _has_state(part) or (is_carried and holds_tensors(part)):
                 found[name] = part
     return found
 
 
-def saved_by_others(changed: Mapping[str, Any], saved: Iterable[Any]) -> list[str]:
-    """Names of objects whose state is in that of another: the schedulers in ``SequentialLR``, an average in a trainer.
+def saved_parameters() -> set[int]:
+    """Identities of the parameters of all modules that are saved."""
+    modules = [part for part in list(_saved.values()) if issubclass(type(part), nn.Module)]
+    return {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
+
+
+def saved_by_others(changed: Mapping[str, Any], saved: Sequence[Any]) -> list[str]:
+    """Names of objects whose state is in that of another: the schedulers in ``SequentialLR``, an average in a trainer,
+    a tensor in the ``state_dict`` of a user's object.
 
     Args:
         changed: some of :func:`unsaved_objects`, that are not as they began, when all are alike.
         saved: what is saved.
     """
-    states = [_state_of(thing) for thing in saved] if changed else []
-    within = {name: thing for name, thing in changed.items() if _is_within(_state_of(thing), states, 0)}
+    if not changed:
+        return []
+    states = [_state_of(thing) for thing in saved]
+    tensors = shown_tensors([state for thing, state in zip(saved, states, strict=True) if not _has_weights(thing)])
+    within = {
+        name: thing
+        for name, thing in changed.items()
+        if _is_within(_state_of(thing), states, 0) or ((shown := shown_tensors(thing)) and shown <= tensors)
+    }
     note_saved(within.values())
     return [*within]
+
+
+def _has_weights(thing: Any) -> bool:
+    return issubclass(type(thing), nn.Module | torch.optim.Optimizer)
+
+
+def _owner_of(value: Any) -> Any:
+    """Of a bound method the object; else the value itself."""
+    return value.__self__ if type(value) is types.MethodType else value
 
 
 def _state_of(thing: Any) -> Any:

@@ -8,7 +8,6 @@ both are a reason not to store them.
 
 from __future__ import annotations
 
-import types
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -23,10 +22,13 @@ from neuromanifold_gpt.state.layers import settings_of_layers
 from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.module_values import is_kept_by_others, non_persistent_buffers
 from neuromanifold_gpt.state.modules import listed, unwrap
+from neuromanifold_gpt.state.optimizer_values import parameters_of_no_module, values_of_optimizers, values_of_schedulers
 from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, kept_by, plain_attributes, shown_value
+from neuromanifold_gpt.state.stock_passes import warn_of_passes_under_way
 from neuromanifold_gpt.state.unsaved_objects import (
     note_saved,
     saved_by_others,
+    saved_parameters,
     unsaved_objects,
     values_of_objects,
     warn_of_loaders_left_out,
@@ -34,13 +36,11 @@ from neuromanifold_gpt.state.unsaved_objects import (
 from neuromanifold_gpt.state.users_objects import (
     has_position,
     is_called_after_a_time,
-    is_of_users_class,
     is_users_module,
 )
 from neuromanifold_gpt.state.users_variables import users_variables
 
 DETAILS_KEY = "module_values"
-_OF_EVERY_OPTIMIZER = frozenset({*vars(torch.optim.SGD([torch.zeros(1)], lr=0.1)), "_opt_called"})
 _LOOKED_AT_OF_VARIABLES = 100  # there may be many, and large tables that never change among them
 
 
@@ -89,15 +89,18 @@ def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[st
     module = unwrap(module)
     now, unsaved = _with_variables(module, kept)
     warn_of_loaders_left_out(unsaved)
+    warn_of_passes_under_way(unsaved)
     if module not in _followed:
         before = [loader.variables_at_first_pass or {} for loader in filter(has_position, kept)]
         _followed[module] = UnsavedValues({**now, **before[0]} if before else now)
-    changed = {path: unsaved[path] for path in _followed[module].changed(now) if path in unsaved}
-    within = saved_by_others(changed, [module, *kept])
-    _followed[module].warn_if_changed({path: shown for path, shown in now.items() if path not in within})
     settings = values_beside_state(module, kept=kept, as_settings=True)
-    _warn_of_others(module, settings)
-    return {path: shown for path, shown in settings.items() if shown != RESULT}
+    settings.update((path, shown) for path, shown in now.items() if path in unsaved)
+    others = [*_followed[module].changed(now), *_others(module, settings)]
+    within = saved_by_others({path: unsaved[path] for path in others if path in unsaved}, [module, *kept])
+    _followed[module].warn_if_changed({path: shown for path, shown in now.items() if path not in within})
+    settings = {path: shown for path, shown in settings.items() if shown != RESULT and path not in within}
+    _warn_of_others(module, settings, stacklevel=4)
+    return settings
 
 
 def warn_of_other_values(
@@ -117,21 +120,25 @@ def warn_of_other_values(
     module = unwrap(module)
     _followed[module] = UnsavedValues(_with_variables(module, kept)[0])
     _saved[module] = {} if silently else dict(saved)
-    _warn_of_others(module, values_beside_state(module, kept=kept, as_settings=True))
+    _warn_of_others(module, values_beside_state(module, kept=kept, as_settings=True), stacklevel=5)
 
 
-def _warn_of_others(module: nn.Module, now: Mapping[str, str]) -> None:
+def _warn_of_others(module: nn.Module, now: Mapping[str, str], stacklevel: int) -> None:
     """Compare with what was restored; what is not there yet, such as what a first batch sets, at the next call."""
-    saved = _saved.get(module, {})
-    others = sorted(path for path in now.keys() & saved.keys() if RESULT != now[path] != saved[path])
-    _saved[module] = {path: shown for path, shown in saved.items() if path not in now}
+    others = _others(module, now)
+    _saved[module] = {path: shown for path, shown in _saved.get(module, {}).items() if path not in now}
     if others:
         warnings.warn(
-            "modules had other values at the save, which no checkpoint has and which stay as they are now: "
+            "values that no checkpoint has were others at the save, and stay as they are now: "
             f"{listed(others)}. {_REMEDY}",
             InexactResumeWarning,
-            stacklevel=5,
+            stacklevel=stacklevel,
         )
+
+
+def _others(module: nn.Module, now: Mapping[str, str]) -> list[str]:
+    saved = _saved.get(module, {})
+    return sorted(path for path in now.keys() & saved.keys() if RESULT != now[path] != saved[path])
 
 
 def _with_variables(module: nn.Module, kept: Collection[Any]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -142,31 +149,10 @@ def _with_variables(module: nn.Module, kept: Collection[Any]) -> tuple[dict[str,
     optimizers = [thing for thing in kept if isinstance(thing, torch.optim.Optimizer)]
     schedulers = [thing for thing in kept if isinstance(thing, torch.optim.lr_scheduler.LRScheduler)]
     note_saved([module, *kept])
-    unsaved = unsaved_objects(all_kept)
+    unsaved = {**unsaved_objects(all_kept), **parameters_of_no_module(optimizers, saved_parameters())}
     found = {**values_beside_state(module, kept=kept), **values_of_optimizers(optimizers), **variables}
     found.update(values_of_schedulers(schedulers, all_kept))
     return {**found, **values_of_objects(unsaved, all_kept)}, unsaved
-
-
-def values_of_optimizers(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, str]:
-    """What is shown of attributes of users' own, which are in no state dict."""
-    found = {}
-    for number, optimizer in enumerate(optimizers):
-        for name, value in vars(optimizer).items() if is_of_users_class(optimizer) else ():
-            is_saved_or_no_state = name in _OF_EVERY_OPTIMIZER or is_called_after_a_time(name)
-            if not is_saved_or_no_state and (shown := shown_value(value)) is not None:
-                found[f"optimizers.{number}.{name}"] = shown
-    return found
-
-
-def values_of_schedulers(schedulers: Iterable[Any], kept: Collection[int]) -> dict[str, str]:
-    """What is shown of the functions that some of torch's call; of other callable objects, they save the state."""
-    found = {}
-    for number, scheduler in enumerate(schedulers):
-        functions = [thing for thing in getattr(scheduler, "lr_lambdas", ()) if isinstance(thing, types.FunctionType)]
-        if (shown := shown_value(functions, kept)) is not None:
-            found[f"schedulers.{number}.lr_lambdas"] = shown
-    return found
 
 
 def with_what_they_read(kept: Collection[Any]) -> list[Any]:

@@ -48,6 +48,14 @@ def values_carried_by_loops() -> Iterator[Any]:
         is_function = frame.f_code.co_flags & inspect.CO_OPTIMIZED
         variables = variables_of_frame(frame) if is_function else frame.f_globals
         yield from (variables[name] for name in carried_by_loops(frame) if name in variables)
+    yield from _variables_that_functions_share(vars(sys.modules["__main__"]))
+
+
+def _variables_that_functions_share(script: dict[str, Any]) -> Iterator[Any]:
+    """Variables of the script that its functions read."""
+    functions = [value for value in script.values() if type(value) is types.FunctionType]
+    names = {name for function in functions if function.__globals__ is script for name in function.__code__.co_names}
+    yield from (script[name] for name in names if name in script)
 
 
 def _arguments_passed_on(code: types.CodeType) -> tuple[str, ...]:

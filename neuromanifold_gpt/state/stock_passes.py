@@ -1,0 +1,64 @@
+"""Stock loaders that a plain loop reads: of a pass that is under way at a save, no checkpoint has the position."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.modules import listed
+from neuromanifold_gpt.state.plain_reading import attribute_dict
+from neuromanifold_gpt.state.users_objects import has_position
+
+_MOST_LOOKS = 10  # for one loader: a look at all objects takes some 50 ms
+_looks: WeakKeyDictionary[DataLoader[Any], int] = WeakKeyDictionary()
+
+
+def is_stock_loader(thing: Any) -> bool:
+    """Whether it is a ``DataLoader`` that is none of this package."""
+    return issubclass(type(thing), DataLoader) and not has_position(thing)
+
+
+def warn_of_passes_under_way(things: Mapping[str, Any]) -> None:
+    """Look for iterators over stock loaders; those of a ``for`` are in no variable.
+
+    Args:
+        things: that a loop holds, by name.
+
+    Warns:
+        InexactResumeWarning: names the loaders in the middle of which is saved, once.
+    """
+    loaders = {name: thing for name, thing in things.items() if is_stock_loader(thing)}
+    loaders = {name: loader for name, loader in loaders.items() if _looks.get(loader, 0) < _MOST_LOOKS}
+    if not loaders:
+        return
+    _looks.update((loader, _looks.get(loader, 0) + 1) for loader in loaders.values())
+    passes = {id(iterator._dataset): iterator._num_yielded for iterator in _iterators()}
+    under_way = {name: loader for name, loader in loaders.items() if _is_under_way(loader, passes)}
+    if under_way:
+        _looks.update(dict.fromkeys(under_way.values(), _MOST_LOOKS))
+        warnings.warn(
+            f"this save is in the middle of a pass over a DataLoader, and no checkpoint has its position: "
+            f"{listed(sorted(under_way))}. Unless the loop goes there by itself, a resume goes on with other batches: "
+            "use ResumableDataLoader, or resumable(loader), and give it to loaders=.",
+            InexactResumeWarning,
+            stacklevel=4,
+        )
+
+
+def _iterators() -> Iterator[_BaseDataLoaderIter]:
+    yield from (thing for thing in gc.get_objects() if issubclass(type(thing), _BaseDataLoaderIter))
+
+
+def _is_under_way(loader: DataLoader[Any], passes: Mapping[int, int]) -> bool:
+    given = passes.get(id((attribute_dict(loader) or {}).get("dataset")), 0)
+    try:
+        return 0 < given < len(loader)
+    except TypeError:  # of a stream without length
+        return given > 0
