@@ -28,7 +28,7 @@ def consumers_of(iterator: Iterator[Any], asking: types.FrameType | None) -> lis
     """
     passing_on = _generators_at(asking)
     objects = (thing for generation in (0, 1) for thing in gc.get_objects(generation))  # of all, it takes 0.1 s or more
-    consumers = [thing for thing in objects if type(thing) in _KINDS]
+    consumers = [thing for thing in objects if any(type(thing) is kind for kind in _KINDS)]
     return [consumer for consumer in consumers if any(_takes_from(consumer, iterator, passing_on))]
 
 

@@ -92,13 +92,13 @@ class PositionedLoader(DataLoader[Any]):
         position, before_next = self._position, self._before_next_batch
         is_first, goes_on = self.variables_at_first_pass is None, position.goes_on
         is_within = goes_on and (self.is_at_end or self.batches_consumed > 0)
-        before_next.batch_is_asked_for(sys._getframe(1), goes_on=is_within)
+        before_next.batch_is_asked_for(_who_asks(), goes_on=is_within)
         if self.variables_at_first_pass is None:
             self.variables_at_first_pass = variables_beside_state(self.objects_of_position())
         number = position.begin_pass()
         self._asking_thread = threading.get_ident()
         if is_first or goes_on:
-            self._look_at_consumers(itself[0](), sys._getframe(1), goes_on)
+            self._look_at_consumers(itself[0](), _who_asks(), goes_on)
         moves, epoch, is_whole = position.moves, position.epoch, not self.batches_consumed
         try:
             for batch, progress in self._batches():
@@ -108,7 +108,7 @@ class PositionedLoader(DataLoader[Any]):
                 self._beside.begin()
                 before_next.batch_is_given()
                 yield batch
-                before_next.batch_is_asked_for(sys._getframe(1), goes_on=True)
+                before_next.batch_is_asked_for(_who_asks(), goes_on=True)
             if position.moves == moves and position.epoch == epoch:
                 position.is_exhausted = True
                 if is_whole:
@@ -116,7 +116,7 @@ class PositionedLoader(DataLoader[Any]):
         finally:
             position.end_pass(number)
 
-    def _look_at_consumers(self, iterator: Any, asking: types.FrameType, goes_on: bool) -> None:
+    def _look_at_consumers(self, iterator: Any, asking: types.FrameType | None, goes_on: bool) -> None:
         around = consumers_of(iterator, asking)
         if any(type(consumer) is itertools.cycle for consumer in around):
             warnings.warn(
@@ -283,3 +283,9 @@ class PositionedLoader(DataLoader[Any]):
                 stacklevel=2,
             )
         self._position.go_to(state_dict["epoch"], progress, continue_pass=True)
+
+
+def _who_asks() -> types.FrameType | None:
+    """The frame that asks the generator, which calls this, for a batch; ``None`` where no Python code does."""
+    asked = sys._getframe(1)
+    return asked.f_back

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.plain_reading import attribute_dict
 from neuromanifold_gpt.state.shown_values import shown_value
 
 _HOLDING_DATA = (Tensor, np.ndarray, list, tuple)
@@ -31,14 +32,16 @@ def settings_of(loaders: list[Any]) -> list[dict[str, Any]]:
 
 def _settings(loader: Any) -> dict[str, Any]:
     if not isinstance(loader, DataLoader):
-        return {"length": sized_len(loader)}
+        return {}
     batches = loader.batch_sampler if loader.batch_sampler is not None else loader
-    return {
-        "batch_size": getattr(batches, "batch_size", None),
-        "drop_last": getattr(batches, "drop_last", None),
-        "sampler": type(loader.sampler).__name__,
-        "dataset_size": sized_len(loader.dataset),
-    }
+    found: dict[str, Any] = {"sampler": type(loader.sampler).__name__}
+    for name in ("batch_size", "drop_last"):
+        value = (attribute_dict(batches) or {}).get(name)
+        if type(value) in (int, bool):  # users' batch samplers may have anything there
+            found[name] = value
+    if all(type(part).__module__.startswith("torch.") for part in (loader.sampler, batches)):  # they ask for it too
+        found["dataset_size"] = sized_len(loader.dataset)
+    return found
 
 
 def shown_data(loaders: list[Any], known: list[Any]) -> tuple[dict[str, str], list[Any]]:

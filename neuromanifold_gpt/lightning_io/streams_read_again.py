@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.flat_values import equal
+from neuromanifold_gpt.state.shown_values import shown_value
 
-_ELEMENTS_OF_TENSOR = 1024  # that are looked at, evenly spaced
+_MOST_LEAVES = 100  # of a batch, that are looked at
 
 
 class StreamsReadAgain:
@@ -92,8 +94,8 @@ class _FollowedStream(Iterator[Any]):
             self.draws = not equal(before, _states())
         self._has_begun = True
         shown = _shown(batch)
-        self._last = xxhash.xxh3_64_hexdigest(_encoded(shown))
-        self._whole.update(_encoded([leaf for leaf in shown if not _has_fractions(leaf)]))
+        self._last = xxhash.xxh3_64_hexdigest(repr(shown).encode())
+        self._whole.update(repr([text for text, has_fractions in shown if not has_fractions]).encode())
         return batch
 
 
@@ -105,21 +107,13 @@ def _states() -> list[Any]:
     return [random.getstate(), np.random.get_state(), torch.get_rng_state()]
 
 
-def _shown(batch: Any) -> list[Any]:
-    """What can be compared in a batch."""
-    shown: list[Any] = []
-    for leaf in tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_quantized:
-            elements = leaf.detach().reshape(-1)
-            shown.append((leaf.dtype, elements[:: 1 + len(elements) // _ELEMENTS_OF_TENSOR].tolist()))
-        elif isinstance(leaf, str | bytes | int | float):
-            shown.append(leaf)
-    return shown
+def _shown(batch: Any) -> list[tuple[str | None, bool]]:
+    """Of what can be compared in a batch, and whether it has fractions."""
+    leaves = islice(tree_leaves(batch), _MOST_LEAVES)
+    return [(shown_value(leaf, is_data=True), _has_fractions(leaf)) for leaf in leaves]
 
 
 def _has_fractions(leaf: Any) -> bool:
-    return isinstance(leaf, float) or (isinstance(leaf, tuple) and (leaf[0].is_floating_point or leaf[0].is_complex))
-
-
-def _encoded(shown: list[Any]) -> bytes:
-    return repr(shown).encode("utf-8", errors="surrogateescape")
+    if isinstance(leaf, Tensor):
+        return leaf.is_floating_point() or leaf.is_complex()
+    return isinstance(leaf, float)

@@ -24,7 +24,7 @@ from neuromanifold_gpt.state.optimizer_values import parameters_of_no_module, va
 from neuromanifold_gpt.state.own_generators import by_number, generators_around
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.plain_reading import all_attributes
-from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, kept_by, shown_value
+from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, kept_by, memory_in, shown_value
 from neuromanifold_gpt.state.unsaved_values import (
     UnsavedValues,
     values_beside_state,
@@ -133,7 +133,7 @@ class UsersParts:
         trainer = self._trainer
         of_the_run = (trainer, trainer.strategy, trainer.profiler, *trainer.loggers)  # type: ignore[attr-defined]
         things = (*self._saved(), *of_the_run, *self.metrics.values(), *self._of_position())
-        return kept_by(trainer.lightning_module) | {id(thing) for thing in things}
+        return kept_by(trainer.lightning_module) | {id(thing) for thing in things} | memory_in(self._of_position())
 
     def _metrics(self) -> dict[str, Metric]:
         """Of the module, and of what else keeps some and saves nothing."""

@@ -7,6 +7,7 @@ checkpoint has it.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import warnings
 from collections.abc import Callable
@@ -35,9 +36,9 @@ class PersistentWorkers:
             if isinstance(loader, DataLoader) and not isinstance(loader, _Stateful) and loader.persistent_workers
         ]
         self._samples_have_drawn = torch.zeros(1, dtype=torch.uint8).share_memory_() if self._loaders else None
-        self._collate_fns = [loader.collate_fn for loader in self._loaders]
         for loader in self._loaders:
-            loader.collate_fn = _CollateThatSeesDraws(loader.collate_fn, self._samples_have_drawn)
+            with contextlib.suppress(AttributeError):  # a users' loader may have it as a property
+                loader.collate_fn = _CollateThatSeesDraws(loader.collate_fn, self._samples_have_drawn)
 
     def are_running(self) -> list[bool]:
         """For each loader."""
@@ -54,8 +55,9 @@ class PersistentWorkers:
 
     def leave(self) -> None:
         """The loaders are as they were, and no longer watched."""
-        for loader, collate_fn in zip(self._loaders, self._collate_fns, strict=True):
-            loader.collate_fn = collate_fn
+        for loader in self._loaders:
+            if isinstance(loader.collate_fn, _CollateThatSeesDraws):  # else somebody has set another
+                loader.collate_fn = loader.collate_fn.collate_fn
 
     def stop(self) -> None:
         """Leave, and end workers: Lightning does so only if there has been a validation since their start."""
@@ -85,13 +87,18 @@ class _CollateThatSeesDraws:
     """``collate_fn``, which notices whether random numbers are drawn from one batch of its worker to the next."""
 
     def __init__(self, collate_fn: Callable[[Any], Any], samples_have_drawn: torch.Tensor | None) -> None:
-        self._collate_fn = collate_fn
+        self.collate_fn = collate_fn
         self._samples_have_drawn = samples_have_drawn  # in memory that is shared with the main process
         self._batches = 0
         self._states: list[Any] = []
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "collate_fn":  # a copy that is being made has none yet
+            raise AttributeError(name)
+        return getattr(self.collate_fn, name)
+
     def __call__(self, samples: Any) -> Any:
-        batch = self._collate_fn(samples)
+        batch = self.collate_fn(samples)
         if (worker := get_worker_info()) is None or self._batches == _WATCHED_BATCHES:
             return batch
         before, self._states = self._states, self._states_of_generators(worker.dataset)
@@ -101,5 +108,5 @@ class _CollateThatSeesDraws:
         return batch
 
     def _states_of_generators(self, dataset: Any) -> list[Any]:
-        owned = OwnedState({"dataset": dataset, "collate_fn": self._collate_fn}, only_generators=True)
+        owned = OwnedState({"dataset": dataset, "collate_fn": self.collate_fn}, only_generators=True)
         return [random.getstate(), np.random.get_state(), torch.get_rng_state(), owned.generator_states()]

@@ -9,11 +9,11 @@ them shows.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import random
 import types
 import warnings
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from opcode import opname
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
-from neuromanifold_gpt.state.flat_values import equal
+from neuromanifold_gpt.state.shown_values import shown_value
 from neuromanifold_gpt.state.users_objects import has_position
 
 Beginning = Literal["creation", "save", "restore"]
@@ -68,6 +68,10 @@ def _moved(before: dict[str, Any], now: dict[str, Any]) -> frozenset[str]:
     return frozenset(name for name, state in now.items() if state != before[name])
 
 
+def _shown_state(scheduler: Any) -> str | None:
+    return shown_value(scheduler.state_dict())
+
+
 @dataclass
 class Gap:
     """Up to the next batch from one of some loaders. What is drawn behind that is training's affair."""
@@ -78,13 +82,16 @@ class Gap:
 
     def __post_init__(self) -> None:
         self._generators = _generator_states()
-        self._schedules = [copy.deepcopy(scheduler.state_dict()) for scheduler in self.schedulers]
+        # Not the schedulers themselves: they hold optimizers, and these the weights.
+        self._schedules = [(weakref.ref(scheduler), _shown_state(scheduler)) for scheduler in self.schedulers]
+        self.schedulers = ()
 
     def moved(self) -> frozenset[str]:
         """What is not as it was."""
         generators = _moved(self._generators, _generator_states())
-        schedules = [scheduler.state_dict() for scheduler in self.schedulers]
-        return generators if equal(schedules, self._schedules) else generators | {_SCHEDULERS}
+        schedules = [(reference(), shown) for reference, shown in self._schedules]
+        is_same = all(scheduler is None or _shown_state(scheduler) == shown for scheduler, shown in schedules)
+        return generators if is_same else generators | {_SCHEDULERS}
 
 
 @dataclass
@@ -126,7 +133,7 @@ class BeforeNextBatch:
         self._end_step(stacklevel=5)
         self._gap, self._is_over_in_pass = gap, is_over_in_pass
 
-    def batch_is_asked_for(self, asking: types.FrameType, *, goes_on: bool) -> None:
+    def batch_is_asked_for(self, asking: types.FrameType | None, *, goes_on: bool) -> None:
         """A batch, or the end of a pass.
 
         Args:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 _ACCESS = re.compile(r"(LOAD|STORE|DELETE)_(?:FAST|NAME|DEREF|CLOSURE|CLASSDEREF|GLOBAL)(?!_AND_CLEAR)")
 _JUMPS = {*dis.hasjrel, *dis.hasjabs}
 _NEVER_GO_ON = re.compile(r"JUMP_(FORWARD|BACKWARD|BACKWARD_NO_INTERRUPT|ABSOLUTE)$|RETURN_|RAISE_VARARGS|RERAISE")
+_MOST_INSTRUCTIONS = 20_000  # for more, it would take seconds
 _Live = dict[int, set[str]]  # names of the variables that are read later, by number of an instruction
 
 
@@ -27,6 +28,8 @@ def carried_by_loops(frame: types.FrameType) -> frozenset[str]:
 @functools.lru_cache(maxsize=1000)
 def _carried(code: types.CodeType, offset: int) -> frozenset[str]:
     function = _Function(code)
+    if len(function.instructions) > _MOST_INSTRUCTIONS:
+        return frozenset()
     live = function.live(range(len(function.instructions)))
     carried: set[str] = set()
     for rounds in function.loops_around(offset):

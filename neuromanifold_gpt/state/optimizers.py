@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -45,13 +46,18 @@ def named_optimizer_state(
 def add_names(state: dict[str, Any], names: list[list[str]]) -> dict[str, Any]:
     """A copy of an optimizer's state dict with names, canonically ordered; tensors are not copied."""
     groups = [
-        dict(sorted({**group, NAMES_KEY: group_names}.items()))
+        dict(sorted({**{key: _plain(value) for key, value in group.items()}, NAMES_KEY: group_names}.items()))
         for group, group_names in zip(state["param_groups"], names, strict=True)
     ]
     # The order in which parameters first got a gradient, or were loaded, is not part of the state.
     ordered = sorted(state["state"].items(), key=lambda item: (not isinstance(item[0], int), str(item[0]).zfill(12)))
     per_parameter = {key: dict(sorted(value.items())) if isinstance(value, dict) else value for key, value in ordered}
     return {**state, "state": per_parameter, "param_groups": groups}
+
+
+def _plain(value: Any) -> Any:
+    """Of a number of NumPy's, which a schedule in an array gives, that of Python."""
+    return value.item() if isinstance(value, np.number | np.bool_) else value
 
 
 def group_names(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> list[list[str]]:

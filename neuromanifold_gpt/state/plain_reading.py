@@ -7,6 +7,8 @@ give other answers, or fail.
 from __future__ import annotations
 
 import types
+from collections import deque
+from collections.abc import Collection, Iterator
 from typing import Any
 
 _QUALIFIED_NAME: Any = vars(type)["__qualname__"]
@@ -25,8 +27,11 @@ def variables_of_class(kind: type) -> types.MappingProxyType[str, Any]:
 
 
 def module_name_of(kind: type) -> Any:
-    """The name of the Python module a class is from; classes may have anything there."""
-    return type.__getattribute__(kind, "__module__")
+    """The name of the Python module a class is from; classes may have anything there, or nothing."""
+    try:
+        return type.__getattribute__(kind, "__module__")
+    except AttributeError:
+        return None
 
 
 def qualified_name_of(kind: type) -> str:
@@ -69,10 +74,19 @@ def slots_of(kind: type) -> tuple[tuple[str, types.MemberDescriptorType], ...]:
     for base in bases_of(kind):
         of_class = variables_of_class(base)
         slots = of_class.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else tuple(slots):
+        names = (slots,) if isinstance(slots, str) else slots if isinstance(slots, Collection) else ()
+        for name in (name for name in names if isinstance(name, str)):
             private = name.startswith("__") and not name.endswith("__")
             mangled = f"_{qualified_name_of(base).rpartition('.')[2].lstrip('_')}{name}" if private else name
             member = of_class.get(mangled)
             if isinstance(member, types.MemberDescriptorType):
                 found[name] = member
     return tuple(found.items())
+
+
+def values_in(container: Any) -> Iterator[Any]:
+    """Of a dict, list, tuple or deque, whatever methods its class has; of other things none."""
+    for kind in (dict, list, tuple, deque):
+        if issubclass(type(container), kind):
+            return iter(dict.values(container)) if kind is dict else kind.__iter__(container)
+    return iter(())

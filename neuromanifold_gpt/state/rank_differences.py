@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.modules import listed, parameter_names, unwrap
@@ -25,13 +24,11 @@ def shown_on_this_rank(
 ) -> dict[str, str | None]:
     """What is shown of that which has to be the same on every rank, by name; ``None`` of what does not show.
 
-    Buffers need not be where ``DistributedDataParallel`` uses those of rank 0. Nor need objects that this rank leaves
-    as they are, such as an average that rank 0 alone keeps.
+    Buffers need not be, as ``DistributedDataParallel`` uses those of rank 0, nor objects that this rank leaves as they
+    are, such as an average that rank 0 alone keeps.
     """
     names = parameter_names(model)
     found = {"the model's parameters": _shown_tensors(unwrap(model).parameters())}
-    if not any(isinstance(part, DistributedDataParallel) and part.broadcast_buffers for part in model.modules()):
-        found["the model's buffers"] = _shown_tensors(unwrap(model).buffers())
     for number, optimizer in enumerate(optimizers):
         if type(optimizer).__module__.startswith("torch.optim."):  # others may have a part of the state on each rank
             state = {names.get(id(key), "?"): value for key, value in optimizer.state.items()}

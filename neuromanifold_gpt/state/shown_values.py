@@ -6,7 +6,7 @@ never fails.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from neuromanifold_gpt.state.flat_values import spaced
 from neuromanifold_gpt.state.metrics import metric_state, metrics_of
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
+from neuromanifold_gpt.state.plain_reading import attribute_dict, values_in
 from neuromanifold_gpt.state.users_objects import (
     attributes_of,
     is_called_after_a_time,
@@ -77,10 +78,7 @@ def _holds_tensors(value: Any, depth: int) -> bool:
         return value.numel() > 1 and not issubclass(kind, nn.Parameter)
     if issubclass(kind, np.ndarray):
         return value.size > 1
-    parts = value.values() if issubclass(kind, dict) else value
-    if not issubclass(kind, dict | list | tuple | deque):
-        parts = (attributes_of(value) or {}).values()
-    few = islice(parts, _LOOKED_AT_ITEMS[depth])
+    few = islice(_parts(value), _LOOKED_AT_ITEMS[depth])
     return depth < _HOLDS_DEPTH and any(_holds_tensors(part, depth + 1) for part in few)
 
 
@@ -94,11 +92,14 @@ def _shown_tensors(value: Any, depth: int) -> Iterator[str]:
     if issubclass(kind, Tensor | np.ndarray):
         yield shown_value(value, is_carried=True) or ""
     elif depth < _HOLDS_DEPTH:
-        parts = value.values() if issubclass(kind, dict) else value
-        if not issubclass(kind, dict | list | tuple | deque):
-            parts = (attributes_of(value) or {}).values()
-        for part in islice(parts, _LOOKED_AT_ITEMS[depth]):
+        for part in islice(_parts(value), _LOOKED_AT_ITEMS[depth]):
             yield from _shown_tensors(part, depth + 1)
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    if issubclass(type(value), dict | list | tuple | deque):
+        return values_in(value)
+    return iter((attributes_of(value) or {}).values())
 
 
 def kept_by(module: nn.Module) -> set[int]:
@@ -133,15 +134,16 @@ class _Look:
         if issubclass(kind, str | bytes | bytearray):
             return None if self._is_setting else f"{len(value)} {_text_digest(value[:_LOOKED_AT_ELEMENTS])}"
         if issubclass(kind, dict):
-            keys = [str(key) for key in islice(value, _LOOKED_AT_ITEMS[0]) if isinstance(key, str | int | float)]
-            return self._at_items(value, value.values(), depth, keys)
+            few = islice(dict.keys(value), _LOOKED_AT_ITEMS[0])
+            keys = [str(key) for key in few if isinstance(key, str | int | float)]
+            return self._at_items(value, values_in(value), depth, keys)
         if issubclass(kind, set | frozenset):
             if len(value) > _LOOKED_AT_OF_SETS:
                 return str(len(value))
             shown = sorted(text for item in value if (text := self.at(item, len(_LOOKED_AT_ITEMS))) is not None)
             return f"{len(value)} {_text_digest(shown)}" if shown or not value else None
         if issubclass(kind, list | tuple | deque):
-            return self._at_items(value, value, depth)
+            return self._at_items(value, values_in(value), depth)
         return self._at_object(value, depth)
 
     def _elements(self, size: int, depth: int) -> int:
@@ -157,8 +159,10 @@ class _Look:
         if issubclass(type(value), nn.Module):  # that is no part of the one that is saved: an average, a teacher
             tensors = [tensor.detach() for tensor in (*value.parameters(), *value.buffers())]
             metrics = [metric for metric in metrics_of(value).values() if id(metric) not in self._kept]
-            plain = [list(plain_attributes(part).values()) for part in value.modules() if is_of_users_class(part)]
-            shown = [*tensors, *map(metric_state, metrics), *plain]
+            users_parts = [part for part in value.modules() if is_of_users_class(part)]
+            plain = [thing for part in users_parts for thing in plain_attributes(part).values()]
+            numbers = [thing for thing in plain if type(thing) in (bool, int, float)]  # tensors may be results
+            shown = [*tensors, *map(metric_state, metrics), *numbers]
             return self._at_items(shown, shown, depth)
         if self._left <= 0:
             return ""  # before its attributes are gathered
@@ -166,7 +170,7 @@ class _Look:
         return self._at_items(attributes, attributes.values(), depth) if attributes else None
 
     def _at_items(
-        self, container: Collection[Any], values: Collection[Any], depth: int, keys: Collection[str] = ()
+        self, container: Collection[Any], values: Iterable[Any], depth: int, keys: Collection[str] = ()
     ) -> str | None:
         if depth >= len(_LOOKED_AT_ITEMS) or self._left <= 0:
             return str(len(container))
@@ -185,6 +189,12 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
         for name, value in attributes.items()
         if name not in OF_EVERY_MODULE and not is_called_after_a_time(name)
     }
+
+
+def memory_in(things: Iterable[Any]) -> set[int]:
+    """Addresses of the memory of tensors that are attributes of some objects."""
+    attributes = (value for thing in things for value in (attribute_dict(thing) or {}).values())
+    return {address for value in attributes if isinstance(value, Tensor) and (address := _address(value))}
 
 
 def _address(tensor: Tensor) -> int:

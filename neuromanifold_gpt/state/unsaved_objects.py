@@ -20,7 +20,8 @@ from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.flat_values import equal
 from neuromanifold_gpt.state.generators import Generator
 from neuromanifold_gpt.state.modules import listed
-from neuromanifold_gpt.state.plain_reading import all_attributes, bases_of, variables_of_class
+from neuromanifold_gpt.state.plain_reading import all_attributes, bases_of, values_in, variables_of_class
+from neuromanifold_gpt.state.rng import distributed
 from neuromanifold_gpt.state.shown_values import holds_tensors, shown_tensors, shown_value
 from neuromanifold_gpt.state.stock_passes import is_stock_loader
 from neuromanifold_gpt.state.users_locals import users_locals, values_carried_by_loops
@@ -80,6 +81,11 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
     return found
 
 
+def names_of_variables() -> set[str]:
+    """Of the functions that run, and of the script."""
+    return {name for name, _ in (*_variables_of_script(), *users_locals())}
+
+
 def saved_parameters() -> set[int]:
     """Identities of the parameters of all modules that are saved."""
     modules = [part for part in list(_saved.values()) if issubclass(type(part), nn.Module)]
@@ -94,7 +100,7 @@ def saved_by_others(changed: Mapping[str, Any], saved: Sequence[Any]) -> list[st
         changed: some of :func:`unsaved_objects`, that are not as they began, when all are alike.
         saved: what is saved.
     """
-    if not changed:
+    if not changed or distributed():  # there, a state_dict may wait for that of every rank
         return []
     states = [_state_of(thing) for thing in saved]
     tensors = shown_tensors([state for thing, state in zip(saved, states, strict=True) if not _has_weights(thing)])
@@ -202,9 +208,9 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f".{name}", part) for name, part in value.keywords.items())
         yield from ((f"[{number}]", part) for number, part in enumerate(value.args))
     elif issubclass(kind, dict):
-        yield from ((f"[{key!r}]", part) for key, part in value.items() if isinstance(key, str | int))
+        yield from ((f"[{key!r}]", part) for key, part in dict.items(value) if isinstance(key, str | int))
     elif issubclass(kind, list | tuple | deque):
-        yield from ((f"[{number}]", part) for number, part in enumerate(value))
+        yield from ((f"[{number}]", part) for number, part in enumerate(values_in(value)))
     elif _has_attributes(value) or issubclass(kind, NAMESPACES):
         yield from ((f".{name}", part) for name, part in all_attributes(value).items())
 
@@ -216,7 +222,10 @@ def _has_attributes(value: Any) -> bool:
 def _has_state(value: Any) -> bool:
     kind = type(value)  # isinstance() would ask proxies
     if issubclass(kind, nn.Module):
-        return not any(map(_is_saved, value.modules()))  # as compiled, it is the same
+        try:
+            return not any(map(_is_saved, value.modules()))  # as compiled, it is the same
+        except AttributeError:  # it is half made
+            return False
     if issubclass(kind, _DATA) or is_of_the_run(kind):
         return False
     return {"state_dict", "load_state_dict"} <= {name for base in bases_of(kind) for name in variables_of_class(base)}

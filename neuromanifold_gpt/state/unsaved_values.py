@@ -26,6 +26,7 @@ from neuromanifold_gpt.state.optimizer_values import parameters_of_no_module, va
 from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, kept_by, plain_attributes, shown_value
 from neuromanifold_gpt.state.stock_passes import warn_of_passes_under_way
 from neuromanifold_gpt.state.unsaved_objects import (
+    names_of_variables,
     note_saved,
     saved_by_others,
     saved_parameters,
@@ -95,12 +96,14 @@ def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[st
         _followed[module] = UnsavedValues({**now, **before[0]} if before else now)
     settings = values_beside_state(module, kept=kept, as_settings=True)
     settings.update((path, shown) for path, shown in now.items() if path in unsaved)
-    others = [*_followed[module].changed(now), *_others(module, settings)]
+    is_empty = names_of_variables() & _saved.get(module, {}).keys() - now.keys()  # had tensors at the save
+    compared = {**settings, **dict.fromkeys(is_empty, "")}
+    others = [*_followed[module].changed(now), *_others(module, compared)]
     within = saved_by_others({path: unsaved[path] for path in others if path in unsaved}, [module, *kept])
     _followed[module].warn_if_changed({path: shown for path, shown in now.items() if path not in within})
-    settings = {path: shown for path, shown in settings.items() if shown != RESULT and path not in within}
-    _warn_of_others(module, settings, stacklevel=4)
-    return settings
+    known = {*within, *_followed[module].passed_over}  # to be saved by others, or to change
+    _warn_of_others(module, {path: shown for path, shown in compared.items() if path not in known}, stacklevel=4)
+    return {path: shown for path, shown in settings.items() if shown != RESULT and path not in known}
 
 
 def warn_of_other_values(
@@ -179,22 +182,26 @@ def variables_beside_state(
 
 
 class UnsavedValues:
-    """Follows values, which it does not hold."""
+    """Follows values, which it does not hold.
+
+    Attributes:
+        passed_over: names of those that were said to change, or are known as results of each step.
+    """
 
     def __init__(self, before: dict[str, str]) -> None:
         self._before: dict[str, str] = {}
-        self._passed_over: set[str] = set()  # said, or known as results of each step
+        self.passed_over: set[str] = set()
         self.look(before)
 
     def look(self, now: dict[str, str]) -> None:
         """What was not there before, such as a table that is built when it is first needed, begins as it is now."""
         self._before = {**now, **self._before}
-        self._passed_over.update(path for path, shown in now.items() if shown == RESULT)
+        self.passed_over.update(path for path, shown in now.items() if shown == RESULT)
 
     def changed(self, now: dict[str, str]) -> list[str]:
         """Which are other than at the beginning, and were not named before."""
         self.look(now)
-        return sorted(path for path in now.keys() - self._passed_over if self._before[path] != now[path])
+        return sorted(path for path in now.keys() - self.passed_over if self._before[path] != now[path])
 
     def warn_if_changed(self, now: dict[str, str]) -> None:
         """Say which have changed.
@@ -208,7 +215,7 @@ class UnsavedValues:
                 InexactResumeWarning,
                 stacklevel=4,
             )
-        self._passed_over.update(new)
+        self.passed_over.update(new)
 
 
 _REMEDY = (

@@ -31,13 +31,13 @@ def users_locals() -> Iterator[tuple[str, Any]]:
             if variable.isidentifier() and variable not in passed_on:  # others are the interpreter's
                 function = frame.f_code.co_qualname.replace(".<locals>", "")
                 found.setdefault(id(value), (f"{function}.{variable}", value))
-    kinds = Counter(type(value) for _, value in found.values())
+    kinds = Counter(id(type(value)) for _, value in found.values())  # metaclasses may have hashes of their own
     names: Counter[str] = Counter()
     for path, value in found.values():
         kind = type(value)
         is_object = is_of_users_class(value) and not issubclass(kind, types.FunctionType)
         class_name = qualified_name_of(kind).replace(".<locals>", "") if is_object else "locals"
-        name = class_name if is_object and kinds[kind] == 1 else f"{class_name}.{path}"
+        name = class_name if is_object and kinds[id(kind)] == 1 else f"{class_name}.{path}"
         names[name] += 1  # a function may run within itself
         yield (name if names[name] == 1 else f"{name}-{names[name]}"), value
 

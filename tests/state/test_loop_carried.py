@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from neuromanifold_gpt import save_checkpoint
+from neuromanifold_gpt import latest_checkpoint, load_checkpoint, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.loop_carried import carried_by_loops
 
@@ -173,6 +174,43 @@ def memory(directory: Path) -> None:
         save()
 
 
+class Unwilling(dict[str, Tensor]):
+    def values(self) -> Any:
+        raise RuntimeError("not now")
+
+
+def unwilling(directory: Path) -> None:
+    carried = Unwilling(first=torch.zeros(3))
+    for save, _ in saving(directory):
+        carried["first"] = carried["first"] + 1
+        save()
+
+
+class Prototypes:
+    def __init__(self) -> None:
+        self.center = torch.zeros(3)
+
+    def update(self, output: Tensor) -> None:
+        self.center = self.center * 0.9 + output.detach().mean(0) * 0.1
+
+
+def by_a_method(directory: Path) -> None:
+    update = Prototypes().update
+    for save, output in saving(directory):
+        update(output)
+        save()
+
+
+def a_parameter_of_no_module(directory: Path) -> None:
+    temperature = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([temperature], 0.1)
+    for save, _ in saving(directory):
+        temperature.exp().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        save(optimizers=optimizer)
+
+
 SAID = {
     hidden_state: "locals.hidden_state.hidden",
     batch_ahead: "locals.batch_ahead.batch",
@@ -181,6 +219,9 @@ SAID = {
     priorities: "locals.priorities.weights",
     environment: "State",
     memory: "Memory.transitions",
+    unwilling: "Unwilling",
+    by_a_method: "locals.by_a_method.update.center",
+    a_parameter_of_no_module: "optimizers.0.params",
 }
 
 
@@ -228,19 +269,26 @@ def saved_as_stateful(directory: Path) -> None:
         save(stateful={"carried": carried})
 
 
-class Unwilling(dict[str, Tensor]):
-    def values(self) -> Any:
-        raise RuntimeError("not now")
+class SavesBatch:
+    def __init__(self) -> None:
+        self.batches: list[Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batch": self.batches[-1].clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.batches = [state["batch"]]
 
 
-def unwilling(directory: Path) -> None:
-    carried = Unwilling(first=torch.zeros(3))
+def saved_in_the_state_of_another(directory: Path) -> None:
+    batch, saves = torch.zeros(3), SavesBatch()
     for save, _ in saving(directory):
-        carried["first"] = carried["first"] + 1
-        save()
+        batch = batch + 1
+        saves.batches.append(batch)
+        save(stateful={"batch": saves})
 
 
-PASSED_OVER = [made_in_each_round, results, the_same_all_the_time, saved_as_stateful, unwilling]
+PASSED_OVER = [made_in_each_round, results, the_same_all_the_time, saved_as_stateful, saved_in_the_state_of_another]
 
 
 class TestWarnings:
@@ -256,3 +304,76 @@ class TestWarnings:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             loop(tmp_path)
+
+
+def trains(directory: Path, steps: int, begin: Callable[[], Any]) -> None:
+    """From the newest checkpoint on; ``kept`` is set once, and read."""
+    model, step, kept = nn.Linear(3, 3), 0, begin()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    if checkpoint := latest_checkpoint(directory):
+        step = load_checkpoint(checkpoint).restore(model=model, optimizers=optimizer).global_step
+    while step < steps:
+        if kept is None:
+            kept = model.weight.detach().clone()
+        with torch.no_grad():
+            model.weight.add_(0.1)
+        step += 1
+        save_checkpoint(directory, step=step, model=model, optimizers=optimizer)
+    assert kept is not None
+
+
+@pytest.mark.parametrize(
+    ("begin", "is_said"), [(lambda: None, True), (lambda: nn.Linear(1, 1), True), (lambda: torch.ones(3), False)]
+)
+def test_what_is_set_once_is_compared_at_the_first_save_after_a_restore(
+    begin: Callable[[], Any], is_said: bool, tmp_path: Path
+) -> None:
+    trains(tmp_path, 2, begin)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trains(tmp_path, 4, begin)
+    said = [str(warning.message) for warning in caught if warning.category is InexactResumeWarning]
+    assert len(said) == is_said
+    assert all("were others at the save" in text and "locals.trains.kept. " in text for text in said)
+
+
+def test_what_was_filled_once_before_the_save_and_is_empty_is_said(tmp_path: Path) -> None:
+    def trains_two_tasks(steps: int) -> None:
+        model, step, importance = nn.Linear(3, 3), 0, {}
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        if checkpoint := latest_checkpoint(tmp_path):
+            step = load_checkpoint(checkpoint).restore(model=model, optimizers=optimizer).global_step
+        while step < steps:
+            if step == 2:
+                importance["weight"] = torch.ones(3)
+            step += 1
+            save_checkpoint(tmp_path, step=step, model=model, optimizers=optimizer)
+        assert len(importance) <= 1
+
+    trains_two_tasks(4)
+    with pytest.warns(InexactResumeWarning, match="were others at the save.*importance"):
+        trains_two_tasks(6)
+
+
+class TestStockLoaders:
+    def fit(self, directory: Path, save_at: set[int]) -> None:
+        model, step = nn.Linear(1, 1), 0
+        loader = DataLoader(torch.arange(6.0).unsqueeze(1), 2)
+        for _ in range(2):
+            for batch in loader:
+                with torch.no_grad():
+                    model.weight.add_(batch.mean())
+                step += 1
+                if step in save_at:
+                    save_checkpoint(directory, step=step, model=model)
+
+    def test_a_save_in_the_middle_of_a_pass_is_said_once(self, tmp_path: Path) -> None:
+        with pytest.warns(InexactResumeWarning, match="in the middle of a pass over a DataLoader") as said:
+            self.fit(tmp_path, {1, 2, 4})
+        (warning,) = said
+        assert warning.filename == __file__
+
+    def test_at_its_end_it_is_not(self, tmp_path: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            self.fit(tmp_path, {3, 6})

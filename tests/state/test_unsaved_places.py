@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import gc
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -213,3 +216,58 @@ def test_what_is_called_after_a_time_is_passed_over(
         setattr(training.model, name, value)
         training.save()
     assert (said() == "") is is_a_time
+
+
+class TestOddThings:
+    """A look at what a program holds ends no training."""
+
+    def test_layers_without_their_weights(self, training: Training) -> None:
+        training.model.generated = nn.Linear(1, 1)
+        del training.model.generated.bias
+        training.save()
+
+    def test_modules_that_are_half_made(self, training: Training) -> None:
+        class HalfMade(nn.Module):
+            def __init__(self) -> None:
+                """Nothing of a module is there."""
+
+        held = [HalfMade()]
+        training.save()
+        assert held
+
+    def test_classes_that_are_from_nowhere(self, training: Training) -> None:
+        names: dict[str, Any] = {"__builtins__": __builtins__}
+        exec("thing = type('Thing', (), {})()", names)
+        thing = names["thing"]
+        training.save()
+        assert thing
+
+    def test_lists_that_are_not_asked(self, training: Training) -> None:
+        class Shuffled(list[Any]):
+            def __iter__(self) -> Any:
+                raise AssertionError("somebody iterates")
+
+        held = {"items": Shuffled([torch.ones(2)])}
+        for _ in range(2):
+            training.save()
+        assert held
+
+    def test_learning_rates_of_numpy(self, training: Training) -> None:
+        training.optimizer.param_groups[0]["lr"] = np.linspace(0.1, 0.2, 3)[1]
+        training.save()
+
+
+def test_of_a_program_that_ends_no_weights_stay(tmp_path: Path) -> None:
+    """Behind the last save, a loader that waits for its next batch holds none."""
+    loader = ResumableDataLoader([1, 2, 3, 4])
+
+    def trains() -> weakref.ref[nn.Module]:
+        model = nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        save_checkpoint(tmp_path, step=1, model=model, optimizers=optimizer, schedulers=scheduler, loaders=loader)
+        return weakref.ref(model)
+
+    model = trains()
+    gc.collect()
+    assert model() is None
