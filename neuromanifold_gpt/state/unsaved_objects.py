@@ -14,6 +14,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
@@ -100,7 +101,10 @@ def saved_by_others(changed: Mapping[str, Any], saved: Sequence[Any]) -> list[st
         changed: some of :func:`unsaved_objects`, that are not as they began, when all are alike.
         saved: what is saved.
     """
-    if not changed or distributed():  # there, a state_dict may wait for that of every rank
+    if distributed():  # there, the state_dict of others may wait for that of every rank
+        changed = {name: thing for name, thing in changed.items() if isinstance(thing, LRScheduler)}
+        saved = [thing for thing in saved if isinstance(thing, LRScheduler)]
+    if not changed:
         return []
     states = [_state_of(thing) for thing in saved]
     tensors = shown_tensors([state for thing, state in zip(saved, states, strict=True) if not _has_weights(thing)])
