@@ -18,14 +18,17 @@ class Constants:
 
     Args:
         shown: gives them, by path.
-        settings: paths of those that the program gives, and that do not count.
     """
 
-    def __init__(self, shown: Callable[[], dict[str, str]], settings: Iterable[str]) -> None:
+    def __init__(self, shown: Callable[[], dict[str, str]]) -> None:
         self._shown = shown
         self._before = shown()
-        self._passed_over = {*settings}  # and what changes, which is said elsewhere
+        self._passed_over: set[str] = set()  # also what changes, which is said elsewhere
         self._saved: Mapping[str, str] = {}  # that are still to be compared
+
+    def pass_over(self, paths: Iterable[str]) -> None:
+        """These do not count, such as settings that the program gives."""
+        self._passed_over.update(paths)
 
     def current(self) -> dict[str, str]:
         """Those that have not changed since they were first seen; what is new begins as it is.

@@ -211,7 +211,7 @@ class ResumePointTracker:
         self._owned = self._parts.generators()  # hooks may have made some since training began
         missing = self._owned.restore_generators(own_state(resume["own_generators"]))
         warn_of_missing_generators(missing)
-        self._parts.constants.restored(resume.get("constants", {}) if trainer.is_global_zero else {})
+        self._parts.restored(resume.get("constants", {}) if trainer.is_global_zero else {})
 
     def restore_where_nothing_is_left(self, trainer: Trainer, resume: dict[str, Any]) -> None:
         """:meth:`restore_beside_state`, where training does not begin."""

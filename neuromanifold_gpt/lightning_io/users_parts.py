@@ -6,7 +6,7 @@ As in modules (``state/unsaved_values.py``), most of what changes in them is a r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -57,13 +57,20 @@ class UsersParts:
         )
         self.metrics = self._metrics()
         self._unsaved = UnsavedValues(self._values())
-        settings = (path for path, value in self._attributes() if value is not None and not holds_tensors(value))
-        self.constants = Constants(self._shown_constants, settings)
+        self.constants = Constants(self._shown_constants)
+        self.constants.pass_over(self._numbers_of_others())
 
     def look(self) -> None:
         """What was not there when training began, begins as it is now."""
         self._unsaved.look(self._values())
         self.constants.current()
+
+    def restored(self, constants: Mapping[str, str]) -> None:
+        """See :meth:`Constants.restored`; what hooks have set by now, such as the step where this process began, counts
+        as little as what the program gives.
+        """
+        self.constants.pass_over(self._numbers_of_others())
+        self.constants.restored(constants)
 
     def warn_of_what_is_left_out(self) -> None:
         """Say which values no checkpoint has.
@@ -119,6 +126,10 @@ class UsersParts:
             if not is_called_after_a_time(name) and (shown := shown_value(value, kept)) is not None:
                 found[path] = shown
         return found
+
+    def _numbers_of_others(self) -> list[str]:
+        """Attributes of callbacks and the data module that are there, and hold no tensors."""
+        return [path for path, value in self._attributes() if value is not None and not holds_tensors(value)]
 
     def _schedulers(self) -> list[Any]:
         return [part for config in self._trainer.lr_scheduler_configs for part in _with_parts(config.scheduler)]

@@ -72,6 +72,13 @@ class StopsAt(Callback):
         self.step = step
 
 
+class NotesWhereItBegan(Callback):
+    started_at_step: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started_at_step = trainer.global_step
+
+
 class BuildsTables(Learns):
     """Which are the same in each process; and a buffer that begins as None, and is saved."""
 
@@ -137,7 +144,7 @@ def test_what_is_another_thing_after_a_resume_is_said_once(parts: Any, name: str
     assert said.count(OTHERS) == 1
 
 
-@pytest.mark.parametrize("parts", [(Learns,), (BuildsTables,), (Learns, StopsAt)])
+@pytest.mark.parametrize("parts", [(Learns,), (BuildsTables,), (Learns, StopsAt), (Learns, NotesWhereItBegan)])
 def test_what_is_the_same_is_not(parts: Any, tmp_path: Path) -> None:
     assert resumed(tmp_path, *parts) == ""
 
