@@ -20,6 +20,7 @@ from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.state.flat_values import equal
 from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.rng import cpu_generator_states
 
 SampleKey = tuple[int, int, int, Any]  # seed, epoch, number of the sample in the epoch, sample id
 _MADE_AT_MOST = 5  # times; one that makes a further generator each time, has it seeded in the next batch
@@ -172,7 +173,7 @@ class OwnGenerators:
                 self._keep()
 
     def _keep(self) -> None:
-        self._states, self._states_of_owned = _generator_states(), self._owned.raw_generator_states()
+        self._states, self._states_of_owned = cpu_generator_states(), self._owned.raw_generator_states()
 
 
 def seed_generators(seed: int, owned: OwnedState | None = None) -> None:
@@ -187,7 +188,7 @@ def seed_generators(seed: int, owned: OwnedState | None = None) -> None:
 @contextmanager
 def isolated_generators(owned: OwnedState | None = None) -> Iterator[None]:
     """Put the CPU generators back, and those of ``owned``, whatever is drawn inside."""
-    states, states_of_owned = _generator_states(), owned.raw_generator_states() if owned is not None else []
+    states, states_of_owned = cpu_generator_states(), owned.raw_generator_states() if owned is not None else []
     try:
         yield
     finally:
@@ -196,12 +197,8 @@ def isolated_generators(owned: OwnedState | None = None) -> Iterator[None]:
             owned.set_raw_generator_states(states_of_owned)
 
 
-def _generator_states() -> tuple[Any, Any, torch.Tensor]:
-    return random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-
-
 def _all_states(owned: OwnedState) -> list[Any]:
-    return [*_generator_states(), *owned.generator_states().values()]
+    return [*cpu_generator_states(), *owned.generator_states().values()]
 
 
 def _set_generator_states(states: tuple[Any, Any, torch.Tensor]) -> None:

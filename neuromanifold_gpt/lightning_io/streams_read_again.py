@@ -7,14 +7,11 @@ is the last batch, made again with the random numbers that it had, and the ids, 
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-import numpy as np
-import torch
 import xxhash
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
@@ -23,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.flat_values import equal
+from neuromanifold_gpt.state.rng import cpu_generator_states
 from neuromanifold_gpt.state.shown_values import shown_value
 
 _MOST_LEAVES = 100  # of a batch, that are looked at
@@ -88,10 +86,10 @@ class _FollowedStream(Iterator[Any]):
         return [self._last, self._whole.hexdigest()]
 
     def __next__(self) -> Any:
-        before = None if self.draws else _states()
+        before = None if self.draws else cpu_generator_states()
         batch = next(self._batches)
         if not self.draws and self._has_begun:
-            self.draws = not equal(before, _states())
+            self.draws = not equal(before, cpu_generator_states())
         self._has_begun = True
         shown = _shown(batch)
         self._last = xxhash.xxh3_64_hexdigest(repr(shown).encode())
@@ -101,10 +99,6 @@ class _FollowedStream(Iterator[Any]):
 
 def _reads_stream_here(loader: Any) -> bool:
     return type(loader) is DataLoader and isinstance(loader.dataset, IterableDataset) and not loader.num_workers
-
-
-def _states() -> list[Any]:
-    return [random.getstate(), np.random.get_state(), torch.get_rng_state()]
 
 
 def _shown(batch: Any) -> list[tuple[str | None, bool]]:

@@ -8,12 +8,10 @@ checkpoint has it.
 from __future__ import annotations
 
 import contextlib
-import random
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
@@ -22,6 +20,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.flat_values import equal
 from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.rng import cpu_generator_states
 
 _WATCHED_BATCHES = 5  # of each worker
 
@@ -109,4 +108,4 @@ class _CollateThatSeesDraws:
 
     def _states_of_generators(self, dataset: Any) -> list[Any]:
         owned = OwnedState({"dataset": dataset, "collate_fn": self.collate_fn}, only_generators=True)
-        return [random.getstate(), np.random.get_state(), torch.get_rng_state(), owned.generator_states()]
+        return [*cpu_generator_states(), owned.generator_states()]

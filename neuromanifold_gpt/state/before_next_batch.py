@@ -10,7 +10,6 @@ them shows.
 from __future__ import annotations
 
 import inspect
-import random
 import types
 import warnings
 import weakref
@@ -19,10 +18,11 @@ from dataclasses import dataclass, field
 from opcode import opname
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.flat_values import equal
+from neuromanifold_gpt.state.rng import cpu_generator_states
 from neuromanifold_gpt.state.shown_values import shown_value
 from neuromanifold_gpt.state.users_objects import has_position
 
@@ -56,16 +56,11 @@ _OF_GENERATORS = {
 
 
 def _generator_states() -> dict[str, Any]:
-    name, key, *rest = np.random.get_state()
-    return {
-        "random": random.getstate(),
-        "numpy.random": (name, np.asarray(key).tobytes(), *rest),
-        "torch": torch.default_generator.get_state().numpy().tobytes(),
-    }
+    return dict(zip(("random", "numpy.random", "torch"), cpu_generator_states(), strict=True))
 
 
 def _moved(before: dict[str, Any], now: dict[str, Any]) -> frozenset[str]:
-    return frozenset(name for name, state in now.items() if state != before[name])
+    return frozenset(name for name, state in now.items() if not equal(state, before[name]))
 
 
 def _shown_state(scheduler: Any) -> str | None:

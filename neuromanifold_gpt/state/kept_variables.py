@@ -11,7 +11,7 @@ import types
 from collections.abc import Iterator
 from typing import Any, cast
 
-from neuromanifold_gpt.state.plain_reading import attribute_dict, module_name_of, slots_of
+from neuromanifold_gpt.state.plain_reading import attribute_dict, module_name_of, slots_of, values_of_slots
 from neuromanifold_gpt.state.stored_values import is_single_value
 from neuromanifold_gpt.state.users_objects import is_users_module, variables_of_function
 
@@ -29,12 +29,7 @@ def kept_variables(thing: Any) -> dict[str, Any]:
     found = dict(attribute_dict(thing) or {})
     if _is_users_function(thing):
         return {**{name: cell.cell_contents for name, cell in _cells_set_by(thing)}, **found}
-    for name, member in _slots(cast(Any, type(thing))):
-        try:
-            found[name] = member.__get__(thing)
-        except AttributeError:  # not set yet
-            continue
-    return found
+    return {**found, **values_of_slots(thing, _slots(cast(Any, type(thing))))}
 
 
 def variables_at(thing: Any) -> dict[str, Any]:

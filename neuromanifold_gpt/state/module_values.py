@@ -59,9 +59,8 @@ class ModuleValues:
                 live[path].copy_(value)
             elif path in live:
                 owners[owner]._buffers[name] = value.to(live[path].device, copy=True)
-            elif (
-                owner in owners and name in owners[owner]._non_persistent_buffers_set
-            ):  # None, until a first batch sets it
+            elif owner in owners and name in owners[owner]._non_persistent_buffers_set:
+                # It is None until a first batch sets it.
                 devices = (parameter.device for parameter in self._module.parameters())
                 owners[owner]._buffers[name] = value.to(next(devices, "cpu"), copy=True)
 

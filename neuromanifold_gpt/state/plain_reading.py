@@ -6,9 +6,10 @@ give other answers, or fail.
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 _QUALIFIED_NAME: Any = vars(type)["__qualname__"]
@@ -59,12 +60,15 @@ def attribute_dict(thing: Any) -> dict[str, Any] | None:
 
 def all_attributes(thing: Any) -> dict[str, Any]:
     """Those in ``__dict__`` and in ``__slots__``."""
-    found = dict(attribute_dict(thing) or {})
-    for name, member in slots_of(type(thing)):
-        try:
+    return {**(attribute_dict(thing) or {}), **values_of_slots(thing, slots_of(type(thing)))}
+
+
+def values_of_slots(thing: Any, slots: Iterable[tuple[str, types.MemberDescriptorType]]) -> dict[str, Any]:
+    """Of some of :func:`slots_of` its class, those that are set."""
+    found = {}
+    for name, member in slots:
+        with contextlib.suppress(AttributeError):  # not set yet
             found[name] = member.__get__(thing)
-        except AttributeError:  # not set yet
-            continue
     return found
 
 

@@ -64,6 +64,11 @@ def restore_rng_state(state: dict[str, Any]) -> None:
         torch.mps.set_rng_state(state["mps"])
 
 
+def cpu_generator_states() -> tuple[Any, Any, torch.Tensor]:
+    """Of ``random``, ``numpy.random`` and torch's default generator, as they describe themselves."""
+    return random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+
+
 def gather_across_ranks(mine: dict[str, Any]) -> list[dict[str, Any]]:
     """The states of every rank, by rank. Collective: with torch.distributed, every rank must call it."""
     if not distributed():

@@ -96,7 +96,8 @@ def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[st
         _followed[module] = UnsavedValues({**now, **before[0]} if before else now)
     settings = values_beside_state(module, kept=kept, as_settings=True)
     settings.update((path, shown) for path, shown in now.items() if path in unsaved)
-    is_empty = names_of_variables() & _saved.get(module, {}).keys() - now.keys()  # had tensors at the save
+    missing = _saved.get(module, {}).keys() - now.keys()
+    is_empty = missing & names_of_variables() if missing else ()  # they had tensors at the save
     compared = {**settings, **dict.fromkeys(is_empty, "")}
     others = [*_followed[module].changed(now), *_others(module, compared)]
     within = saved_by_others({path: unsaved[path] for path in others if path in unsaved}, [module, *kept])
