@@ -219,8 +219,8 @@ class ResumePointTracker:
         self.restore_beside_state(trainer, resume)
 
     def constants(self) -> dict[str, str]:
-        """See :class:`Constants`."""
-        return self._parts.constants.current() if self._parts is not None else {}
+        """See :meth:`UsersParts.constants`."""
+        return self._parts.constants() if self._parts is not None else {}
 
     def warn_of_what_is_left_out(self) -> None:
         """Say which values and generators of the module, callbacks, the data module and the data no checkpoint has.

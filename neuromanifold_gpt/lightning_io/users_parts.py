@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torchmetrics import Metric
 
-from neuromanifold_gpt.lightning_io.constants import Constants
+from neuromanifold_gpt.state.followed_values import FollowedValues, SavedValues
 from neuromanifold_gpt.state.layers import settings_of_layers
 from neuromanifold_gpt.state.metrics import metrics_of
 from neuromanifold_gpt.state.optimizer_values import parameters_of_no_module, values_of_optimizers, values_of_schedulers
@@ -25,11 +25,7 @@ from neuromanifold_gpt.state.own_generators import by_number, generators_around
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.plain_reading import all_attributes
 from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, kept_by, memory_in, shown_value
-from neuromanifold_gpt.state.unsaved_values import (
-    UnsavedValues,
-    values_beside_state,
-    variables_beside_state,
-)
+from neuromanifold_gpt.state.unsaved_values import values_beside_state, variables_beside_state
 from neuromanifold_gpt.state.users_objects import is_called_after_a_time, is_of_users_class
 
 # The hyper-parameters are in the checkpoint, but ``fit`` does not put them back.
@@ -46,7 +42,6 @@ class UsersParts:
 
     Attributes:
         metrics: torchmetrics that they keep, by path; they are stored.
-        constants: what does not change.
     """
 
     def __init__(self, trainer: Trainer, of_position: Callable[[], Iterable[Any]]) -> None:
@@ -56,21 +51,43 @@ class UsersParts:
             data is not None and _saves_nothing(data, LightningDataModule) and not _goes_with_position(data, trainer)
         )
         self.metrics = self._metrics()
-        self._unsaved = UnsavedValues(self._values())
-        self.constants = Constants(self._shown_constants)
-        self.constants.pass_over(self._numbers_of_others())
+        self._unsaved = FollowedValues(self._values())
+        self._constants = FollowedValues(self._shown_constants())
+        self._constants.pass_over(self._numbers_of_others())
+        self._saved_constants = SavedValues({})
 
     def look(self) -> None:
         """What was not there when training began, begins as it is now."""
         self._unsaved.look(self._values())
-        self.constants.current()
+        self.constants()
+
+    def constants(self) -> dict[str, str]:
+        """Numbers and tensors that have not changed since training began, or since they were first there.
+
+        Warns:
+            InexactResumeWarning: see :meth:`restored`.
+        """
+        now = self._shown_constants()
+        self._constants.pass_over(self._constants.changed(now))  # which is said elsewhere
+        found = {path: shown for path, shown in now.items() if path not in self._constants.passed_over}
+        self._saved_constants.warn_of_others(found, stacklevel=2)
+        return found
 
     def restored(self, constants: Mapping[str, str]) -> None:
-        """See :meth:`Constants.restored`; what hooks have set by now, such as the step where this process began, counts
-        as little as what the program gives.
+        """Compare with :meth:`constants` of the save; of what is not there yet, when it is.
+
+        What hooks have set by now, such as the step where this process began, counts as little as what the program
+        gives.
+
+        Args:
+            constants: of the first rank; where this is another one, nothing.
+
+        Warns:
+            InexactResumeWarning: names what was otherwise at the save.
         """
-        self.constants.pass_over(self._numbers_of_others())
-        self.constants.restored(constants)
+        self._constants.pass_over(self._numbers_of_others())
+        self._saved_constants = SavedValues(constants)
+        self.constants()
 
     def warn_of_what_is_left_out(self) -> None:
         """Say which values no checkpoint has.
@@ -112,7 +129,12 @@ class UsersParts:
         return {path: shown for path, shown in found.items() if shown != RESULT and path not in passed_over}
 
     def _values(self) -> dict[str, str]:
-        trainer, module, saved, kept = self._trainer, self._trainer.lightning_module, self._saved(), self._kept()
+        trainer, module, saved, kept = (
+            self._trainer,
+            self._trainer.lightning_module,
+            self._saved(),
+            self._kept(),
+        )
         found: dict[str, str] = {}
         if not is_overridden("on_save_checkpoint", module):
             found = values_beside_state(module, with_followed=False, ignored=_OF_EVERY_MODULE, kept=saved)

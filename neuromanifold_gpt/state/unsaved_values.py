@@ -8,7 +8,6 @@ both are a reason not to store them.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,12 +15,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.followed_values import FollowedValues, SavedValues
 from neuromanifold_gpt.state.hooks import hooks_of
 from neuromanifold_gpt.state.layers import settings_of_layers
 from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.module_values import is_kept_by_others, non_persistent_buffers
-from neuromanifold_gpt.state.modules import listed, unwrap
+from neuromanifold_gpt.state.modules import unwrap
 from neuromanifold_gpt.state.optimizer_values import parameters_of_no_module, values_of_optimizers, values_of_schedulers
 from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, kept_by, plain_attributes, shown_value
 from neuromanifold_gpt.state.stock_passes import warn_of_passes_under_way
@@ -93,17 +92,18 @@ def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[st
     warn_of_passes_under_way(unsaved)
     if module not in _followed:
         before = [loader.variables_at_first_pass or {} for loader in filter(has_position, kept)]
-        _followed[module] = UnsavedValues({**now, **before[0]} if before else now)
+        _followed[module] = FollowedValues({**now, **before[0]} if before else now)
     settings = values_beside_state(module, kept=kept, as_settings=True)
     settings.update((path, shown) for path, shown in now.items() if path in unsaved)
-    missing = _saved.get(module, {}).keys() - now.keys()
+    saved = _saved.setdefault(module, SavedValues({}))
+    missing = saved.missing(now)
     is_empty = missing & names_of_variables() if missing else ()  # they had tensors at the save
     compared = {**settings, **dict.fromkeys(is_empty, "")}
-    others = [*_followed[module].changed(now), *_others(module, compared)]
+    others = [*_followed[module].changed(now), *saved.others(compared)]
     within = saved_by_others({path: unsaved[path] for path in others if path in unsaved}, [module, *kept])
     _followed[module].warn_if_changed({path: shown for path, shown in now.items() if path not in within})
     known = {*within, *_followed[module].passed_over}  # to be saved by others, or to change
-    _warn_of_others(module, {path: shown for path, shown in compared.items() if path not in known}, stacklevel=4)
+    saved.warn_of_others({path: shown for path, shown in compared.items() if path not in known}, stacklevel=3)
     return {path: shown for path, shown in settings.items() if shown != RESULT and path not in known}
 
 
@@ -122,27 +122,9 @@ def warn_of_other_values(
         InexactResumeWarning: the module has other values than at the save.
     """
     module = unwrap(module)
-    _followed[module] = UnsavedValues(_with_variables(module, kept)[0])
-    _saved[module] = {} if silently else dict(saved)
-    _warn_of_others(module, values_beside_state(module, kept=kept, as_settings=True), stacklevel=5)
-
-
-def _warn_of_others(module: nn.Module, now: Mapping[str, str], stacklevel: int) -> None:
-    """Compare with what was restored; what is not there yet, such as what a first batch sets, at the next call."""
-    others = _others(module, now)
-    _saved[module] = {path: shown for path, shown in _saved.get(module, {}).items() if path not in now}
-    if others:
-        warnings.warn(
-            "values that no checkpoint has were others at the save, and stay as they are now: "
-            f"{listed(others)}. {_REMEDY}",
-            InexactResumeWarning,
-            stacklevel=stacklevel,
-        )
-
-
-def _others(module: nn.Module, now: Mapping[str, str]) -> list[str]:
-    saved = _saved.get(module, {})
-    return sorted(path for path in now.keys() & saved.keys() if RESULT != now[path] != saved[path])
+    _followed[module] = FollowedValues(_with_variables(module, kept)[0])
+    _saved[module] = SavedValues({} if silently else saved)
+    _saved[module].warn_of_others(values_beside_state(module, kept=kept, as_settings=True), stacklevel=4)
 
 
 def _with_variables(module: nn.Module, kept: Collection[Any]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -182,49 +164,8 @@ def variables_beside_state(
     return {path: shown for path, shown in found.items() if shown is not None}
 
 
-class UnsavedValues:
-    """Follows values, which it does not hold.
-
-    Attributes:
-        passed_over: names of those that were said to change, or are known as results of each step.
-    """
-
-    def __init__(self, before: dict[str, str]) -> None:
-        self._before: dict[str, str] = {}
-        self.passed_over: set[str] = set()
-        self.look(before)
-
-    def look(self, now: dict[str, str]) -> None:
-        """What was not there before, such as a table that is built when it is first needed, begins as it is now."""
-        self._before = {**now, **self._before}
-        self.passed_over.update(path for path, shown in now.items() if shown == RESULT)
-
-    def changed(self, now: dict[str, str]) -> list[str]:
-        """Which are other than at the beginning, and were not named before."""
-        self.look(now)
-        return sorted(path for path in now.keys() - self.passed_over if self._before[path] != now[path])
-
-    def warn_if_changed(self, now: dict[str, str]) -> None:
-        """Say which have changed.
-
-        Warns:
-            InexactResumeWarning: names those that it did not name before.
-        """
-        if new := self.changed(now):
-            warnings.warn(
-                f"values change in training that no checkpoint has: {listed(new)}. {_REMEDY}",
-                InexactResumeWarning,
-                stacklevel=4,
-            )
-        self.passed_over.update(new)
-
-
-_REMEDY = (
-    "If training depends on them, save them: in a module by persistent buffers or get_extra_state, in other objects by "
-    "a state_dict that Lightning calls or that you give to stateful=."
-)
-_followed: WeakKeyDictionary[nn.Module, UnsavedValues] = WeakKeyDictionary()  # of plain loops
-_saved: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()  # what was not there at the restore
+_followed: WeakKeyDictionary[nn.Module, FollowedValues] = WeakKeyDictionary()  # of plain loops
+_saved: WeakKeyDictionary[nn.Module, SavedValues] = WeakKeyDictionary()
 
 
 def _values(module: nn.Module, ignored: Collection[str], as_settings: bool) -> Iterator[tuple[str, Any, bool]]:

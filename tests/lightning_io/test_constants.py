@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from neuromanifold_gpt import ResumableDataLoader, SeparatedCheckpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 
-OTHERS = "were others at the save: "
+OTHERS = "were others at the save, and stay as they are now: "
 
 
 class Learns(LightningModule):

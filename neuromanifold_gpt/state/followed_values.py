@@ -1,0 +1,92 @@
+"""Values that no checkpoint has, by the texts that show them: which change while training runs, and which are others
+after a resume than they were at the save."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.modules import listed
+from neuromanifold_gpt.state.shown_values import RESULT
+
+_REMEDY = (
+    "If training depends on them, save them: in a module by persistent buffers or get_extra_state, in other objects by "
+    "a state_dict that Lightning calls or that you give to stateful=."
+)
+
+
+class FollowedValues:
+    """Compares what is shown with what was shown first.
+
+    Attributes:
+        passed_over: names of those that are known to change: they were said to, or are results of each step.
+    """
+
+    def __init__(self, before: Mapping[str, str]) -> None:
+        self._before: dict[str, str] = {}
+        self.passed_over: set[str] = set()
+        self.look(before)
+
+    def look(self, now: Mapping[str, str]) -> None:
+        """What was not there before, such as a table that is built when it is first needed, begins as it is now."""
+        self._before = {**now, **self._before}
+        self.passed_over.update(path for path, shown in now.items() if shown == RESULT)
+
+    def pass_over(self, paths: Iterable[str]) -> None:
+        """These do not count, such as settings that the program gives."""
+        self.passed_over.update(paths)
+
+    def changed(self, now: Mapping[str, str]) -> list[str]:
+        """Which are other than at the beginning, and are not passed over."""
+        self.look(now)
+        return sorted(path for path in now.keys() - self.passed_over if self._before[path] != now[path])
+
+    def warn_if_changed(self, now: Mapping[str, str]) -> None:
+        """Say which have changed.
+
+        Warns:
+            InexactResumeWarning: names those that it did not name before.
+        """
+        if new := self.changed(now):
+            warnings.warn(
+                f"values change in training that no checkpoint has: {listed(new)}. {_REMEDY}",
+                InexactResumeWarning,
+                stacklevel=4,
+            )
+        self.pass_over(new)
+
+
+class SavedValues:
+    """Compares what was shown at a save with what is there behind a resume, or appears later.
+
+    The weights that a penalty pulls to, copied when training begins; a scale that the first batch sets; a setting that
+    was changed: the saving process cannot tell, as nothing changes in it.
+    """
+
+    def __init__(self, saved: Mapping[str, str]) -> None:
+        self._left = dict(saved)
+
+    def missing(self, now: Iterable[str]) -> set[str]:
+        """Which have not been there yet."""
+        return self._left.keys() - {*now}
+
+    def others(self, now: Mapping[str, str]) -> list[str]:
+        """Which are not as they were."""
+        return sorted(path for path in now.keys() & self._left.keys() if RESULT != now[path] != self._left[path])
+
+    def warn_of_others(self, now: Mapping[str, str], *, stacklevel: int) -> None:
+        """Say which are not as they were; each is compared once.
+
+        Warns:
+            InexactResumeWarning: names them.
+        """
+        others = self.others(now)
+        self._left = {path: shown for path, shown in self._left.items() if path not in now}
+        if others:
+            warnings.warn(
+                "values that no checkpoint has were others at the save, and stay as they are now: "
+                f"{listed(others)}. {_REMEDY}",
+                InexactResumeWarning,
+                stacklevel=stacklevel + 1,
+            )
