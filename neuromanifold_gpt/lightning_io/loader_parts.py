@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.plain_reading import attribute_dict
 from neuromanifold_gpt.state.shown_values import shown_value
+from neuromanifold_gpt.state.stock_loaders import parts_of_stock_loader
 
 _HOLDING_DATA = (Tensor, np.ndarray, list, tuple)
 
@@ -65,17 +67,13 @@ def shown_data(loaders: list[Any], known: list[Any]) -> tuple[dict[str, str], li
     return found, holding
 
 
-def _parts_with_state(number: int, loader: Any) -> list[tuple[str, Any, tuple[Any, ...]]]:
+def _parts_with_state(number: int, loader: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
     """What of a loader decides its batches, by name, each with what belongs to another part."""
-    if not isinstance(loader, DataLoader):
-        return [(f"{number}.iterable", loader, ())]
-    sampler = loader.batch_sampler if loader.batch_sampler is not None else loader.sampler
-    return [
-        (f"{number}.sampler", sampler, (loader.dataset,)),
-        (f"{number}.generator", loader.generator, ()),
-        (f"{number}.dataset", loader.dataset, ()),  # of it and the next, workers get copies with each iterator
-        (f"{number}.collate_fn", loader.collate_fn, ()),
-    ]
+    parts = parts_of_stock_loader(loader)
+    for name, part in parts.items():
+        yield f"{number}.{name}", part, (parts.get("dataset"),) if name == "sampler" else ()
+    if not parts:
+        yield f"{number}.iterable", loader, ()
 
 
 def is_order(name: str) -> bool:

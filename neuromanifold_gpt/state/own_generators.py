@@ -21,7 +21,8 @@ from neuromanifold_gpt.state.hooks import hooks_of
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.users_locals import is_data, parts_of_stock_loader, users_locals
+from neuromanifold_gpt.state.stock_loaders import parts_of_stock_loader
+from neuromanifold_gpt.state.users_locals import is_data, users_locals
 from neuromanifold_gpt.state.users_objects import NAMESPACES, has_position, is_of_users_class
 from neuromanifold_gpt.state.users_variables import users_variables
 

@@ -24,7 +24,7 @@ from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.plain_reading import all_attributes, bases_of, values_in, variables_of_class
 from neuromanifold_gpt.state.rng import distributed
 from neuromanifold_gpt.state.shown_values import holds_tensors, shown_tensors, shown_value
-from neuromanifold_gpt.state.stock_passes import is_stock_loader
+from neuromanifold_gpt.state.stock_loaders import is_stock_loader
 from neuromanifold_gpt.state.users_locals import users_locals, values_carried_by_loops
 from neuromanifold_gpt.state.users_modules import is_users_code
 from neuromanifold_gpt.state.users_objects import (

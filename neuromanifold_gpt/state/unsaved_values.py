@@ -23,7 +23,7 @@ from neuromanifold_gpt.state.module_values import is_kept_by_others, non_persist
 from neuromanifold_gpt.state.modules import unwrap
 from neuromanifold_gpt.state.optimizer_values import parameters_of_no_module, values_of_optimizers, values_of_schedulers
 from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, kept_by, plain_attributes, shown_value
-from neuromanifold_gpt.state.stock_passes import warn_of_passes_under_way
+from neuromanifold_gpt.state.stock_loaders import warn_of_passes_under_way
 from neuromanifold_gpt.state.unsaved_objects import (
     names_of_variables,
     note_saved,

@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from neuromanifold_gpt.state.loop_carried import carried_by_loops
-from neuromanifold_gpt.state.plain_reading import attribute_dict, qualified_name_of
+from neuromanifold_gpt.state.plain_reading import qualified_name_of
 from neuromanifold_gpt.state.users_modules import is_users_code
-from neuromanifold_gpt.state.users_objects import has_position, is_of_users_class, variables_of_frame
+from neuromanifold_gpt.state.users_objects import is_of_users_class, variables_of_frame
 
 
 def users_locals() -> Iterator[tuple[str, Any]]:
@@ -63,16 +63,6 @@ def _arguments_passed_on(code: types.CodeType) -> tuple[str, ...]:
     first = code.co_argcount + code.co_kwonlyargcount
     number = bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
     return code.co_varnames[first : first + number]
-
-
-def parts_of_stock_loader(loader: Any) -> dict[str, Any]:
-    """What decides the batches of a loader that has no position, by name; nothing of other things."""
-    if not issubclass(type(loader), DataLoader) or has_position(loader):
-        return {}
-    has = attribute_dict(loader) or {}  # a users' class may have properties, or none of DataLoader's attributes
-    sampler = "sampler" if has.get("batch_sampler") is None else "batch_sampler"
-    attributes = {"generator": "generator", "sampler": sampler, "dataset": "dataset", "collate_fn": "collate_fn"}
-    return {name: has[attribute] for name, attribute in attributes.items() if attribute in has}
 
 
 def is_data(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Stock loaders that a plain loop reads: of a pass that is under way at a save, no checkpoint has the position."""
+"""Loaders of torch that are none of this package: what decides their batches, and whether a pass is under way."""
 
 from __future__ import annotations
 
@@ -25,8 +25,20 @@ def is_stock_loader(thing: Any) -> bool:
     return issubclass(type(thing), DataLoader) and not has_position(thing)
 
 
+def parts_of_stock_loader(loader: Any) -> dict[str, Any]:
+    """What decides the batches of a loader that has no position, by name; nothing of other things."""
+    if not is_stock_loader(loader):
+        return {}
+    has = attribute_dict(loader) or {}  # a users' class may have properties, or none of DataLoader's attributes
+    sampler = "sampler" if has.get("batch_sampler") is None else "batch_sampler"
+    attributes = {"generator": "generator", "sampler": sampler, "dataset": "dataset", "collate_fn": "collate_fn"}
+    return {name: has[attribute] for name, attribute in attributes.items() if attribute in has}
+
+
 def warn_of_passes_under_way(things: Mapping[str, Any]) -> None:
-    """Look for iterators over stock loaders; those of a ``for`` are in no variable.
+    """For plain loops: of a pass over a stock loader, no checkpoint has the position.
+
+    Iterators are looked for among all objects, since those of a ``for`` are in no variable.
 
     Args:
         things: that a loop holds, by name.
