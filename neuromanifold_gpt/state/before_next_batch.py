@@ -13,7 +13,7 @@ import inspect
 import types
 import warnings
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from opcode import opname
 from typing import Any, Literal
@@ -22,6 +22,7 @@ import torch
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.flat_values import equal
+from neuromanifold_gpt.state.loop_numbers import LOOP_NUMBERS
 from neuromanifold_gpt.state.rng import cpu_generator_states
 from neuromanifold_gpt.state.shown_values import shown_value
 from neuromanifold_gpt.state.users_objects import has_position
@@ -73,6 +74,7 @@ class Gap:
 
     beginning: Beginning
     schedulers: Sequence[Any] = ()
+    loop_numbers: Mapping[str, str] = field(default_factory=dict)  # at the save
     is_over: bool = False
 
     def __post_init__(self) -> None:
@@ -149,9 +151,11 @@ class BeforeNextBatch:
         if gap.beginning == "save":
             self._end_gap_of_save(moved, is_certain, goes_on)
         elif gap.beginning == "restore":
+            LOOP_NUMBERS.training_goes_on(self, gap.loop_numbers, stacklevel=4)
             self._at_start = moved
             self._follow_step("restore", moved, is_told=is_certain)
         else:
+            LOOP_NUMBERS.training_begins(self)
             self._at_start = _ALL if moved else frozenset({_SCHEDULERS})  # which nobody has named so far
 
     def batch_is_given(self) -> None:
@@ -187,10 +191,21 @@ class BeforeNextBatch:
                 warnings.warn(message, InexactResumeWarning, stacklevel=stacklevel)
 
 
-def follow_up_to_batch(beginning: Beginning, loaders: Iterable[Any], schedulers: Sequence[Any]) -> None:
-    """Up to the next batch of one of those that are this package's."""
+def follow_up_to_batch(
+    beginning: Beginning,
+    loaders: Iterable[Any],
+    schedulers: Sequence[Any],
+    loop_numbers: Mapping[str, str] | None = None,
+) -> None:
+    """Up to the next batch of one of those that are this package's.
+
+    Args:
+        beginning: what there was.
+        loaders, schedulers: that were given to it.
+        loop_numbers: of the checkpoint, if it was a restore.
+    """
     own = list(filter(has_position, loaders))
-    gap = Gap(beginning, schedulers) if own else None
+    gap = Gap(beginning, schedulers, loop_numbers or {}) if own else None
     for loader in own:
         loader.follow_up_to_batch(gap)
 

@@ -68,15 +68,15 @@ def _slots(kind: type) -> tuple[tuple[str, types.MemberDescriptorType], ...]:
 
 def _cells_set_by(function: types.FunctionType) -> Iterator[tuple[str, types.CellType]]:
     if function.__closure__:
-        names = _names_set_by(function.__code__)
+        names = names_set_by(function.__code__)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__, strict=True):
             if name in names and cell != types.CellType():  # filled
                 yield name, cell
 
 
 @functools.lru_cache(maxsize=1000)
-def _names_set_by(code: types.CodeType) -> frozenset[str]:
+def names_set_by(code: types.CodeType) -> frozenset[str]:
     """Variables of the functions around that a function, or one within it, sets."""
     within = [part for part in code.co_consts if isinstance(part, types.CodeType)]
     own = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_DEREF"}
-    return frozenset(own.union(*map(_names_set_by, within))) & {*code.co_freevars}
+    return frozenset(own.union(*map(names_set_by, within))) & {*code.co_freevars}

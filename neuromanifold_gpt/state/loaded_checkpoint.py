@@ -21,6 +21,7 @@ from neuromanifold_gpt.checkpoint.errors import (
 from neuromanifold_gpt.state.before_next_batch import follow_up_to_batch
 from neuromanifold_gpt.state.generators import Generator, set_generator_state
 from neuromanifold_gpt.state.gradients import restore_gradients
+from neuromanifold_gpt.state.loop_numbers import LOOP_NUMBERS_KEY
 from neuromanifold_gpt.state.metrics import load_metric_states, metrics_of
 from neuromanifold_gpt.state.modules import (
     load_module_state,
@@ -144,7 +145,8 @@ class LoadedCheckpoint:
             load_module_state(model, self.model_state, strict=strict)
             if optimizers:
                 warn_if_rounded(model, self.model_state)
-                self._warn_of_values_left_out(model, [*optimizers, *schedulers, *loaders, *further.values()])
+                kept = [*optimizers, *schedulers, *loaders, *further.values()]
+                warn_of_other_values(model, self._values_of_save(DETAILS_KEY), kept)
             if self.modes:
                 warn_of_other_modes(restore_modes(model, self.modes))
         for optimizer, state in zip(optimizers, matched, strict=True):
@@ -181,7 +183,7 @@ class LoadedCheckpoint:
             )
         if self.rng_states:
             restore_own_rng_state(self.rng_states)
-            follow_up_to_batch("restore", loaders, schedulers)
+            follow_up_to_batch("restore", loaders, schedulers, self._values_of_save(LOOP_NUMBERS_KEY))
         return self
 
     def _restore_beside_state(
@@ -222,10 +224,11 @@ class LoadedCheckpoint:
             )
         return self.optimizer_states or []
 
-    def _warn_of_values_left_out(self, model: nn.Module, kept: list[Any]) -> None:
-        saved = self.checkpoint.manifest.details.get(DETAILS_KEY) if self.checkpoint else None
+    def _values_of_save(self, key: str) -> dict[str, str]:
+        """Those of the manifest, which rank 0 wrote; on other ranks none."""
         rank, _ = rank_and_world_size()
-        warn_of_other_values(model, saved if isinstance(saved, dict) else {}, kept, silently=rank > 0)
+        saved = self.checkpoint.manifest.details.get(key) if self.checkpoint and rank == 0 else None
+        return saved if isinstance(saved, dict) else {}
 
     def _warn_of_other_environment(self, model: nn.Module | None) -> None:
         if self.checkpoint is None or model is None or self.optimizer_states is None:

@@ -27,6 +27,7 @@ from neuromanifold_gpt.checkpoint.writer import (
 from neuromanifold_gpt.state.before_next_batch import follow_up_to_batch
 from neuromanifold_gpt.state.generators import Generator, generator_state
 from neuromanifold_gpt.state.gradients import capture_gradients
+from neuromanifold_gpt.state.loop_numbers import LOOP_NUMBERS, LOOP_NUMBERS_KEY
 from neuromanifold_gpt.state.metrics import metric_states, metrics_of
 from neuromanifold_gpt.state.modules import module_modes, module_state, parameter_names, unwrap
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
@@ -106,7 +107,7 @@ def save_checkpoint(
     step, epoch = _count("step", step), None if epoch is None else _count("epoch", epoch)
     further, generators = without_generators(stateful)
     kept = [*as_list(optimizers), *as_list(schedulers), *as_list(loaders), *further.values()]
-    left_out = {} if save_model_only else warn_of_values_left_out(model, kept)
+    details = {} if save_model_only else _values_beside_state(model, kept)
     of_this_rank = {
         "rng": capture_rng_state(),
         "own_generators": generators_around(
@@ -161,7 +162,7 @@ def save_checkpoint(
             epoch=epoch,
             metrics={key: float(value) for key, value in (metrics or {}).items()},
             environment=current_environment(_device_type(model), len(rank_states)),
-            details={DETAILS_KEY: left_out} if left_out else {},
+            details=details,
         )
         return _written(paths, staged, retention)
 
@@ -169,6 +170,12 @@ def save_checkpoint(
     if not save_model_only:
         follow_up_to_batch("save", as_list(loaders), as_list(schedulers))
     return saved
+
+
+def _values_beside_state(model: nn.Module, kept: list[Any]) -> dict[str, dict[str, str]]:
+    """For the manifest: what a resumed run is compared with."""
+    details = {DETAILS_KEY: warn_of_values_left_out(model, kept), LOOP_NUMBERS_KEY: LOOP_NUMBERS.at_save()}
+    return {key: values for key, values in details.items() if values}
 
 
 def _written(paths: CheckpointPaths, staged: StagedCheckpoint, retention: Retention | None) -> Checkpoint:

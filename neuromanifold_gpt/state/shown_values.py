@@ -118,7 +118,8 @@ class _Look:
         if issubclass(kind, np.generic):
             value, kind = value.item(), type(value.item())
         if issubclass(kind, bool | int | float):
-            return repr(value) if abs(value) < 1 << 64 or value != value else _text_digest(hash(value))
+            is_short = issubclass(kind, float) or abs(value) < 1 << 64
+            return repr(value) if is_short else _text_digest(hash(value))
         if issubclass(kind, complex):
             return repr(value)
         if issubclass(kind, Tensor):

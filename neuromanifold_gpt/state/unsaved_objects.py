@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import types
 import warnings
 from collections import deque
@@ -25,7 +24,7 @@ from neuromanifold_gpt.state.plain_reading import all_attributes, bases_of, valu
 from neuromanifold_gpt.state.rng import distributed
 from neuromanifold_gpt.state.shown_values import holds_tensors, shown_tensors, shown_value
 from neuromanifold_gpt.state.stock_loaders import is_stock_loader
-from neuromanifold_gpt.state.users_locals import users_locals, values_carried_by_loops
+from neuromanifold_gpt.state.users_locals import users_locals, values_carried_by_loops, variables_of_script
 from neuromanifold_gpt.state.users_modules import is_users_code
 from neuromanifold_gpt.state.users_objects import (
     NAMESPACES,
@@ -69,7 +68,7 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
     values = [_owner_of(value) for value in values_carried_by_loops()]
     carried = {id(value) for value in values if not issubclass(type(value), _FUNCTIONS) and not _has_state(value)}
     seen: set[int] = set()
-    for path, variable in (*_variables_of_script(), *users_locals()):
+    for path, variable in (*variables_of_script(), *users_locals()):
         value = _owner_of(variable)
         depth_of_tensors = 1 if _has_attributes(value) else 0  # of attributes, each has a name
         for name, part, depth in _with_parts(path, value, seen, 0):
@@ -84,7 +83,7 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
 
 def names_of_variables() -> set[str]:
     """Of the functions that run, and of the script."""
-    return {name for name, _ in (*_variables_of_script(), *users_locals())}
+    return {name for name, _ in (*variables_of_script(), *users_locals())}
 
 
 def saved_parameters() -> set[int]:
@@ -176,12 +175,6 @@ def warn_of_loaders_left_out(unsaved: Mapping[str, Any]) -> None:
             InexactResumeWarning,
             stacklevel=5,
         )
-
-
-def _variables_of_script() -> Iterator[tuple[str, Any]]:
-    variables = vars(sys.modules["__main__"])
-    if is_users_code(variables):
-        yield from ((f"__main__.{name}", value) for name, value in list(variables.items()))
 
 
 def _is_saved(thing: Any) -> bool:

@@ -107,24 +107,21 @@ def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[st
     return {path: shown for path, shown in settings.items() if shown != RESULT and path not in known}
 
 
-def warn_of_other_values(
-    module: nn.Module, saved: Mapping[str, Any], kept: Collection[Any], *, silently: bool = False
-) -> None:
+def warn_of_other_values(module: nn.Module, saved: Mapping[str, str], kept: Collection[Any]) -> None:
     """For plain loops, at the restore.
 
     Args:
         module: that is restored.
-        saved: what :func:`warn_of_values_left_out` gave, of rank 0.
+        saved: what :func:`warn_of_values_left_out` gave; on ranks that did not write it, nothing.
         kept: objects that are restored with it.
-        silently: on the other ranks.
 
     Warns:
         InexactResumeWarning: the module has other values than at the save.
     """
     module = unwrap(module)
     _followed[module] = FollowedValues(_with_variables(module, kept)[0])
-    _saved[module] = SavedValues({} if silently else saved)
-    _saved[module].warn_of_others(values_beside_state(module, kept=kept, as_settings=True), stacklevel=4)
+    _saved[module] = SavedValues(saved)
+    _saved[module].warn_of_others(values_beside_state(module, kept=kept, as_settings=True), stacklevel=3)
 
 
 def _with_variables(module: nn.Module, kept: Collection[Any]) -> tuple[dict[str, str], dict[str, Any]]:

@@ -25,7 +25,7 @@ def users_locals() -> Iterator[tuple[str, Any]]:
     one: in its methods it is called ``self``.
     """
     found: dict[int, tuple[str, Any]] = {}
-    for frame in reversed([*_frames()]):
+    for frame in reversed([*users_frames()]):
         passed_on = _arguments_passed_on(frame.f_code)
         for variable, value in variables_of_frame(frame).items():
             if variable.isidentifier() and variable not in passed_on:  # others are the interpreter's
@@ -42,9 +42,16 @@ def users_locals() -> Iterator[tuple[str, Any]]:
         yield (name if names[name] == 1 else f"{name}-{names[name]}"), value
 
 
+def variables_of_script() -> Iterator[tuple[str, Any]]:
+    """Of the script that runs, by names such as ``__main__.rng``."""
+    variables = vars(sys.modules["__main__"])
+    if is_users_code(variables):
+        yield from ((f"__main__.{name}", value) for name, value in list(variables.items()))
+
+
 def values_carried_by_loops() -> Iterator[Any]:
     """Of variables of users' functions on the stack, and of the script, see :func:`carried_by_loops`."""
-    for frame in _frames(functions_only=False):
+    for frame in users_frames(functions_only=False):
         is_function = frame.f_code.co_flags & inspect.CO_OPTIMIZED
         variables = variables_of_frame(frame) if is_function else frame.f_globals
         yield from (variables[name] for name in carried_by_loops(frame) if name in variables)
@@ -70,7 +77,8 @@ def is_data(value: Any) -> bool:
     return issubclass(type(value), Dataset | Sampler)
 
 
-def _frames(*, functions_only: bool = True) -> Iterator[types.FrameType]:
+def users_frames(*, functions_only: bool = True) -> Iterator[types.FrameType]:
+    """The functions of users that run, the innermost first, and other code of theirs, such as a script."""
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
         is_function = frame.f_code.co_flags & inspect.CO_OPTIMIZED

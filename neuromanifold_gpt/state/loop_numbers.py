@@ -1,0 +1,184 @@
+"""Numbers that a plain loop carries from one round to the next: the best loss so far, for how long it is the best, a
+temperature that anneals, a mean.
+
+Of tensors and objects the save can tell that nobody saves them. Of numbers it cannot: most loops set them by what the
+checkpoint has, as they do with their step. Only the resumed run shows that, when it asks for its first batch: there,
+what has changed in training is compared with what it was at the save.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import time
+import types
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.followed_values import FollowedValues
+from neuromanifold_gpt.state.kept_variables import names_set_by
+from neuromanifold_gpt.state.loop_carried import carried_by_loops
+from neuromanifold_gpt.state.modules import listed
+from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, shown_value
+from neuromanifold_gpt.state.users_locals import users_frames, users_locals, variables_of_script
+from neuromanifold_gpt.state.users_objects import (
+    NAMESPACES,
+    attributes_of,
+    is_called_after_a_time,
+    is_of_users_class,
+    is_stateful,
+    variables_of_frame,
+)
+
+LOOP_NUMBERS_KEY = "loop_numbers"  # of a manifest's details
+_NUMBERS = (bool, int, float, complex, np.generic, Tensor, tuple)
+_MAXIMUM_DEPTH = 3  # of objects in objects, and dicts in dicts
+_LOOKED_AT = 100  # of one dict
+_CLOCKS = (time.time, time.perf_counter)
+_STARTED_SEC = [clock() - 60 for clock in _CLOCKS]  # a program may look at its clock before it imports this
+
+
+class LoopNumbers:
+    """Follows the loops of this process, by the names of their variables."""
+
+    def __init__(self) -> None:
+        self._followed = FollowedValues({})
+        self._asked: weakref.ref[Any] | None = None
+
+    def training_begins(self, asked: Any) -> None:
+        """A first batch is asked for.
+
+        Args:
+            asked: of whom. While one that was asked before is alive, training is under way.
+        """
+        if self._asked is None or self._asked() is None:
+            self._followed, self._asked = FollowedValues({}), weakref.ref(asked)
+        self._followed.look(_shown(carried_only=True))
+
+    def at_save(self) -> dict[str, str]:
+        """Which have changed since training began, as they are now."""
+        now = _shown(carried_only=True)
+        return {path: now[path] for path in self._followed.changed(now)}
+
+    def training_goes_on(self, asked: Any, saved: Mapping[str, str], stacklevel: int) -> None:
+        """The first batch behind a restore is asked for.
+
+        Args:
+            asked: as for :meth:`training_begins`.
+            saved: what :meth:`at_save` gave; on ranks that did not write it, nothing.
+            stacklevel: of who asks.
+
+        Warns:
+            InexactResumeWarning: names what was otherwise at the save.
+        """
+        now = _shown(carried_only=False)
+        self._followed, self._asked = FollowedValues(_shown(carried_only=True)), weakref.ref(asked)
+        others = sorted(path for path in saved.keys() & now.keys() if not _goes_on(saved[path], now[path]))
+        if others:
+            warnings.warn(
+                "numbers that the loop carries from round to round were others at the save: "
+                f"{listed([_described(path, saved[path], now[path]) for path in others])}. If training, or what it "
+                "writes, depends on them, keep them in an object with state_dict and load_state_dict, and give it to "
+                "stateful=.",
+                InexactResumeWarning,
+                stacklevel=stacklevel + 1,
+            )
+
+
+LOOP_NUMBERS = LoopNumbers()
+
+
+def _goes_on(saved: str, now: str) -> bool:
+    """Whether it is as at the save, or the next whole number: a count that is raised behind the save."""
+    return saved == now or (saved.isdecimal() and now.isdecimal() and int(now) == int(saved) + 1)
+
+
+def _described(path: str, saved: str, now: str) -> str:
+    is_digest = " " in saved + now or len(saved) == len(now) == 16
+    return path if is_digest else f"{path} (then {saved}, now {now})"
+
+
+def _shown(*, carried_only: bool) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for path, value in (*_variables(carried_only), *_attributes()):
+        found.update(_numbers_at(path, value, 0))
+    return found
+
+
+def _numbers_at(path: str, value: Any, depth: int) -> Iterator[tuple[str, str]]:
+    """Of a variable. Lists, and dicts whose keys are numbers, are passed over as records of what has been."""
+    kind = type(value)  # isinstance() would ask proxies
+    if is_called_after_a_time(path.rpartition(".")[2]) or (kind is float and _is_of_a_clock(value)):
+        return
+    if value is None:
+        yield path, "None"  # as it is before the first
+    elif issubclass(kind, dict) and depth < _MAXIMUM_DEPTH:
+        for key, part in islice(dict.items(value), _LOOKED_AT):
+            if type(key) is str:
+                yield from _numbers_at(f"{path}.{key}", part, depth + 1)
+    elif issubclass(kind, _NUMBERS) or (issubclass(kind, deque) and value.maxlen is not None):  # a window
+        shown = None if holds_tensors(value) else shown_value(value, is_setting=True)
+        if shown is not None and shown != RESULT:
+            yield path, shown
+
+
+def _is_of_a_clock(value: float) -> bool:
+    return any(start <= value <= clock() for start, clock in zip(_STARTED_SEC, _CLOCKS, strict=True))
+
+
+def _variables(carried_only: bool) -> Iterator[tuple[str, Any]]:
+    """Local variables of the functions that run, and those of the script that loops, or functions, set."""
+    script = dict(variables_of_script())
+    of_script = {
+        name
+        for value in script.values()
+        if type(value) is types.FunctionType
+        for name in _globals_set_by(value.__code__)
+    }
+    for frame in reversed([*users_frames(functions_only=False)]):
+        code, carried = frame.f_code, carried_by_loops(frame)
+        if code.co_flags & inspect.CO_OPTIMIZED:
+            function, carried = code.co_qualname.replace(".<locals>", ""), carried | _set_by_functions_in(code)
+            for name, value in variables_of_frame(frame).items():
+                if name in carried or not carried_only:
+                    yield f"locals.{function}.{name}", value
+        else:
+            of_script |= carried
+    yield from ((path, script[path]) for name in of_script if (path := f"__main__.{name}") in script)
+
+
+def _attributes() -> Iterator[tuple[str, Any]]:
+    """Of users' objects, such as a trainer, but for those that say themselves what their state is."""
+    seen: set[int] = set()
+    for path, value in (*variables_of_script(), *users_locals()):
+        yield from _attributes_of(path, value, seen, 0)
+
+
+def _attributes_of(path: str, thing: Any, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
+    kind = type(thing)
+    is_object = issubclass(kind, NAMESPACES) or (is_of_users_class(thing) and not issubclass(kind, types.FunctionType))
+    if not is_object or depth >= _MAXIMUM_DEPTH or id(thing) in seen or is_stateful(kind):
+        return
+    seen.add(id(thing))
+    for name, value in (attributes_of(thing) or {}).items():
+        yield f"{path}.{name}", value
+        yield from _attributes_of(f"{path}.{name}", value, seen, depth + 1)
+
+
+def _set_by_functions_in(code: types.CodeType) -> frozenset[str]:
+    """Variables of a function that others in it set (``nonlocal``)."""
+    return frozenset().union(*(names_set_by(part) for part in code.co_consts if isinstance(part, types.CodeType)))
+
+
+@functools.lru_cache(maxsize=1000)
+def _globals_set_by(code: types.CodeType) -> frozenset[str]:
+    return frozenset(step.argval for step in dis.get_instructions(code) if step.opname == "STORE_GLOBAL")

@@ -1,0 +1,285 @@
+"""Numbers that a plain loop carries, and a resume does not have, are said when the first batch is asked for."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from neuromanifold_gpt import ResumableDataLoader, latest_checkpoint, load_checkpoint, save_checkpoint
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from tests import warm_process
+
+BATCHES = 4  # of an epoch
+SAID = "numbers that the loop carries from round to round were others at the save: "
+
+
+class Run:
+    """A model, its optimizer and loader, restored from the newest checkpoint."""
+
+    def __init__(self, directory: Path, **stateful: Any) -> None:
+        self._directory, self._stateful = directory, stateful
+        self._model = nn.Linear(1, 1)
+        self._optimizer = torch.optim.SGD(self._model.parameters(), 0.01)
+        self._loader = ResumableDataLoader(torch.arange(1.0, 1.0 + 2 * BATCHES).unsqueeze(1), batch_size=2)
+        self._steps, self._rounds = 0, iter(range(1, BATCHES + 2))
+        self._is_over = False
+        if checkpoint := latest_checkpoint(directory):
+            restored = load_checkpoint(checkpoint).restore(**self._objects())
+            self._steps = restored.global_step
+
+    def _objects(self) -> dict[str, Any]:
+        stateful = {"stateful": self._stateful} if self._stateful else {}
+        return {"model": self._model, "optimizers": self._optimizer, "loaders": self._loader, **stateful}
+
+    @property
+    def steps(self) -> int:
+        return self._steps
+
+    def epochs(self) -> Iterator[ResumableDataLoader]:
+        while not self._is_over:
+            yield self._loader
+
+    def step(self, batch: torch.Tensor) -> float:
+        self._optimizer.zero_grad()
+        loss = self._model(batch).square().mean()
+        loss.backward()
+        self._optimizer.step()
+        self._steps += 1
+        return loss.item()
+
+    def save(self) -> bool:
+        """Whether it is time to stop."""
+        save_checkpoint(self._directory, step=self._steps, **self._objects())
+        self._is_over = next(self._rounds, None) is None
+        return self._is_over
+
+
+def in_variables(directory: Path) -> None:
+    run, best, waited, temperature, mean = Run(directory), math.inf, 0, 1.0, None
+    means, recent = {"loss": 0.0, "of": {"two": 0.0}}, deque([0.0], maxlen=3)
+    for loader in run.epochs():
+        for batch in loader:
+            loss = temperature * run.step(batch)
+            temperature *= 0.9
+            mean = loss if mean is None else 0.9 * mean + 0.1 * loss
+            best, waited = min(best, loss), waited + 2
+            means["loss"], means["of"]["two"] = loss, means["loss"]
+            recent.append(loss)
+            if run.save():
+                break
+
+
+def in_a_function_within(directory: Path) -> None:
+    run, baseline = Run(directory), 0.0
+
+    def train_on(batch: torch.Tensor) -> None:
+        nonlocal baseline
+        baseline = 0.9 * baseline + 0.1 * run.step(batch)
+
+    for loader in run.epochs():
+        for batch in loader:
+            train_on(batch)
+            if run.save():
+                break
+
+
+@dataclass
+class Progress:
+    best: float = math.inf
+    scores: list[float] = field(default_factory=list)
+
+
+class Trainer:
+    def __init__(self, directory: Path) -> None:
+        self.run, self.epsilon, self.progress = Run(directory), 1.0, Progress()
+
+    def fit(self) -> None:
+        for loader in self.run.epochs():
+            for batch in loader:
+                loss = self.epsilon * self.run.step(batch)
+                self.epsilon *= 0.9
+                self.progress.best = min(self.progress.best, loss)
+                if self.run.save():
+                    break
+
+
+def in_a_trainer(directory: Path) -> None:
+    Trainer(directory).fit()
+
+
+def in_a_namespace(directory: Path) -> None:
+    run, state = Run(directory), SimpleNamespace(seen=0)
+    for loader in run.epochs():
+        for batch in loader:
+            run.step(batch)
+            state.seen += len(batch)
+            if run.save():
+                break
+
+
+IN_VARIABLES = ("best", "mean", "means.loss", "means.of.two", "recent", "temperature", "waited")
+FOUND: dict[Callable[[Path], None], list[str]] = {
+    in_variables: [f"in_variables.{name}" for name in IN_VARIABLES],
+    in_a_function_within: ["in_a_function_within.baseline"],
+    in_a_trainer: ["Trainer.epsilon", "Trainer.progress.best"],
+    in_a_namespace: ["in_a_namespace.state.seen"],
+}
+
+
+def as_the_checkpoint_has_it(directory: Path) -> None:
+    """Counts that are raised before and behind the save."""
+    run = Run(directory)
+    steps, rounds = run.steps, run.steps
+    for loader in run.epochs():
+        for batch in loader:
+            run.step(batch)
+            steps += 1
+            if run.save():
+                break
+            rounds += 1
+    assert steps == rounds + 1
+
+
+def made_in_each_round(directory: Path) -> None:
+    run, loss, last = Run(directory), None, None
+    for loader in run.epochs():
+        for batch in loader:
+            loss = run.step(batch)
+            last = 2 * loss
+            if run.save():
+                break
+    assert last == 2 * loss
+
+
+def times(directory: Path) -> None:
+    run, began, last = Run(directory), time.time(), time.perf_counter()
+    t0 = elapsed = 0.0
+    for loader in run.epochs():
+        for batch in loader:
+            run.step(batch)
+            elapsed += time.perf_counter() - last
+            last, t0 = time.perf_counter(), t0 + 1
+            began = max(began, time.time())
+            if run.save():
+                break
+    assert elapsed < t0 + began
+
+
+def records(directory: Path) -> None:
+    run, losses, by_step, history = Run(directory), [0.0], {0: 0.0}, {"train": [0.0]}
+    for loader in run.epochs():
+        for batch in loader:
+            loss = run.step(batch)
+            losses.append(loss)
+            by_step[run.steps] = loss
+            history["train"].append(loss)
+            if run.save():
+                break
+    assert losses == [*by_step.values()] == history["train"]
+
+
+class Best:
+    """Whose state is what it says it is."""
+
+    def __init__(self) -> None:
+        self.value, self.looks = math.inf, 0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.value = state["value"]
+
+
+def saved_as_stateful(directory: Path) -> None:
+    best = Best()
+    run = Run(directory, best=best)
+    value = best.value
+    for loader in run.epochs():
+        for batch in loader:
+            value = best.value = min(value, run.step(batch))
+            best.looks += 2
+            if run.save():
+                break
+
+
+def numbers_that_stay(directory: Path) -> None:
+    """Of which a resumed program may be given others."""
+    run, limit = Run(directory), 1000 + len(list(directory.iterdir()))
+    for loader in run.epochs():
+        for batch in loader:
+            if run.step(batch) > limit or run.save():
+                break
+
+
+def said_by(loop: Callable[[Path], None], directory: Path) -> list[str]:
+    """What the second and third process of a run say; the first says nothing."""
+    said = []
+    for number in range(3):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loop(directory)
+        texts = [str(warning.message) for warning in caught if issubclass(warning.category, InexactResumeWarning)]
+        assert number > 0 or not texts
+        said += texts
+    return said
+
+
+@pytest.mark.parametrize("loop", FOUND, ids=lambda loop: loop.__name__)
+def test_said_once_in_each_process(loop: Callable[[Path], None], tmp_path: Path) -> None:
+    said = said_by(loop, tmp_path)
+    assert len(said) == 2
+    for text in said:
+        assert text.startswith(SAID)
+        assert all(name in text for name in FOUND[loop]), text
+    assert said[0].count(";") == len(FOUND[loop]) - 1
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [as_the_checkpoint_has_it, made_in_each_round, times, records, saved_as_stateful, numbers_that_stay],
+    ids=lambda loop: loop.__name__,
+)
+def test_passed_over(loop: Callable[[Path], None], tmp_path: Path) -> None:
+    assert said_by(loop, tmp_path) == []
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from tests.state.test_loop_numbers import Run
+
+run, mean, best = Run(Path(sys.argv[1])), 0.0, 10.0
+
+def note(loss):
+    global best
+    best = min(best, loss)
+
+for loader in run.epochs():
+    for batch in loader:
+        loss = run.step(batch)
+        mean = 0.9 * mean + 0.1 * loss
+        note(loss)
+        if run.save():
+            break
+"""
+
+
+def test_variables_of_a_script(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(SCRIPT)
+    first, second = (warm_process.run(program, tmp_path / "saved").stderr for _ in range(2))
+    assert "Warning" not in first
+    assert f"{SAID}__main__.best (then " in second
+    assert "; __main__.mean (then " in second
