@@ -17,7 +17,6 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -43,6 +42,7 @@ LOOP_NUMBERS_KEY = "loop_numbers"  # of a manifest's details
 _NUMBERS = (bool, int, float, complex, np.generic, Tensor, tuple)
 _MAXIMUM_DEPTH = 3  # of objects in objects, and dicts in dicts
 _LOOKED_AT = 100  # of one dict
+_LOOKED_AT_OBJECTS = 1000
 _CLOCKS = (time.time, time.perf_counter)
 _STARTED_SEC = [clock() - 60 for clock in _CLOCKS]  # a program may look at its clock before it imports this
 
@@ -122,7 +122,7 @@ def _numbers_at(path: str, value: Any, depth: int) -> Iterator[tuple[str, str]]:
     if value is None:
         yield path, "None"  # as it is before the first
     elif issubclass(kind, dict) and depth < _MAXIMUM_DEPTH:
-        for key, part in islice(dict.items(value), _LOOKED_AT):
+        for key, part in [*dict.items(value)][:_LOOKED_AT]:  # threads may change it
             if type(key) is str:
                 yield from _numbers_at(f"{path}.{key}", part, depth + 1)
     elif issubclass(kind, _NUMBERS) or (issubclass(kind, deque) and value.maxlen is not None):  # a window
@@ -166,10 +166,14 @@ def _attributes() -> Iterator[tuple[str, Any]]:
 def _attributes_of(path: str, thing: Any, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
     kind = type(thing)
     is_object = issubclass(kind, NAMESPACES) or (is_of_users_class(thing) and not issubclass(kind, types.FunctionType))
-    if not is_object or depth >= _MAXIMUM_DEPTH or id(thing) in seen or is_stateful(kind):
+    if not is_object or id(thing) in seen or depth >= _MAXIMUM_DEPTH or len(seen) >= _LOOKED_AT_OBJECTS:
         return
     seen.add(id(thing))
-    for name, value in (attributes_of(thing) or {}).items():
+    try:
+        found = {} if is_stateful(kind) else attributes_of(thing) or {}
+    except Exception:  # noqa: BLE001 - metaclasses and the like that fail when they are asked
+        return
+    for name, value in found.items():
         yield f"{path}.{name}", value
         yield from _attributes_of(f"{path}.{name}", value, seen, depth + 1)
 
