@@ -94,6 +94,7 @@ class _PermutedOrder:
     """Any position of a permutation, evaluated where it is wanted."""
 
     def __init__(self, dataset: Any, batch_size: int, shuffle: bool, seed: int, drop_last: bool) -> None:
+        self.source = None
         self.shuffle = shuffle
         self.seed = seed
         self.drop_last = drop_last

@@ -18,6 +18,11 @@ class BatchOrder(EpochOrder, Protocol):
     """The batches of sample ids of each epoch."""
 
     @property
+    def source(self) -> Any:
+        """The user's own sampler or batch sampler; ``None`` if there is none."""
+        ...
+
+    @property
     def differs_by_epoch(self) -> bool:
         """Whether one epoch may have another order than another."""
         ...
@@ -89,6 +94,10 @@ class OrderedLoader(PositionedLoader):
     def objects_of_position(self) -> tuple[Any, ...]:
         """See :meth:`PositionedLoader.objects_of_position`."""
         return tuple(thing for owned in (self._owned, *self._order.owned()) for thing in owned.objects())
+
+    def data_parts(self) -> dict[str, Any]:
+        """See :meth:`PositionedLoader.data_parts`."""
+        return {**super().data_parts(), "sampler": self._order.source}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See :meth:`PositionedLoader.load_state_dict`."""

@@ -21,7 +21,9 @@ from neuromanifold_gpt.data.epoch_setter import EpochSetter
 from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.position import Position, Progress
+from neuromanifold_gpt.data.shown_data import ShownData
 from neuromanifold_gpt.state.before_next_batch import BeforeNextBatch, Gap
+from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.unsaved_values import variables_beside_state
 
 
@@ -41,6 +43,7 @@ class PositionedLoader(DataLoader[Any]):
     _asking_thread = 0  # that of the newest pass
     _restored_with: Iterable[PositionedLoader] = ()
     _beside: ChangesBesidePosition
+    shown_data: ShownData  # when the loader was made
 
     def show(self, *, dataset: Any, batch_size: int | None, drop_last: bool) -> None:
         """Let the public attributes be those that users expect, not what ``DataLoader`` is made to work with.
@@ -52,6 +55,7 @@ class PositionedLoader(DataLoader[Any]):
         for name, value in {**shown, "sampler": EpochSetter(self._position)}.items():
             object.__setattr__(self, name, value)
         self._before_next_batch = BeforeNextBatch()
+        self.shown_data = ShownData(OwnedState(self.data_parts()))
 
     @property
     def seed(self) -> int:
@@ -252,6 +256,10 @@ class PositionedLoader(DataLoader[Any]):
     def objects_of_position(self) -> tuple[Any, ...]:
         """Those whose changes go with the position: they are not lost with the process."""
         raise NotImplementedError
+
+    def data_parts(self) -> dict[str, Any]:
+        """What holds the data, by name: the dataset, and a sampler of the user's own."""
+        return {"dataset": self.dataset}
 
     def position(self, *, within_pass: bool = False) -> dict[str, Any]:
         """:meth:`state_between_passes` of a loader whose passes are not interrupted."""

@@ -45,15 +45,15 @@ class SamplerOrder:
         self._seed_is_given = seed is not None
         batches: Any = loader.batch_sampler
         self._in_samples = batches is None or type(batches) is BatchSampler
-        self._source: Iterable[Any] = batches if not self._in_samples else loader.sampler
+        self.source: Iterable[Any] = batches if not self._in_samples else loader.sampler
         self._samples_per_rank = int(batches.batch_size) if batches is not None and self._in_samples else 1
         self.drop_last = bool(batches.drop_last) if batches is not None and self._in_samples else False
-        self._samplers = list(_samplers_in(self._source))
+        self._samplers = list(_samplers_in(self.source))
         self._shares_itself = any(
             isinstance(sampler, DistributedSampler) or hasattr(sampler, "num_replicas") for sampler in self._samplers
         )
         self._dataset = loader.dataset
-        self._owned = OwnedState({"sampler": self._source}, ignored=(self._dataset,), thorough=True)
+        self._owned = OwnedState({"sampler": self.source}, ignored=(self._dataset,), thorough=True)
         self._unit = "samples_consumed" if self._in_samples else "batches_consumed"
         self._running: RunningSampler | None = None
 
@@ -61,7 +61,7 @@ class SamplerOrder:
     def size(self) -> int | None:
         """Samples or batches of an epoch, if the sampler tells."""
         try:
-            return len(self._source)  # type: ignore[arg-type]
+            return len(self.source)  # type: ignore[arg-type]
         except (TypeError, NotImplementedError):
             return None
 
@@ -113,7 +113,7 @@ class SamplerOrder:
         """What a resume compares."""
         return {
             "seed": self.seed,
-            "sampler_class": type(self._source).__name__,
+            "sampler_class": type(self.source).__name__,
             "size": self.size,
             "batch_size": self._samples_per_rank,
             "drop_last": self.drop_last,
@@ -184,7 +184,7 @@ class SamplerOrder:
     def _check(self, ids: CountedIds, digest: str) -> None:
         if digest not in ("", ids.digest()):
             warnings.warn(
-                f"{type(self._source).__name__} gives other ids than before the checkpoint: the order of the rest of "
+                f"{type(self.source).__name__} gives other ids than before the checkpoint: the order of the rest of "
                 "this epoch is not the saved one. Something that decides its order is not restored; give it "
                 "state_dict and load_state_dict.",
                 DataOrderWarning,
@@ -205,8 +205,8 @@ class SamplerOrder:
         for sampler in self._samplers:
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
-        drawn_from = what_is_drawn_from({"sampler": self._source}, ignored=(self._dataset,))
-        return SamplerUnits(self._source, OwnGenerators(mixed(self.seed, epoch), drawn_from))
+        drawn_from = what_is_drawn_from({"sampler": self.source}, ignored=(self._dataset,))
+        return SamplerUnits(self.source, OwnGenerators(mixed(self.seed, epoch), drawn_from))
 
 
 def _samplers_in(source: Any) -> Iterator[Any]:

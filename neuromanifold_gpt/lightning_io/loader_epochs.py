@@ -8,7 +8,6 @@ run would ask in the epoch of the checkpoint, and again ``n`` epochs after that.
 from __future__ import annotations
 
 import math
-import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +15,12 @@ from typing import Any
 
 from lightning.pytorch.loops.fit_loop import _FitLoop
 
-from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
-from neuromanifold_gpt.lightning_io.loader_parts import shown_data
+from neuromanifold_gpt.data.shown_data import ShownData
+from neuromanifold_gpt.lightning_io.loader_parts import data_of
 from neuromanifold_gpt.state.rng import capture_rng_state, restore_rng_state
 
 _FIELDS = {"training": "_last_train_dl_reload_epoch", "validation": "_last_val_dl_reload_epoch"}
 _IS_DUE = {"training": "_should_reload_train_dl", "validation": "_should_reload_val_dl"}
-_HOOKS = {"training": "train_dataloader", "validation": "val_dataloader"}
 
 
 class LoaderEpochs:
@@ -32,6 +30,7 @@ class LoaderEpochs:
         self._fit_loop = fit_loop
         self._loops: dict[str, Any] = {"training": fit_loop, "validation": fit_loop.epoch_loop.val_loop}
         self._asked: dict[str, dict[str, Any]] = {}  # with which random numbers, and what was given
+        self._data: dict[str, ShownData] = {}
         self._known: dict[str, list[weakref.ref[Any]]] = {}  # what has held data that was given
         self._loaded: Mapping[str, dict[str, Any]] = {}
         for name in self._loops:
@@ -52,15 +51,14 @@ class LoaderEpochs:
         """From here on, loaders are asked for anew where the uninterrupted run does so.
 
         Warns:
-            InexactResumeWarning: those that are trained or validated on until then are others than at the save.
+            DataOrderWarning: those that are trained or validated on until then have other data than at the save.
         """
         for name, saved in self._loaded.items():
             loop = self._loops[name]
             setattr(loop, _FIELDS[name], saved["epoch"])
             if name not in self._asked or "data" not in saved or getattr(loop, _IS_DUE[name]):
                 continue
-            if _differs(saved["data"], self._asked[name]["data"]):
-                _warn_of_other_data(_HOOKS[name])
+            self._data[name].warn_of_others(saved["data"])
             self._asked[name] = {"rng": saved["rng"], "data": saved["data"]}
         self._loaded = {}
 
@@ -75,21 +73,20 @@ class LoaderEpochs:
         self._loops[name].setup_data = as_it_was
 
     def _set_up(self, name: str, set_up: Any) -> None:
-        if not self._fit_loop.trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
-            set_up()
-            return
         loop, rng = self._loops[name], capture_rng_state()
         before = loop._combined_loader
         set_up()
         if loop._combined_loader is not before:
-            self._asked[name] = {"rng": rng, "data": self._shown_data(name)}
+            self._look_at_data(name)
+            self._asked[name] = {"rng": rng, "data": self._data[name].texts}
 
-    def _shown_data(self, name: str) -> dict[str, str]:
-        """Not of what a process has kept from the time before, such as tables that are made when they are needed."""
+    def _look_at_data(self, name: str) -> None:
+        """But for what a process has kept from the time before, such as tables that are made when they are needed."""
         known = [thing for reference in self._known.get(name, []) if (thing := reference()) is not None]
-        data, new = shown_data(self._loops[name]._combined_loader.flattened, known)
-        self._known[name] = [weakref.ref(thing) for thing in (*known, *new) if type(thing).__weakrefoffset__]
-        return data
+        data = data_of(self._loops[name]._combined_loader.flattened, known)
+        holding = [owner for _, owner in data.owners()]
+        self._known[name] = [weakref.ref(thing) for thing in (*known, *holding) if type(thing).__weakrefoffset__]
+        self._data[name] = ShownData(data)
 
     @contextmanager
     def _at_epoch(self, epoch: float) -> Iterator[None]:
@@ -115,18 +112,3 @@ def _random_numbers_of(rng: dict[str, Any] | None) -> Iterator[None]:
         yield
     finally:
         restore_rng_state(now)
-
-
-def _differs(saved: dict[str, str], now: dict[str, str]) -> bool:
-    """What only one of them has was kept, see ``_shown_data``."""
-    return any(saved[path] != now[path] for path in saved.keys() & now.keys())
-
-
-def _warn_of_other_data(hook: str) -> None:
-    warnings.warn(
-        f"this resume is not exact: {hook}() was asked again, and gives other data than before the save. It depends on "
-        "more than the epoch and the global random number generators, such as the weights: let it go by what a "
-        "state_dict has.",
-        InexactResumeWarning,
-        stacklevel=2,
-    )

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 from lightning.fabric.utilities.data import sized_len
 from lightning.fabric.utilities.types import _Stateful
-from torch import Tensor
 from torch.utils.data import DataLoader
 
+from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.plain_reading import attribute_dict
-from neuromanifold_gpt.state.shown_values import shown_value
 from neuromanifold_gpt.state.stock_loaders import parts_of_stock_loader
-
-_HOLDING_DATA = (Tensor, np.ndarray, list, tuple)
 
 
 def owned_by_loader(number: int, loader: Any) -> dict[str, OwnedState]:
@@ -46,25 +42,18 @@ def _settings(loader: Any) -> dict[str, Any]:
     return found
 
 
-def shown_data(loaders: list[Any], known: list[Any]) -> tuple[dict[str, str], list[Any]]:
-    """What tells whether loaders give other data, by path, and the objects that hold it.
+def data_of(loaders: list[Any], known: list[Any]) -> OwnedState:
+    """What holds the data of loaders.
 
-    Of a dataset its length, and tensors, arrays and lists, but for those of ``known`` objects.
+    Args:
+        loaders: of training, or of validation.
+        known: objects that are passed over.
     """
-    found: dict[str, str] = {}
-    holding: list[Any] = []
+    parts: dict[str, Any] = {}
     for number, loader in enumerate(loaders):
-        dataset = getattr(loader, "dataset", loader)
-        parts = {f"{number}.dataset": dataset}
-        if type(loader) is DataLoader and type(loader.sampler).__module__.startswith("torch."):
-            parts[f"{number}.sampler"] = loader.sampler  # of others, lists and tensors go with the position
-        found[f"{number}.length"] = str(sized_len(dataset))
-        owned = OwnedState(parts, tuple(known))
-        holding += [owner for _, owner in owned.owners()]
-        for path, value in owned.attributes():
-            if issubclass(type(value), _HOLDING_DATA):  # isinstance() would ask proxies
-                found[path] = shown_value(value, is_data=True, is_setting=True) or ""
-    return found, holding
+        of_it = loader.data_parts() if isinstance(loader, PositionedLoader) else parts_of_stock_loader(loader)
+        parts.update((f"{number}.{name}", part) for name, part in (of_it or {"iterable": loader}).items())
+    return OwnedState(parts, tuple(known))
 
 
 def _parts_with_state(number: int, loader: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:

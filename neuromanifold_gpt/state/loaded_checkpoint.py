@@ -39,7 +39,7 @@ from neuromanifold_gpt.state.optimizers import (
 )
 from neuromanifold_gpt.state.own_generators import by_number, restore_generators_around
 from neuromanifold_gpt.state.rng import own_state, rank_and_world_size, restore_own_rng_state
-from neuromanifold_gpt.state.save import Stateful, as_list, as_stateful, without_generators
+from neuromanifold_gpt.state.save import DATA_KEY, Stateful, as_list, as_stateful, without_generators
 from neuromanifold_gpt.state.settings import check_classes, warn_of_ignored_settings
 from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_other_values, with_what_they_read
 from neuromanifold_gpt.state.users_objects import has_position
@@ -165,6 +165,7 @@ class LoadedCheckpoint:
         together: list[Any] = list(filter(has_position, loaders))
         for loader in together:
             loader.restored_with(other for other in together if other is not loader)
+        self._warn_of_other_data(loaders)
         if optimizers:
             warn_of_ignored_settings(optimizers, optimizer_states)
             self._warn_of_what_nobody_takes(schedulers, loaders, stateful or {})
@@ -223,6 +224,13 @@ class LoadedCheckpoint:
                 "Restore without optimizers to continue from the weights alone."
             )
         return self.optimizer_states or []
+
+    def _warn_of_other_data(self, loaders: list[Any]) -> None:
+        saved = self._values_of_save(DATA_KEY)
+        for number, loader in enumerate(loaders):
+            if has_position(loader):
+                of_it = [(path, shown) for path, shown in saved.items() if path.startswith(f"{number}.")]
+                loader.shown_data.warn_of_others({path.partition(".")[2]: shown for path, shown in of_it})
 
     def _values_of_save(self, key: str) -> dict[str, str]:
         """Those of the manifest, which rank 0 wrote; on other ranks none."""

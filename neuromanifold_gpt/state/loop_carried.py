@@ -22,20 +22,29 @@ _Live = dict[int, set[str]]  # names of the variables that are read later, by nu
 
 def carried_by_loops(frame: types.FrameType) -> frozenset[str]:
     """Variables that a loop, which a function is in, may read as an earlier round left them, in it or behind it."""
-    return _carried(frame.f_code, frame.f_lasti)
+    carried, _ = _carried(frame.f_code, frame.f_lasti)
+    return carried
+
+
+def set_by_loops(frame: types.FrameType) -> frozenset[str]:
+    """Those of :func:`carried_by_loops` that the loop itself sets; of others it may change what they hold."""
+    carried, set_in_loops = _carried(frame.f_code, frame.f_lasti)
+    return carried & set_in_loops
 
 
 @functools.lru_cache(maxsize=1000)
-def _carried(code: types.CodeType, offset: int) -> frozenset[str]:
+def _carried(code: types.CodeType, offset: int) -> tuple[frozenset[str], frozenset[str]]:
     function = _Function(code)
     if len(function.instructions) > _MOST_INSTRUCTIONS:
-        return frozenset()
+        return frozenset(), frozenset()
     live = function.live(range(len(function.instructions)))
     carried: set[str] = set()
+    set_in_loops: set[str] = set()
     for rounds in function.loops_around(offset):
         behind = {name for after in function.exits_of(rounds) for name in live[after]}
         carried |= function.live(rounds, behind)[rounds.start]
-    return frozenset(carried)
+        set_in_loops |= function.set_in(rounds)
+    return frozenset(carried), frozenset(set_in_loops)
 
 
 class _Function:
@@ -62,6 +71,11 @@ class _Function:
     def exits_of(self, rounds: range) -> set[int]:
         """The instructions behind a loop."""
         return {after for number in rounds for after in self._next[number]} - {*rounds}
+
+    def set_in(self, part: range) -> set[str]:
+        """The variables that are set there."""
+        accesses = (access for number in part for access in _accesses(self.instructions[number]))
+        return {name for action, name in accesses if action == "STORE"}
 
     def live(self, part: range, behind: set[str] | None = None) -> _Live:
         """The variables that are live before each instruction.

@@ -25,7 +25,7 @@ from torch import Tensor
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.followed_values import FollowedValues
 from neuromanifold_gpt.state.kept_variables import names_set_by
-from neuromanifold_gpt.state.loop_carried import carried_by_loops
+from neuromanifold_gpt.state.loop_carried import carried_by_loops, set_by_loops
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, shown_value
 from neuromanifold_gpt.state.users_locals import users_frames, users_locals, variables_of_script
@@ -40,6 +40,7 @@ from neuromanifold_gpt.state.users_objects import (
 
 LOOP_NUMBERS_KEY = "loop_numbers"  # of a manifest's details
 _NUMBERS = (bool, int, float, complex, np.generic, Tensor, tuple)
+_CHANGED_WITHIN = (dict, deque, Tensor)
 _MAXIMUM_DEPTH = 3  # of objects in objects, and dicts in dicts
 _LOOKED_AT = 100  # of one dict
 _LOOKED_AT_OBJECTS = 1000
@@ -145,11 +146,11 @@ def _variables(carried_only: bool) -> Iterator[tuple[str, Any]]:
         for name in _globals_set_by(value.__code__)
     }
     for frame in reversed([*users_frames(functions_only=False)]):
-        code, carried = frame.f_code, carried_by_loops(frame)
+        code, carried, is_set = frame.f_code, carried_by_loops(frame), set_by_loops(frame)
         if code.co_flags & inspect.CO_OPTIMIZED:
-            function, carried = code.co_qualname.replace(".<locals>", ""), carried | _set_by_functions_in(code)
+            function, is_set = code.co_qualname.replace(".<locals>", ""), is_set | _set_by_functions_in(code)
             for name, value in variables_of_frame(frame).items():
-                if name in carried or not carried_only:
+                if not carried_only or name in (carried if issubclass(type(value), _CHANGED_WITHIN) else is_set):
                     yield f"locals.{function}.{name}", value
         else:
             of_script |= carried

@@ -35,9 +35,11 @@ from neuromanifold_gpt.state.own_generators import by_number, generators_around,
 from neuromanifold_gpt.state.rank_differences import shown_on_this_rank, warn_of_other_ranks
 from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks
 from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_values_left_out, with_what_they_read
+from neuromanifold_gpt.state.users_objects import has_position
 
 T = TypeVar("T")
 # The layout of the model file is that of Lightning 2 weights; Lightning migrates nothing from this version on.
+DATA_KEY = "data"  # of a manifest's details: what shows the data of loaders
 _LIGHTNING_LAYOUT_VERSION = "2.0.0"
 
 
@@ -107,7 +109,7 @@ def save_checkpoint(
     step, epoch = _count("step", step), None if epoch is None else _count("epoch", epoch)
     further, generators = without_generators(stateful)
     kept = [*as_list(optimizers), *as_list(schedulers), *as_list(loaders), *further.values()]
-    details = {} if save_model_only else _values_beside_state(model, kept)
+    left_out = {} if save_model_only else warn_of_values_left_out(model, kept)
     of_this_rank = {
         "rng": capture_rng_state(),
         "own_generators": generators_around(
@@ -162,7 +164,7 @@ def save_checkpoint(
             epoch=epoch,
             metrics={key: float(value) for key, value in (metrics or {}).items()},
             environment=current_environment(_device_type(model), len(rank_states)),
-            details=details,
+            details={} if save_model_only else _to_be_compared(left_out, as_list(loaders)),
         )
         return _written(paths, staged, retention)
 
@@ -172,9 +174,11 @@ def save_checkpoint(
     return saved
 
 
-def _values_beside_state(model: nn.Module, kept: list[Any]) -> dict[str, dict[str, str]]:
-    """For the manifest: what a resumed run is compared with."""
-    details = {DETAILS_KEY: warn_of_values_left_out(model, kept), LOOP_NUMBERS_KEY: LOOP_NUMBERS.at_save()}
+def _to_be_compared(left_out: dict[str, str], loaders: list[Any]) -> dict[str, dict[str, str]]:
+    """For the manifest: what a resumed run is compared with, beside the state."""
+    own = [(number, loader) for number, loader in enumerate(loaders) if has_position(loader)]
+    data = {f"{number}.{path}": shown for number, loader in own for path, shown in loader.shown_data.texts.items()}
+    details = {DETAILS_KEY: left_out, LOOP_NUMBERS_KEY: LOOP_NUMBERS.at_save(), DATA_KEY: data}
     return {key: values for key, values in details.items() if values}
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Subset
 
 from neuromanifold_gpt import ResumableDataLoader, SeparatedCheckpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.data.errors import DataOrderWarning
 
 from .toy import NoisySamples, ToyModule, by_step, contents, fit
 
@@ -98,13 +99,24 @@ def test_loaders_that_depend_on_random_numbers_are_those_of_the_undisturbed_run(
 
 def test_loaders_that_depend_on_the_weights_are_said(tmp_path: Path):
     train(tmp_path / "a", HardSamples(), max_steps=9)
-    with pytest.warns(InexactResumeWarning, match=r"train_dataloader\(\) was asked again, and gives other data"):
+    with pytest.warns(DataOrderWarning, match="the data is other than at the save.*: 0.dataset.indices. "):
         train(tmp_path / "b", HardSamples(), by_step(tmp_path / "a")[8].model_path, max_steps=9)
 
 
 def test_they_are_nothing_to_say_where_an_epoch_begins(tmp_path: Path):
     whole = train(tmp_path / "a", HardSamples(), max_steps=9)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", InexactResumeWarning)
+        warnings.simplefilter("error", DataOrderWarning)
         resumed = train(tmp_path / "b", HardSamples(), by_step(tmp_path / "a")[5].model_path, max_steps=9)
     assert resumed.history == [entry for entry in whole.history if entry[0] >= 5]
+
+
+def test_a_part_that_is_drawn_once_is_drawn_again_as_it_was(tmp_path: Path):
+    options = {"max_steps": 9, "reload_dataloaders_every_n_epochs": 0}
+    whole = train(tmp_path / "a", RandomPart(), **options)
+    torch.manual_seed(1)
+    random.seed(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataOrderWarning)
+        resumed = train(tmp_path / "b", RandomPart(), by_step(tmp_path / "a")[8].model_path, **options)
+    assert resumed.history == [entry for entry in whole.history if entry[0] >= 8]

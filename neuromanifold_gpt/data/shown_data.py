@@ -1,0 +1,77 @@
+"""What shows whether a loader has the same data as before: a split that was drawn again, labels that were made anew."""
+
+from __future__ import annotations
+
+import posixpath
+import warnings
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xxhash
+from torch import Tensor
+
+from neuromanifold_gpt.data.errors import DataOrderWarning
+from neuromanifold_gpt.state.modules import listed
+from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.shown_values import shown_value
+
+_LOOKED_AT_ITEMS = 1000  # of a list, evenly spaced
+_LOOKED_AT_WITHIN = 10  # of a list in it
+
+
+class ShownData:
+    """Tensors, arrays and lists that data consists of, as they are when this is made.
+
+    Of texts in lists only what is behind the last slash counts: the data may have moved.
+
+    Args:
+        owned: those of datasets, samplers and collate functions.
+
+    Attributes:
+        texts: what shows them, by path.
+    """
+
+    def __init__(self, owned: OwnedState) -> None:
+        self.texts = {path: shown for path, value in owned.attributes() if (shown := _shown(value)) is not None}
+
+    def warn_of_others(self, saved: Mapping[str, str]) -> None:
+        """Compare with the ``texts`` of a save; what only one of them has was made on the way.
+
+        Warns:
+            DataOrderWarning: names what differs.
+        """
+        others = sorted(path for path in saved.keys() & self.texts.keys() if saved[path] != self.texts[path])
+        if others:
+            warnings.warn(
+                f"the data is other than at the save, so other samples follow: {listed(others)}. Make it as it was "
+                "made then: draw splits, noise and orders from a generator with a seed of its own, such as "
+                "random_split(..., generator=torch.Generator().manual_seed(0)), and save what the weights have made.",
+                DataOrderWarning,
+                stacklevel=3,
+            )
+
+
+def _shown(value: Any) -> str | None:
+    kind = type(value)  # isinstance() would ask proxies
+    if issubclass(kind, Tensor | np.ndarray):
+        return shown_value(value, is_data=True)
+    if not issubclass(kind, list | tuple):
+        return None
+    return f"{len(value)} {xxhash.xxh3_64_hexdigest(repr(_items(value, _LOOKED_AT_ITEMS)).encode())}"
+
+
+def _items(values: Sequence[Any], count: int) -> list[Any]:
+    return [_item(values[number]) for number in range(0, len(values), -(-len(values) // count) or 1)]
+
+
+def _item(value: Any) -> Any:
+    kind = type(value)
+    if issubclass(kind, str):
+        return posixpath.basename(value)
+    if issubclass(kind, bool | int | float | complex | bytes | np.generic):
+        return repr(value)
+    if kind in (list, tuple, deque):
+        return _items(value, _LOOKED_AT_WITHIN)
+    return shown_value(value, is_data=True) if issubclass(kind, Tensor | np.ndarray) else kind.__qualname__
