@@ -176,9 +176,9 @@ class Diagnoser:
         if {"position in the data", "random number generators"} <= self._present():
             read = ", ".join(self._restart.read) if self._restart is not None else ""
             return Diagnosis(
-                WEIGHTS,
-                "samples, random numbers and learning rate are equal, the first resumed loss is not: other weights "
-                "were loaded than those of the newest checkpoint.",
+                "weights or data",
+                "position in the data, random numbers and learning rate are equal, the first resumed loss is not: "
+                "other weights were loaded than those of the newest checkpoint, or the data is other at that position.",
                 [*evidence, f"read by the restart: {read}"],
             )
         # A whole number is hardly ever computed from weights, so it is no consequence of the other loss.

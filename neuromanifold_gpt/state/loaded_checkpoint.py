@@ -91,9 +91,9 @@ class LoadedCheckpoint:
         self,
         *,
         model: nn.Module | None = None,
-        optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] = (),
-        schedulers: Stateful | Sequence[Stateful] = (),
-        loaders: Stateful | Sequence[Stateful] = (),
+        optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = (),
+        schedulers: Stateful | Sequence[Stateful] | None = (),
+        loaders: Stateful | Sequence[Stateful] | None = (),
         stateful: Mapping[str, Stateful | Generator] | None = None,
         strict: bool = True,
     ) -> LoadedCheckpoint:

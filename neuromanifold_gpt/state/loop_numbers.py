@@ -39,10 +39,11 @@ from neuromanifold_gpt.state.users_objects import (
 )
 
 LOOP_NUMBERS_KEY = "loop_numbers"  # of a manifest's details
-_NUMBERS = (bool, int, float, complex, np.generic, Tensor, tuple)
-_CHANGED_WITHIN = (dict, deque, Tensor)
+_NUMBERS = (bool, int, float, complex, np.generic, Tensor, tuple, set)
+_CHANGED_WITHIN = (dict, set, deque, Tensor)
 _MAXIMUM_DEPTH = 3  # of objects in objects, and dicts in dicts
 _LOOKED_AT = 100  # of one dict
+_LONGEST_TEXT = 100
 _LOOKED_AT_OBJECTS = 1000
 _CLOCKS = (time.time, time.perf_counter)
 _STARTED_SEC = [clock() - 60 for clock in _CLOCKS]  # a program may look at its clock before it imports this
@@ -104,7 +105,7 @@ def _goes_on(saved: str, now: str) -> bool:
 
 
 def _described(path: str, saved: str, now: str) -> str:
-    is_digest = " " in saved + now or len(saved) == len(now) == 16
+    is_digest = " " in saved.removesuffix(" keys") or len(saved) == len(now) == 16
     return path if is_digest else f"{path} (then {saved}, now {now})"
 
 
@@ -122,9 +123,13 @@ def _numbers_at(path: str, value: Any, depth: int) -> Iterator[tuple[str, str]]:
         return
     if value is None:
         yield path, "None"  # as it is before the first
+    elif kind is str and len(value) <= _LONGEST_TEXT and "/" not in value:  # a phase, not a path
+        yield path, repr(value)
     elif issubclass(kind, dict) and depth < _MAXIMUM_DEPTH:
-        for key, part in [*dict.items(value)][:_LOOKED_AT]:  # threads may change it
-            if type(key) is str:
+        items = [*dict.items(value)][:_LOOKED_AT]  # threads may change it
+        if not any(issubclass(type(key), int) for key, _ in items):
+            yield path, f"{len(value)} keys"
+            for key, part in items:
                 yield from _numbers_at(f"{path}.{key}", part, depth + 1)
     elif issubclass(kind, _NUMBERS) or (issubclass(kind, deque) and value.maxlen is not None):  # a window
         shown = None if holds_tensors(value) else shown_value(value, is_setting=True)

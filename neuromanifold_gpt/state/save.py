@@ -60,9 +60,9 @@ def save_checkpoint(
     *,
     step: int,
     model: nn.Module,
-    optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] = (),
-    schedulers: Stateful | Sequence[Stateful] = (),
-    loaders: Stateful | Sequence[Stateful] = (),
+    optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = (),
+    schedulers: Stateful | Sequence[Stateful] | None = (),
+    loaders: Stateful | Sequence[Stateful] | None = (),
     stateful: Mapping[str, Stateful | Generator] | None = None,
     epoch: int | None = None,
     config: Mapping[str, Any] | None = None,
@@ -82,8 +82,8 @@ def save_checkpoint(
         directory: created where it does not exist.
         step: global step, the number of optimizer steps taken; it names the files.
         model: its ``state_dict()`` goes to the model file, free of ``torch.compile`` and data-parallel prefixes.
-        optimizers: one or several; their state is stored with the names of the parameters in ``model``.
-        schedulers: learning-rate schedulers, one or several.
+        optimizers: one, several or none; their state is stored with the names of the parameters in ``model``.
+        schedulers: learning-rate schedulers, one, several or none.
         loaders: objects that know their position in the data, such as :class:`ResumableDataLoader`.
         stateful: further objects by name, such as ``{"scaler": scaler}``; they go to the optimizer file. Random number
             generators too: a ``torch.Generator``, ``random.Random``, or one of NumPy's.
@@ -207,8 +207,10 @@ def _on_rank_0(save: Callable[[], Checkpoint]) -> Checkpoint:
     return cast(Checkpoint, outcome[0])
 
 
-def as_list(one_or_several: T | Sequence[T]) -> list[T]:
-    """A list of what was given, be it one object or a sequence."""
+def as_list(one_or_several: T | Sequence[T] | None) -> list[T]:
+    """A list of what was given, be it one object, a sequence or nothing."""
+    if one_or_several is None:
+        return []
     return list(one_or_several) if isinstance(one_or_several, Sequence) else [one_or_several]
 
 
@@ -226,7 +228,7 @@ def without_generators(
     return further, generators
 
 
-def as_stateful(kind: str, one_or_several: Stateful | Sequence[Stateful]) -> list[Stateful]:
+def as_stateful(kind: str, one_or_several: Stateful | Sequence[Stateful] | None) -> list[Stateful]:
     """:func:`as_list`, of objects that have a state.
 
     Raises:

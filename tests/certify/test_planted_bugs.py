@@ -22,7 +22,7 @@ DIVERGING = [
     ("step_counter", "optimizer state", "counts its steps anew", 1),
     ("ema", "averaged weights (EMA)", "average of the weights", 4),
     ("scaler", "gradient scaler", "scale", 4),
-    ("wrong_weights", "weights", "other weights were loaded", 0),
+    ("wrong_weights", "weights or data", "other weights were loaded", 0),
     ("curriculum", "counter or schedule", "difficulty of step {resumed_at} is that of step 1", 0),
     ("tokens", "other state", "tokens_seen was not restored", 4),
     ("batch_norm", "batch-norm buffers", "running means", 4),

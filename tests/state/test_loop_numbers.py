@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +68,7 @@ class Run:
 def in_variables(directory: Path) -> None:
     run, best, waited, temperature, mean = Run(directory), math.inf, 0, 1.0, None
     means, recent = {"loss": 0.0, "of": {"two": 0.0}}, deque([0.0], maxlen=3)
+    values, seen, phase = defaultdict(float), set(), "warm-up"
     for loader in run.epochs():
         for batch in loader:
             loss = temperature * run.step(batch)
@@ -76,6 +77,9 @@ def in_variables(directory: Path) -> None:
             best, waited = min(best, loss), waited + 2
             means["loss"], means["of"]["two"] = loss, means["loss"]
             recent.append(loss)
+            values["a", 1] += loss
+            seen.add(int(batch[0]))
+            phase = "main" if temperature < 0.8 else phase
             if run.save():
                 break
 
@@ -128,7 +132,18 @@ def in_a_namespace(directory: Path) -> None:
                 break
 
 
-IN_VARIABLES = ("best", "mean", "means.loss", "means.of.two", "recent", "temperature", "waited")
+IN_VARIABLES = (
+    "best",
+    "mean",
+    "means.loss",
+    "means.of.two",
+    "phase",
+    "recent",
+    "seen",
+    "temperature",
+    "values (then 1 keys, now 0 keys)",
+    "waited",
+)
 FOUND: dict[Callable[[Path], None], list[str]] = {
     in_variables: [f"in_variables.{name}" for name in IN_VARIABLES],
     in_a_function_within: ["in_a_function_within.baseline"],

@@ -266,3 +266,13 @@ class TestLoadersWithoutAPosition:
         load_checkpoint(tmp_path).restore(model=model, loaders=again)
         assert batches_until_30(again, whole[:stop]) == whole
         assert len({tuple(whole[i : i + 10]) for i in (0, 10, 20)}) == 3
+
+
+def test_what_there_is_none_of_may_be_none(tmp_path):
+    model = nn.Linear(2, 1)
+    nothing = {"optimizers": None, "schedulers": None, "loaders": None}
+    saved = save_checkpoint(tmp_path, step=1, model=model, **nothing)
+    weights = model.weight.detach().clone()
+    nn.init.zeros_(model.weight)
+    load_checkpoint(saved).restore(model=model, **nothing)
+    assert model.weight.equal(weights)
