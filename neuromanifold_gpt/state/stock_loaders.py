@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -62,6 +62,36 @@ def warn_of_passes_under_way(things: Mapping[str, Any]) -> None:
             InexactResumeWarning,
             stacklevel=4,
         )
+
+
+def warn_of_seeds_of_iterators(loaders: Iterable[Any], states: Iterable[Any]) -> None:
+    """For plain loops, at the restore, of other loaders that have a position, such as torchdata's.
+
+    Args:
+        loaders: that were restored.
+        states: of each.
+
+    Warns:
+        InexactResumeWarning: names those whose iterator, in the middle of an epoch, draws when the global random
+            numbers have been restored.
+    """
+    drawing = [
+        type(loader).__name__
+        for loader, state in zip(loaders, states, strict=False)
+        if is_stock_loader(loader) and loader.generator is None and not _is_finished(state)
+    ]
+    if drawing:
+        warnings.warn(
+            f"{listed(drawing)}: its iterator draws a seed from torch's global generator when it is made, which the "
+            "run that was saved did not do here: what training draws from it (dropout) is other from here on. Give the "
+            "loader a generator of its own: generator=torch.Generator().",
+            InexactResumeWarning,
+            stacklevel=3,
+        )
+
+
+def _is_finished(state: Any) -> bool:
+    return isinstance(state, Mapping) and bool(state.get("_iterator_finished"))
 
 
 def _iterators() -> Iterator[_BaseDataLoaderIter]:

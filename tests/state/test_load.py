@@ -1,6 +1,7 @@
 """restore: everything is put back, or an error says why and nothing has changed."""
 
 import copy
+import itertools
 import random
 import warnings
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
 
 from neuromanifold_gpt import LoadedCheckpoint, ResumableDataLoader, load_checkpoint, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import (
@@ -320,3 +322,33 @@ def test_a_model_whose_lazy_parameters_have_no_shape_yet_goes_on(tmp_path):
         step(other, other_optimizer, number)
     for parameter, same in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(parameter, same)
+
+
+class HasAState(DataLoader):
+    """Like torchdata's ``StatefulDataLoader``."""
+
+    given = 0
+
+    def state_dict(self):
+        return {"given": self.given, "_iterator_finished": self.given == len(self)}
+
+    def load_state_dict(self, state):
+        self.given = state["given"]
+
+    def __iter__(self):
+        for self.given, batch in enumerate(super().__iter__(), 1):
+            yield batch
+
+
+@pytest.mark.parametrize(
+    ("batches", "generator", "is_said"), [(2, None, True), (3, None, False), (2, torch.Generator(), False)]
+)
+def test_other_loaders_whose_iterators_draw_are_said_in_the_middle_of_an_epoch(batches, generator, is_said, tmp_path):
+    model, loader = nn.Linear(1, 1), HasAState(range(3), generator=generator)
+    for _ in itertools.islice(loader, batches):
+        pass
+    saved = save_checkpoint(tmp_path, step=1, model=model, loaders=loader)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_checkpoint(saved).restore(loaders=HasAState(range(3), generator=generator))
+    assert [str(warning.message).partition(":")[0] for warning in caught] == ["HasAState"] * is_said
