@@ -85,24 +85,26 @@ class PositionedLoader(DataLoader[Any]):
         return -(-order.consumed(position.progress) // order.units_per_step) if position.is_in_pass else 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        itself: list[weakref.ref[Any]] = []
+        itself: list[Any] = []  # a weak reference
         iterator = self._pass(itself)
         itself.append(weakref.ref(iterator))
         return iterator
 
-    def _pass(self, itself: list[weakref.ref[Any]]) -> Iterator[Any]:
+    def _pass(self, itself: list[Any]) -> Iterator[Any]:
         # A generator: nothing here happens before the first batch is asked for, so iterators that are only created
         # (Lightning makes several) do not use up the position to continue from.
         position, before_next = self._position, self._before_next_batch
         is_first, goes_on = self.variables_at_first_pass is None, position.goes_on
+        # First of all: whatever makes objects, makes these older.
+        around = consumers_of(itself[0](), _who_asks()) if is_first or goes_on else []
         is_within = goes_on and (self.is_at_end or self.batches_consumed > 0)
         before_next.batch_is_asked_for(_who_asks(), goes_on=is_within)
         if self.variables_at_first_pass is None:
             self.variables_at_first_pass = variables_beside_state(self.objects_of_position())
         number = position.begin_pass()
         self._asking_thread = threading.get_ident()
-        if is_first or goes_on:
-            self._look_at_consumers(itself[0](), _who_asks(), goes_on)
+        self._look_at_consumers(around, itself[0](), _who_asks(), goes_on)
+        around = []  # they hold this
         moves, epoch, is_whole = position.moves, position.epoch, not self.batches_consumed
         try:
             for batch, progress in self._batches():
@@ -120,8 +122,7 @@ class PositionedLoader(DataLoader[Any]):
         finally:
             position.end_pass(number)
 
-    def _look_at_consumers(self, iterator: Any, asking: types.FrameType | None, goes_on: bool) -> None:
-        around = consumers_of(iterator, asking)
+    def _look_at_consumers(self, around: list[Any], iterator: Any, asking: Any, goes_on: bool) -> None:
         if any(type(consumer) is itertools.cycle for consumer in around):
             warnings.warn(
                 "a resume of this training cannot be exact: itertools.cycle gives the batches of its first pass again "

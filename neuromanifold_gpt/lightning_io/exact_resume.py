@@ -286,6 +286,7 @@ class ExactResume(Callback):
         loaded, self._loaded = self._loaded, None
         assert loaded is not None, "nothing is left only where a checkpoint was loaded"
         warn_of_a_later_fit(trainer, is_in_epoch=loaded["point"] not in (BETWEEN_EPOCHS, EPOCH_END))
+        self._loader_epochs.resumed()
         self._data.go_on_between_epochs(own_state(loaded["data"]))
         trainer._logger_connector._callback_metrics.update(loaded["callback_metrics"])
         self._tracker.restore_where_nothing_is_left(trainer, loaded)
