@@ -27,12 +27,11 @@ from neuromanifold_gpt.lightning_io.other_callbacks import (
     keep_current_scores,
     keep_stopped,
     refuse_tuners,
-    trainer_settings,
     warn_of_a_later_fit,
-    warn_of_changed_settings,
 )
 from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker
 from neuromanifold_gpt.lightning_io.state_loading import load_doubles, load_optimizer_states, own_names_hook
+from neuromanifold_gpt.lightning_io.trainer_settings import TrainerSettings
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
 from neuromanifold_gpt.state.gradients import capture_gradients, restore_gradients
 from neuromanifold_gpt.state.modules import (
@@ -61,10 +60,11 @@ class ExactResume(Callback):
     :class:`SeparatedCheckpoint` puts it in front of the trainer's callbacks.
     """
 
-    _data: DataPosition  # this and the next three: from setup on
+    _data: DataPosition  # this and the next four: from setup on
     _validation: ValidationPosition
     _loader_epochs: LoaderEpochs
     _tracker: ResumePointTracker
+    _settings: TrainerSettings
 
     def __init__(self) -> None:
         self._boundaries: LoopBoundaries | None = None
@@ -101,6 +101,7 @@ class ExactResume(Callback):
             )
             self._loader_epochs = LoaderEpochs(trainer.fit_loop)
             self._tracker = ResumePointTracker(self._data, self._validation, self._loader_epochs)
+            self._settings = TrainerSettings(trainer)
             self._boundaries = LoopBoundaries(
                 trainer,
                 on_boundary=lambda point: self._on_boundary(trainer, point),
@@ -128,11 +129,13 @@ class ExactResume(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The module and the data are set up."""
+        self._settings = TrainerSettings(trainer)
         warn_of_shared_loaders(trainer)
         self._tracker.training_begins(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """A batch has been fetched."""
+        """A batch has been fetched; what callbacks set at the beginning of an epoch is set."""
+        self._settings.compare()
         self._data.batch_was_fetched()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -200,7 +203,7 @@ class ExactResume(Callback):
             "modes": module_modes(pl_module),
             "inexact": inexact_here(trainer, loop.point) + self._tracker.inexact_here(loop.point, loop.fit_loop),
             "scheduler_classes": [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs],
-            "settings": trainer_settings(trainer),
+            "settings": self._settings.current(),
             "constants": self._tracker.constants(),
         }
 
@@ -272,12 +275,13 @@ class ExactResume(Callback):
         if "environment" in loaded:  # a unified file has none
             here = current_environment(trainer.strategy.root_device.type, trainer.world_size)
             warn_if_changed(loaded["environment"], here)
+        self._settings.restored(loaded["settings"])
         if middle_of_epoch:
             set_up_epoch_again(trainer)
             warn_of_epoch_hooks(trainer)
+            self._settings.compare()
         warn_of_ignored_settings(trainer.optimizers, self._optimizer_settings)
         self._optimizer_settings = []
-        warn_of_changed_settings(trainer, loaded["settings"])
         self._tracker.restore_beside_state(trainer, loaded)
         restore_own_rng_state(loaded["rng_states"])
 

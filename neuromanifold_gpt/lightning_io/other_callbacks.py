@@ -1,4 +1,4 @@
-"""What Lightning's own callbacks do, and the trainer's arguments say, that a resume has to know of."""
+"""What Lightning's own callbacks do that a resume has to know of."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
     EarlyStopping,
-    GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
     WeightAveraging,
@@ -51,37 +50,6 @@ def keep_current_scores(trainer: Trainer, states: dict[str, Any]) -> None:
         state = states.get(callback.state_key, {})
         if isinstance(callback, ModelCheckpoint) and "current_score" in state:
             callback.current_score = state["current_score"]
-
-
-def trainer_settings(trainer: Trainer) -> dict[str, Any]:
-    """Arguments of the trainer that change what it computes."""
-    accumulation = trainer.accumulate_grad_batches
-    if any(isinstance(callback, GradientAccumulationScheduler) for callback in _of(trainer)):
-        accumulation = 0  # it sets another number for each epoch
-    return {
-        "accumulate_grad_batches": accumulation,
-        "gradient_clip_algorithm": None
-        if trainer.gradient_clip_algorithm is None
-        else str(trainer.gradient_clip_algorithm),
-        "gradient_clip_val": trainer.gradient_clip_val,
-        "precision": str(trainer.precision),
-    }
-
-
-def warn_of_changed_settings(trainer: Trainer, saved: dict[str, Any]) -> None:
-    """Say which arguments of the trainer are not those of the save.
-
-    Warns:
-        InexactResumeWarning: lists them.
-    """
-    now = trainer_settings(trainer)
-    changed = [f"{key} was {saved[key]!r} and is {now[key]!r}" for key in now if saved[key] != now[key]]
-    if changed:
-        warnings.warn(
-            f"settings of the trainer have changed since the save: {'; '.join(changed)}. The new ones are used.",
-            InexactResumeWarning,
-            stacklevel=2,
-        )
 
 
 def warn_of_a_later_fit(trainer: Trainer, *, is_in_epoch: bool) -> None:
