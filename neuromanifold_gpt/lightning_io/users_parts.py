@@ -1,13 +1,17 @@
-"""What users' callbacks and data module keep beside a state dict: generators are stored, the rest is said.
+"""What users' callbacks, data module, trainer, strategy and precision plugin keep beside a state dict: generators are
+stored, the rest is said.
 
 As in modules (``state/unsaved_values.py``), most of what changes in them is a record that nobody reads again.
 """
 
 from __future__ import annotations
 
+import dis
+import functools
+import types
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -23,14 +27,15 @@ from neuromanifold_gpt.state.metrics import metrics_of
 from neuromanifold_gpt.state.optimizer_values import parameters_of_no_module, values_of_optimizers, values_of_schedulers
 from neuromanifold_gpt.state.own_generators import by_number, generators_around
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.plain_reading import all_attributes
+from neuromanifold_gpt.state.plain_reading import all_attributes, bases_of, module_name_of, variables_of_class
 from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, kept_by, memory_in, shown_value
 from neuromanifold_gpt.state.unsaved_values import values_beside_state, variables_beside_state
-from neuromanifold_gpt.state.users_objects import is_called_after_a_time, is_of_users_class
+from neuromanifold_gpt.state.users_objects import is_called_after_a_time, is_of_users_class, is_users_module
 
 # The hyper-parameters are in the checkpoint, but ``fit`` does not put them back.
 _OF_EVERY_MODULE = frozenset({*vars(LightningModule()), "_hparams_initial"})
 _OF_EVERY_DATA_MODULE = frozenset({*vars(LightningDataModule()), "_hparams", "_hparams_initial"})
+_SAVING_HOOKS = ("state_dict", "on_save_checkpoint", "save_checkpoint")
 
 
 class UsersParts:
@@ -178,7 +183,7 @@ class UsersParts:
         return found
 
     def _attributes(self) -> Iterator[tuple[str, Any]]:
-        """Of users' callbacks and data module that save nothing themselves."""
+        """Of users' callbacks, data module and parts of the trainer that save nothing themselves."""
         seen: Counter[str] = Counter()
         callbacks: list[Callback] = self._trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:
@@ -192,6 +197,10 @@ class UsersParts:
             for attribute, value in all_attributes(data).items():
                 if attribute not in _OF_EVERY_DATA_MODULE:
                     yield f"{type(data).__name__}.{attribute}", value
+        for part in (self._trainer, self._trainer.strategy, self._trainer.precision_plugin):
+            if names := _names_of_users_classes(cast(Any, type(part))):
+                own = {name: value for name, value in all_attributes(part).items() if name in names}
+                yield from ((f"{type(part).__name__}.{attribute}", value) for attribute, value in own.items())
 
 
 def _with_parts(scheduler: Any) -> list[Any]:
@@ -209,6 +218,36 @@ def _saves_nothing(thing: Any, base: type) -> bool:
     hooks = ("state_dict", "on_save_checkpoint")
     inherited = all(getattr(type(thing), hook, None) is getattr(base, hook, None) for hook in hooks)
     return inherited and is_of_users_class(thing)
+
+
+@functools.cache
+def _names_of_users_classes(kind: type) -> frozenset[str]:
+    """Attributes of a class that users' classes set, and not those of Lightning that they are derived from.
+
+    None where users' classes save themselves.
+    """
+    of_users: set[str] = set()
+    of_others: set[str] = set()
+    for base in bases_of(kind):
+        is_users = is_users_module(module_name_of(base))
+        if is_users and any(hook in variables_of_class(base) for hook in _SAVING_HOOKS):
+            return frozenset()
+        names = of_users if is_users else of_others
+        names.update(name for value in variables_of_class(base).values() for name in _sets(value))
+    return frozenset(of_users - of_others)
+
+
+def _sets(value: Any) -> Iterator[str]:
+    """Names of attributes, to which a function, method or property assigns."""
+    if isinstance(value, types.CodeType):
+        yield from (step.argval for step in dis.get_instructions(value) if step.opname == "STORE_ATTR")
+        for constant in value.co_consts:
+            yield from _sets(constant)
+    elif isinstance(value, property):
+        yield from _sets(value.fset)
+    elif isinstance(value, types.FunctionType):
+        yield from _sets(value.__code__)
+        yield from _sets(vars(value).get("__wrapped__"))  # within a decorator
 
 
 def _goes_with_position(data: LightningDataModule, trainer: Trainer) -> bool:

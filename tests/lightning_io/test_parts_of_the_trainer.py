@@ -1,0 +1,134 @@
+"""What users' own trainers, strategies and precision plugins change is in no checkpoint, unless they save it."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor
+
+from neuromanifold_gpt import ResumableDataLoader, SeparatedCheckpoint, list_checkpoints
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+
+from .toy import NoisySamples, ToyModule, contents
+
+
+class Scales(Precision):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.seconds = 4.0, 0.0
+        self.kept = 2.0
+
+    def pre_backward(self, tensor: Tensor, module: Any) -> Tensor:
+        self.scale, self.seconds = self.scale * 1.1, time.monotonic()
+        return super().pre_backward(tensor * self.kept, module)
+
+
+class ScalesAndSaves(Scales):
+    def state_dict(self) -> dict[str, Any]:
+        return {"scale": self.scale}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.scale = state_dict["scale"]
+
+
+class Anneals(SingleDeviceStrategy):
+    def __init__(self) -> None:
+        super().__init__(device=torch.device("cpu"))
+        self.noise = 0.1
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> Any:
+        self.noise *= 0.9
+        return super().optimizer_step(*arguments, **options)
+
+
+class DrawsNoise(SingleDeviceStrategy):
+    def __init__(self) -> None:
+        super().__init__(device=torch.device("cpu"))
+        self.generator = torch.Generator()
+
+    def optimizer_step(self, optimizer: Any, closure: Any, *arguments: Any, **options: Any) -> Any:
+        result = super().optimizer_step(optimizer, closure, *arguments, **options)
+        with torch.no_grad():
+            for parameter in optimizer.param_groups[0]["params"]:
+                parameter.add_(torch.randn(parameter.shape, generator=self.generator), alpha=0.01)
+        return result
+
+
+class Mines(Trainer):
+    """Hard examples; what Lightning's own class keeps is its own affair."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.hard_ratio, self.should_stop = 1.0, False
+
+    @property
+    def steps_to_come(self) -> int:
+        return 1
+
+    @steps_to_come.setter
+    def steps_to_come(self, value: int) -> None:
+        self.hard_ratio = value / 10
+
+
+class Plain(Trainer):
+    def describe(self) -> str:
+        return "as Lightning's"
+
+
+class Module(ToyModule):
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if isinstance(self.trainer, Mines):
+            self.trainer.steps_to_come = batch_idx
+
+
+def train(directory: Path, kind: type[Trainer] = Trainer, **options: Any) -> str:
+    """What is said by a fit that begins, or goes on."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        seed_everything(1, verbose=False)
+        trainer = kind(
+            **{"max_steps": 4, **options},
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[SeparatedCheckpoint(directory, every_n_train_steps=2)],
+        )
+        trainer.fit(Module(), ResumableDataLoader(NoisySamples(), batch_size=4, seed=5), ckpt_path="last")
+    return " ".join(str(w.message) for w in caught if w.category is InexactResumeWarning)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"kind": Mines}, "Mines.hard_ratio"),
+        ({"strategy": Anneals}, "Anneals.noise"),
+        ({"plugins": Scales}, "Scales.scale"),
+    ],
+)
+def test_what_they_change_is_said(tmp_path: Path, options: dict[str, Any], name: str) -> None:
+    made = {key: value if key == "kind" else value() for key, value in options.items()}
+    assert f"values change in training that no checkpoint has: {name}. " in train(tmp_path, **made)
+
+
+@pytest.mark.parametrize("options", [{}, {"kind": Plain}, {"plugins": ScalesAndSaves}])
+def test_what_lightning_keeps_or_they_save_is_not(tmp_path: Path, options: dict[str, Any]) -> None:
+    made = {key: value if key == "kind" else value() for key, value in options.items()}
+    assert train(tmp_path, **made) == ""
+    assert train(tmp_path, **{**made, "max_steps": 6}) == ""
+
+
+def test_their_generators_go_on(tmp_path: Path) -> None:
+    train(tmp_path / "whole", strategy=DrawsNoise(), max_steps=6)
+    for steps in (2, 6):
+        assert train(tmp_path / "parts", strategy=DrawsNoise(), max_steps=steps) == ""
+    whole, parts = (list_checkpoints(tmp_path / name)[-1] for name in ("whole", "parts"))
+    assert contents(whole) == contents(parts)
