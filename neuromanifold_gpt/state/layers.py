@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
+import types
 from collections import Counter, defaultdict
+from typing import Any, cast
 
 import xxhash
 from torch import nn
@@ -11,8 +15,11 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from neuromanifold_gpt.state.metrics import is_metric
+from neuromanifold_gpt.state.plain_reading import bases_of
 
 _IN_PLACE = re.compile(r",? ?inplace=\w+")  # which decides nothing
+_DECIDE_NOTHING = {"inplace", "enable_nested_tensor", "mask_check"}  # the last two how an evaluation is computed
+_PLAIN = (bool, int, float, str)
 KINDS = "which layers there are"
 
 
@@ -31,10 +38,30 @@ def settings_of_layers(module: nn.Module) -> dict[str, str]:
 
 
 def _settings(layer: nn.Module) -> str:
+    """As it shows itself, which leaves out some, such as what a loss is given."""
+    attributes = vars(layer)
+    names = _arguments(cast(Any, type_before_parametrizations(layer)))
+    given = {name: _shown(attributes[name]) for name in names if name in attributes}
     try:
-        return _IN_PLACE.sub("", layer.extra_repr())
+        text = _IN_PLACE.sub("", layer.extra_repr())
     except Exception:  # noqa: BLE001 - of a layer whose weights were taken out, say
-        return ""
+        text = ""
+    return f"{text} { {name: shown for name, shown in given.items() if shown is not None} }"
+
+
+@functools.cache
+def _arguments(kind: type) -> tuple[str, ...]:
+    """What the constructors of a class of torch's take."""
+    constructors = [inspect.signature(base.__init__) for base in bases_of(kind) if base is not object]  # type: ignore[misc]
+    return tuple(sorted({name for constructor in constructors for name in constructor.parameters} - _DECIDE_NOTHING))
+
+
+def _shown(value: Any) -> str | None:
+    if type(value) in (types.FunctionType, types.BuiltinFunctionType):  # an activation
+        return str(value.__name__)
+    if isinstance(value, list | tuple):
+        return repr(value) if all(isinstance(item, _PLAIN) for item in value) else None
+    return repr(value) if isinstance(value, _PLAIN) else None
 
 
 def _digest(shown: object) -> str:
