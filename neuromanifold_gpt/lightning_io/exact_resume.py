@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -30,7 +30,7 @@ from neuromanifold_gpt.lightning_io.other_callbacks import (
     warn_of_a_later_fit,
 )
 from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker
-from neuromanifold_gpt.lightning_io.state_loading import load_doubles, load_optimizer_states, own_names_hook
+from neuromanifold_gpt.lightning_io.state_loading import load_by_names, load_doubles, own_names_hook
 from neuromanifold_gpt.lightning_io.trainer_settings import TrainerSettings
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
 from neuromanifold_gpt.state.gradients import capture_gradients, restore_gradients
@@ -110,18 +110,13 @@ class ExactResume(Callback):
                 on_nothing_left=lambda: self._restore_where_nothing_is_left(trainer),
                 data=self._data,
             )
-            load = trainer.strategy.load_optimizer_state_dict
-
-            def load_by_name(checkpoint: Mapping[str, Any]) -> None:
-                load_optimizer_states(trainer, load, checkpoint)
-                self._optimizer_settings = [
-                    {DEFAULTS_KEY: s.get(DEFAULTS_KEY, {})} for s in checkpoint["optimizer_states"]
-                ]
-                self._optimizers_are_loaded = True
-
-            trainer.strategy.load_optimizer_state_dict = load_by_name  # type: ignore[method-assign]
+            load_by_names(trainer, self._optimizers_were_loaded)
         if self._name_hook is None:
             self._name_hook = pl_module.register_load_state_dict_pre_hook(own_names_hook(pl_module))
+
+    def _optimizers_were_loaded(self, states: list[dict[str, Any]]) -> None:
+        self._optimizer_settings = [{DEFAULTS_KEY: state.get(DEFAULTS_KEY, {})} for state in states]
+        self._optimizers_are_loaded = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the module as it was."""

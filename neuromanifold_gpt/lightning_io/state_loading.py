@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from neuromanifold_gpt.checkpoint.errors import StateMismatchError
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY
-from neuromanifold_gpt.state.modules import parameter_names, under_own_names
+from neuromanifold_gpt.state.modules import errors_as_mismatch, parameter_names, under_own_names
 from neuromanifold_gpt.state.optimizers import (
     check_group_order,
     keep_saved_dtypes,
@@ -31,18 +31,40 @@ def own_names_hook(pl_module: LightningModule) -> Callable[..., None]:
         if module is not own or own is None:
             return  # a copy of the module, such as an average of its weights: not what Lightning loads into
         # What is asked for does not reach this hook: torch collects what is missing, and complains later.
-        renamed = under_own_names(module, state, strict=own.strict_loading)
+        renamed = under_own_names(module, state, strict=own.strict_loading, is_loading=True)
         state.clear()
         state.update(renamed)
 
     return use_own_names
 
 
+def load_by_names(trainer: Trainer, on_optimizers_loaded: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Let the strategy load by the names of parameters, and say what does not fit.
+
+    Args:
+        trainer: whose strategy it is.
+        on_optimizers_loaded: called with the states of the checkpoint.
+    """
+    strategy = trainer.strategy
+    load_model, load_optimizers = strategy.load_model_state_dict, strategy.load_optimizer_state_dict
+
+    def load_model_or_say(*arguments: Any, **options: Any) -> None:
+        with errors_as_mismatch():  # parts of the module may load in a way of their own
+            load_model(*arguments, **options)
+
+    def load_optimizers_by_name(checkpoint: Mapping[str, Any]) -> None:
+        load_optimizer_states(trainer, load_optimizers, checkpoint)
+        on_optimizers_loaded(checkpoint["optimizer_states"])
+
+    strategy.load_model_state_dict = load_model_or_say  # type: ignore[method-assign]
+    strategy.load_optimizer_state_dict = load_optimizers_by_name  # type: ignore[method-assign]
+
+
 def load_doubles(module: LightningModule, state: Mapping[str, Any]) -> None:
     """Load weights in double precision again: Lightning has loaded them before it made the module one of doubles."""
     live = module.state_dict()
     for name, saved in under_own_names(module, dict(state), strict=False).items():
-        if isinstance(saved, torch.Tensor) and saved.dtype == live[name].dtype == torch.float64:
+        if isinstance(saved, torch.Tensor) and name in live and saved.dtype == live[name].dtype == torch.float64:
             live[name].copy_(saved)
 
 

@@ -420,3 +420,49 @@ def test_a_loader_that_is_cycled_beside_a_longer_one_goes_on_where_it_was(tmp_pa
         resumed = run(tmp_path / f"b{step}", by_step(tmp_path / "a")[step].model_path)
         assert resumed._recorder.short_ids == whole._recorder.short_ids[step:], f"from step {step}"
         assert contents(by_step(tmp_path / f"b{step}")[12]) == contents(by_step(tmp_path / "a")[12])
+
+
+class Bank(torch.nn.Module):
+    """Outputs of the last steps, which it takes up in a way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(0, 1))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        mean = self.rows.mean() if len(self.rows) else 0.0
+        self.rows = torch.cat([self.rows, rows.detach()])[-30:]
+        return (rows - mean).square().mean()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        self.rows = torch.zeros_like(state_dict[f"{prefix}rows"])
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+class FailingBank(Bank):
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        raise RuntimeError("the bank is of another kind")
+
+
+class HasABank(ToyModule):
+    kind = Bank
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bank = self.kind()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return super().training_step(batch, batch_idx) + 0.1 * self.bank(self.net(batch[0]))
+
+
+class HasAFailingBank(HasABank):
+    kind = FailingBank
+
+
+def test_a_buffer_that_grows_goes_on_where_its_module_takes_it_up(tmp_path: Path):
+    fit(saver(tmp_path / "a"), module=HasABank(), max_steps=9)
+    path = by_step(tmp_path / "a")[5].model_path
+    fit(saver(tmp_path / "b"), module=HasABank(), max_steps=9, ckpt_path=path)
+    assert contents(by_step(tmp_path / "b")[9]) == contents(by_step(tmp_path / "a")[9])
+    with pytest.raises(StateMismatchError, match="the bank is of another kind"):
+        fit(saver(tmp_path / "c"), module=HasAFailingBank(), max_steps=9, ckpt_path=path)

@@ -407,3 +407,112 @@ class TestMismatch:
         renamed = under_own_names(layers_compiled(model), trained_model().state_dict())
         assert "body.0._orig_mod.weight" in renamed
         assert values(model) == before
+
+
+class Grows(nn.Module):
+    """A bank that is longer after each step."""
+
+    def __init__(self, rows=0):
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.register_buffer("bank", torch.rand(rows, 3))
+
+
+class GrowsOnLoad(Grows):
+    def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        self.bank = torch.zeros_like(state_dict[f"{prefix}bank"])
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+class MadeOnLoad(GrowsOnLoad):
+    """As what the first batch makes."""
+
+    def __init__(self, rows=0):
+        super().__init__(rows)
+        if not rows:
+            del self.bank
+
+    def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        self.register_buffer("bank", torch.zeros_like(state_dict[f"{prefix}bank"]))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+class GrowsInAHook(Grows):
+    def __init__(self, rows=0):
+        super().__init__(rows)
+        self.register_load_state_dict_pre_hook(self.resize)
+
+    @staticmethod
+    def resize(module, state_dict, prefix, *arguments):
+        module.bank = torch.zeros_like(state_dict[f"{prefix}bank"])
+
+
+class GrowsAsAWhole(Grows):
+    def load_state_dict(self, state_dict, *arguments, **options):
+        self.bank = torch.zeros_like(state_dict["bank"])
+        return super().load_state_dict(state_dict, *arguments, **options)
+
+
+class FailsOnLoad(Grows):
+    def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        raise KeyError("a bank of another kind")
+
+
+class TestPartsThatLoadInAWayOfTheirOwn:
+    @pytest.mark.parametrize("kind", [GrowsOnLoad, MadeOnLoad, GrowsInAHook])
+    @pytest.mark.parametrize("wrap", [plain, compiled])
+    def test_may_resize_or_make_what_they_load(self, kind, wrap, tmp_path):
+        save_checkpoint(tmp_path, step=1, model=(model := nn.Sequential(nn.Linear(3, 3), kind(5))))
+        target = nn.Sequential(nn.Linear(3, 3), wrap(kind()))
+        load_checkpoint(tmp_path).restore(model=target)
+        assert values(target) == values(model)
+
+    @pytest.mark.parametrize("kind", [GrowsOnLoad, MadeOnLoad, GrowsInAHook, GrowsAsAWhole])
+    def test_may_be_the_model(self, kind, tmp_path):
+        save_checkpoint(tmp_path, step=1, model=(model := kind(5)))
+        load_checkpoint(tmp_path).restore(model=(target := kind()))
+        assert values(target) == values(model)
+
+    @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:Please use quant_min")
+    def test_observers_of_torch_are_some(self, tmp_path):
+        def prepared():
+            model = nn.Sequential(torch.ao.quantization.QuantStub(), nn.Linear(3, 4))
+            model.qconfig = torch.ao.quantization.get_default_qat_qconfig("x86")
+            return torch.ao.quantization.prepare_qat(model)
+
+        model = prepared()
+        model(torch.rand(2, 3))
+        save_checkpoint(tmp_path, step=1, model=model)
+        load_checkpoint(tmp_path).restore(model=(target := prepared()))
+        assert target[1].weight_fake_quant.scale.shape == (4,)
+        assert values(target) == values(model)
+
+    def test_may_stand_beside_shapes_that_are_not_known_yet(self, tmp_path):
+        model, target = (nn.Sequential(nn.LazyLinear(3), GrowsOnLoad(rows)) for rows in (5, 0))
+        model[0](torch.rand(4, 2))
+        save_checkpoint(tmp_path, step=1, model=model)
+        load_checkpoint(tmp_path).restore(model=target)
+        assert values(target) == values(model)
+
+    @pytest.mark.parametrize("kind", [Grows, GrowsAsAWhole])
+    def test_are_not_those_that_load_as_all_do(self, kind, tmp_path):
+        save_checkpoint(tmp_path, step=1, model=nn.Sequential(kind(5)))
+        with pytest.raises(StateMismatchError, match=r"0.bank: shape \(5, 3\)"):
+            load_checkpoint(tmp_path).restore(model=nn.Sequential(kind()))
+
+    @pytest.mark.parametrize(
+        "layer", [nn.BatchNorm1d, lambda width: nn.utils.parametrizations.weight_norm(nn.Linear(width, 3))]
+    )
+    def test_are_left_as_they_were_where_another_part_does_not_fit(self, layer, tmp_path):
+        save_checkpoint(tmp_path, step=1, model=nn.Sequential(GrowsOnLoad(5), layer(3)))
+        before = values(target := nn.Sequential(GrowsOnLoad(), layer(4)))
+        with pytest.raises(StateMismatchError, match="shape"):
+            load_checkpoint(tmp_path).restore(model=target)
+        assert values(target) == before
+
+    def test_that_fail_are_a_mismatch_and_the_rest_is_as_it_was(self, tmp_path):
+        save_checkpoint(tmp_path, step=1, model=nn.Sequential(nn.Linear(3, 3), FailsOnLoad(5)))
+        before = values(target := nn.Sequential(nn.Linear(3, 3), FailsOnLoad(5)))
+        with pytest.raises(StateMismatchError, match="a bank of another kind"):
+            load_checkpoint(tmp_path).restore(model=target)
+        assert values(target) == before
