@@ -26,7 +26,7 @@ def consumers_of(iterator: Iterator[Any], asking: types.FrameType | None) -> lis
         iterator: of a loader.
         asking: the frame that asks it for a batch.
     """
-    passing_on = _generators_at(asking)
+    passing_on = generators_at(asking)
     objects = (thing for generation in (0, 1) for thing in gc.get_objects(generation))  # of all, it takes 0.1 s or more
     consumers = [thing for thing in objects if any(type(thing) is kind for kind in _KINDS)]
     return [consumer for consumer in consumers if any(_takes_from(consumer, iterator, passing_on))]
@@ -40,7 +40,7 @@ def counted_from(consumers: list[Any], iterator: Iterator[Any], asking: types.Fr
         iterator, asking: as for :func:`consumers_of`.
     """
     found: dict[str, int] = {}
-    passing_on = _generators_at(asking)
+    passing_on = generators_at(asking)
     for consumer in consumers:
         if type(consumer) is enumerate:
             number: Any = consumer.__reduce__()[1][1]
@@ -76,7 +76,7 @@ def zipped_with(consumers: list[Any], iterator: Iterator[Any]) -> list[types.Gen
     return [part for part in parts if type(part) is types.GeneratorType and part is not iterator]
 
 
-def _generators_at(frame: types.FrameType | None) -> list[types.FrameType]:
+def generators_at(frame: types.FrameType | None) -> list[types.FrameType]:
     """Frames of generator functions that pass batches on, such as tqdm's; what they hold shows only from outside."""
     found = []
     while frame is not None and frame.f_code.co_flags & inspect.CO_GENERATOR:

@@ -19,6 +19,7 @@ from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.consumers import consumers_of, counted_from, zipped_with
 from neuromanifold_gpt.data.epoch_setter import EpochSetter
 from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
+from neuromanifold_gpt.data.held_back import HeldBack
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.position import Position, Progress
 from neuromanifold_gpt.data.shown_data import ShownData
@@ -54,8 +55,8 @@ class PositionedLoader(DataLoader[Any]):
         shown = {"dataset": dataset, "batch_size": batch_size, "drop_last": drop_last}
         for name, value in {**shown, "sampler": EpochSetter(self._position)}.items():
             object.__setattr__(self, name, value)
-        self._before_next_batch = BeforeNextBatch()
         self.shown_data = ShownData(OwnedState(self.data_parts()))
+        self._before_next_batch, self._held_back = BeforeNextBatch(), HeldBack()
 
     @property
     def seed(self) -> int:
@@ -105,6 +106,7 @@ class PositionedLoader(DataLoader[Any]):
         self._asking_thread = threading.get_ident()
         self._look_at_consumers(around, itself[0](), _who_asks(), goes_on)
         around = []  # they hold this
+        self._held_back.pass_begins(_who_asks())
         moves, epoch, is_whole = position.moves, position.epoch, not self.batches_consumed
         try:
             for batch, progress in self._batches():
@@ -114,6 +116,7 @@ class PositionedLoader(DataLoader[Any]):
                 self._beside.begin()
                 before_next.batch_is_given()
                 yield batch
+                self._held_back.batch_is_asked_for(_who_asks())
                 before_next.batch_is_asked_for(_who_asks(), goes_on=True)
             if position.moves == moves and position.epoch == epoch:
                 position.is_exhausted = True
@@ -211,7 +214,7 @@ class PositionedLoader(DataLoader[Any]):
 
         Warns:
             DataOrderWarning: training has changed something in the data that no position has; or batches are taken in
-                another thread.
+                another thread, or held back by a generator.
         """
         self.warn_of_what_is_left_out()
         if self._asking_thread not in (0, threading.get_ident()):
@@ -222,6 +225,7 @@ class PositionedLoader(DataLoader[Any]):
                 DataOrderWarning,
                 stacklevel=3,
             )
+        self._held_back.warn(stacklevel=2)
         return self._noted(within_pass=True)
 
     def state_between_passes(self) -> dict[str, Any]:

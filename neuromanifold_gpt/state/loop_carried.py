@@ -7,6 +7,7 @@ Implementation, chapter 10).
 
 from __future__ import annotations
 
+import bisect
 import dis
 import functools
 import re
@@ -47,6 +48,31 @@ def _carried(code: types.CodeType, offset: int) -> tuple[frozenset[str], frozens
     return frozenset(carried), frozenset(set_in_loops)
 
 
+@functools.lru_cache(maxsize=1000)
+def held_back_by(code: types.CodeType, *, taken_at: int, given_at: int) -> tuple[frozenset[str], int]:
+    """Where a generator may have what it has taken from another and not given on yet.
+
+    Args:
+        code: of its function.
+        taken_at, given_at: offsets of the instructions with which it asked last, and waits.
+
+    Returns:
+        Names of variables; and the number of iterators, the innermost on its stack, that it goes through meanwhile.
+    """
+    function = _Function(code)
+    if len(function.instructions) > _MOST_INSTRUCTIONS:
+        return frozenset(), 0
+    rounds_of_taking = {*function.loops_around(taken_at)}
+    rounds_of_giving = [rounds for rounds in function.loops_around(given_at) if rounds not in rounds_of_taking]
+    starts = {rounds.start for rounds in rounds_of_giving if function.is_iteration(rounds.start)}
+    taking, giving = function.number_at(taken_at), function.number_at(given_at)
+    names = function.read_for_yields(giving, before=taking, ended=starts)
+    for rounds in function.loops_around(given_at):
+        if rounds in rounds_of_taking:
+            names |= function.live(rounds)[rounds.start]
+    return frozenset(names), len(starts)
+
+
 class _Function:
     def __init__(self, code: types.CodeType) -> None:
         self.instructions = list(dis.get_instructions(code))
@@ -58,6 +84,10 @@ class _Function:
             ]
             for number, instruction in enumerate(self.instructions)
         ]
+
+    def number_at(self, offset: int) -> int:
+        """Of the instruction at an offset, or with its cache there."""
+        return bisect.bisect_right([instruction.offset for instruction in self.instructions], offset) - 1
 
     def loops_around(self, offset: int) -> Iterator[range]:
         """From the instruction that a loop begins with to the last one that goes back to it."""
@@ -100,6 +130,37 @@ class _Function:
                     live[number], is_final = now, False
         return live
 
+    def read_for_yields(self, start: int, *, before: int, ended: set[int]) -> set[str]:
+        """The variables that are read behind an instruction, with a further ``yield`` to come.
+
+        Args:
+            start: the instruction.
+            before: another one, behind which nothing counts.
+            ended: loops that have no further round.
+        """
+
+        def following(number: int) -> list[int]:
+            behind = (max(self._next[after]) if after in ended else after for after in self._next[number])
+            return [after for after in behind if after != before]
+
+        numbers = range(len(self.instructions))
+        leads_to_yield = {number for number in numbers if self.instructions[number].opname == "YIELD_VALUE"}
+        live: _Live = {number: set() for number in numbers}
+        is_final = False
+        while not is_final:
+            is_final = True
+            for number in reversed(numbers):
+                if number not in leads_to_yield and not leads_to_yield.isdisjoint(following(number)):
+                    leads_to_yield.add(number)
+                    is_final = False
+                now = {name for after in following(number) for name in live[after]}
+                for action, name in reversed([*_accesses(self.instructions[number])]):
+                    is_read = action == "LOAD" and number in leads_to_yield
+                    now = now | {name} if is_read else now - {name} if action != "LOAD" else now
+                if now != live[number]:
+                    live[number], is_final = now, False
+        return {name for after in following(start) for name in live[after]}
+
     def _next_within(self, part: range, number: int) -> list[int]:
         if self._is_for(number) and number != part.start:
             return [number + 1]
@@ -112,6 +173,10 @@ class _Function:
 
     def _is_for(self, number: int) -> bool:
         return self.instructions[number].opname == "FOR_ITER"
+
+    def is_iteration(self, number: int) -> bool:
+        """``for`` or ``yield from``."""
+        return self.instructions[number].opname in ("FOR_ITER", "SEND")
 
 
 def _accesses(instruction: dis.Instruction) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,132 @@
+"""Batches that a generator around a loader has taken and not given on, such as a prefetcher or a buffer that shuffles.
+The position counts them, since it cannot tell that they were not trained on.
+
+The generator that a ``for`` goes through is in no variable, so the interpreter is asked.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import operator
+import types
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+from neuromanifold_gpt.data.consumers import generators_at
+from neuromanifold_gpt.data.errors import DataOrderWarning
+from neuromanifold_gpt.state.loop_carried import held_back_by
+from neuromanifold_gpt.state.plain_reading import values_in
+from neuromanifold_gpt.state.users_objects import variables_of_frame
+
+_MOST_LOOKS = 10  # for one loader: a look at all objects takes some 50 ms
+_MAXIMUM_DEPTH = 3
+_LOOKED_AT_ITEMS = 100
+
+
+class _Asking(NamedTuple):
+    """A generator when it asked for a batch. Its frame by identity: a reference would keep its variables alive."""
+
+    frame: int
+    code: types.CodeType
+    offset: int
+
+
+class HeldBack:
+    """Follows the generators that pass the batches of one loader on."""
+
+    def __init__(self) -> None:
+        self._asking: list[_Asking] = []
+        self._had_before: frozenset[int] = frozenset()  # identities of tensors, such as those that normalize
+        self._known: dict[int, weakref.ref[types.GeneratorType[Any, Any, Any]]] = {}  # by their frames
+        self._looks_left = _MOST_LOOKS
+
+    def __reduce__(self) -> tuple[type[HeldBack], tuple[()]]:
+        return HeldBack, ()  # a copy of the loader has no pass under way
+
+    def pass_begins(self, asking: types.FrameType | None) -> None:
+        """The first batch of a pass is asked for."""
+        variables = [variables_of_frame(frame).values() for frame in generators_at(asking)]
+        self._had_before = frozenset(id(tensor) for values in variables for tensor in _tensors_in(values))
+        self.batch_is_asked_for(asking)
+
+    def batch_is_asked_for(self, asking: types.FrameType | None) -> None:
+        """By a frame, and the generators that this passes it on to."""
+        self._asking = [_Asking(id(frame), frame.f_code, frame.f_lasti) for frame in generators_at(asking)]
+
+    def warn(self, *, stacklevel: int) -> None:
+        """Say, once, where batches are.
+
+        Warns:
+            DataOrderWarning: a generator has some.
+        """
+        generators = self._generators() if self._looks_left > 0 else {}
+        for asking in self._asking:
+            generator = generators.get(asking.frame)
+            if generator is not None and (places := self._places(generator, asking.offset)):
+                self._looks_left = 0
+                warnings.warn(
+                    f"{asking.code.co_qualname} holds batches back ({', '.join(places)}): it has taken them from the "
+                    "loader and not given them on, or keeps them for later. They count as trained on, and a resume goes"
+                    " on without them. Save where it holds none; or let num_workers prefetch, a sampler shuffle or "
+                    "sort, and a collate_fn mix.",
+                    DataOrderWarning,
+                    stacklevel=stacklevel + 1,
+                )
+                return
+
+    def _generators(self) -> dict[int, types.GeneratorType[Any, Any, Any]]:
+        """Those that asked, as far as they are alive, by their frames."""
+        codes = {asking.frame: asking.code for asking in self._asking}
+        alive = [generator for reference in self._known.values() if (generator := reference()) is not None]
+        found = {id(generator.gi_frame): generator for generator in alive if generator.gi_frame is not None}
+        if not codes.keys() <= found.keys():
+            self._looks_left -= 1
+            generators = [thing for thing in gc.get_objects() if type(thing) is types.GeneratorType]
+            found = {id(thing.gi_frame): thing for thing in generators if thing.gi_code in codes.values()}
+            self._known = {frame: weakref.ref(found[frame]) for frame in codes if frame in found}
+        return {frame: found[frame] for frame in codes if frame in found}
+
+    def _places(self, generator: types.GeneratorType[Any, Any, Any], taken_at: int) -> list[str]:
+        frame = generator.gi_frame
+        if frame is None or inspect.getgeneratorstate(generator) != inspect.GEN_SUSPENDED:
+            return []
+        names, iterators = held_back_by(frame.f_code, taken_at=taken_at, given_at=frame.f_lasti)
+        variables = variables_of_frame(frame)
+        holding = [name for name in sorted(names & variables.keys()) if self._has_new(variables[name])]
+        return holding or ["in a loop"] * any(_has_items_left(found) for found in _innermost(generator, iterators))
+
+    def _has_new(self, value: Any) -> bool:
+        return any(id(tensor) not in self._had_before for tensor in _tensors_in([value]))
+
+
+def _innermost(generator: types.GeneratorType[Any, Any, Any], number: int) -> list[Any]:
+    """The iterators of the loops that a generator is in: what it refers to ends with its stack."""
+    iterators = [thing for thing in gc.get_referents(generator) if hasattr(type(thing), "__next__")]
+    return iterators[-number:] if number else []
+
+
+def _has_items_left(iterator: Any) -> bool:
+    """As far as it shows; of a ``zip`` and the like, whether all that it goes through have."""
+    left = operator.length_hint(iterator, -1)
+    if left >= 0:
+        return left > 0
+    referents = [part for found in gc.get_referents(iterator) for part in (found if type(found) is tuple else [found])]
+    within = [found for found in referents if operator.length_hint(found, -1) >= 0 and isinstance(found, Iterator)]
+    return bool(within) and all(map(_has_items_left, within))
+
+
+def _tensors_in(values: Iterable[Any], depth: int = 0) -> Iterator[Any]:
+    for value in islice(values, _LOOKED_AT_ITEMS):
+        kind = type(value)
+        if issubclass(kind, Tensor | np.ndarray):
+            if len(value.shape) > 0 and not issubclass(kind, nn.Parameter):
+                yield value
+        elif depth < _MAXIMUM_DEPTH:
+            yield from _tensors_in(values_in(value), depth + 1)
