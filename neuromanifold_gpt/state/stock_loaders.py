@@ -1,4 +1,5 @@
-"""Loaders of torch that are none of this package: what decides their batches, and whether a pass is under way."""
+"""Loaders of torch that are none of this package: what decides their batches, whether a pass is under way, and whether
+their workers stay."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import gc
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
@@ -18,6 +19,7 @@ from neuromanifold_gpt.state.users_objects import has_position
 
 _MOST_LOOKS = 10  # for one loader: a look at all objects takes some 50 ms
 _looks: WeakKeyDictionary[DataLoader[Any], int] = WeakKeyDictionary()
+_said_to_stay: WeakSet[DataLoader[Any]] = WeakSet()
 
 
 def is_stock_loader(thing: Any) -> bool:
@@ -92,6 +94,39 @@ def warn_of_seeds_of_iterators(loaders: Iterable[Any], states: Iterable[Any]) ->
 
 def _is_finished(state: Any) -> bool:
     return isinstance(state, Mapping) and bool(state.get("_iterator_finished"))
+
+
+def warn_of_workers_that_stay(things: Mapping[str, Any]) -> None:
+    """For plain loops: workers that stay are made once in a run, but again behind each resume, and draw a seed.
+
+    Args:
+        things: that a loop holds, by name.
+
+    Warns:
+        InexactResumeWarning: names the stock loaders whose workers have been made, once.
+    """
+    loaders = {
+        name: thing for name, thing in things.items() if is_stock_loader(thing) and _has_workers_that_stay(thing)
+    }
+    new = {name: loader for name, loader in loaders.items() if loader not in _said_to_stay}
+    _said_to_stay.update(new.values())
+    if new:
+        warnings.warn(
+            f"a DataLoader with persistent_workers has made its workers: {listed(sorted(new))}. That draws a seed from "
+            "its generator, or from torch's: once in a run that goes on, and once more behind each resume, so that "
+            "other random numbers follow. Leave persistent_workers out; or use ResumableDataLoader, or "
+            "resumable(loader), and give it to loaders=.",
+            InexactResumeWarning,
+            stacklevel=4,
+        )
+
+
+def _has_workers_that_stay(loader: DataLoader[Any]) -> bool:
+    """And that they have been made with a seed from a generator that others draw from."""
+    has = attribute_dict(loader) or {}
+    generator, of_sampler = has.get("generator"), (attribute_dict(has.get("sampler")) or {}).get("generator")
+    is_made = has.get("persistent_workers") is True and has.get("_iterator") is not None
+    return is_made and has.get("num_workers", 0) > 0 and (generator is None or generator is of_sampler)
 
 
 def _iterators() -> Iterator[_BaseDataLoaderIter]:

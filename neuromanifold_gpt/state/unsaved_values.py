@@ -23,7 +23,7 @@ from neuromanifold_gpt.state.module_values import is_kept_by_others, non_persist
 from neuromanifold_gpt.state.modules import unwrap
 from neuromanifold_gpt.state.optimizer_values import parameters_of_no_module, values_of_optimizers, values_of_schedulers
 from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, kept_by, plain_attributes, shown_value
-from neuromanifold_gpt.state.stock_loaders import warn_of_passes_under_way
+from neuromanifold_gpt.state.stock_loaders import warn_of_passes_under_way, warn_of_workers_that_stay
 from neuromanifold_gpt.state.unsaved_objects import (
     names_of_variables,
     note_saved,
@@ -90,6 +90,7 @@ def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[st
     now, unsaved = _with_variables(module, kept)
     warn_of_loaders_left_out(unsaved)
     warn_of_passes_under_way(unsaved)
+    warn_of_workers_that_stay(unsaved)
     if module not in _followed:
         before = [loader.variables_at_first_pass or {} for loader in filter(has_position, kept)]
         _followed[module] = FollowedValues({**now, **before[0]} if before else now)

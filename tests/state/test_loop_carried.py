@@ -377,3 +377,31 @@ class TestStockLoaders:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             self.fit(tmp_path, {3, 6})
+
+
+class TestWorkersThatStay:
+    def fit(self, directory: Path, **settings: Any) -> None:
+        model = nn.Linear(1, 1)
+        loader = DataLoader(torch.arange(6.0).unsqueeze(1), 3, **settings)
+        for step in range(3):
+            save_checkpoint(directory, step=step, model=model)  # before they are made, too
+            for batch in loader:
+                with torch.no_grad():
+                    model.weight.add_(batch.mean())
+
+    @pytest.mark.parametrize("generator", [None, torch.Generator()])
+    def test_are_said_once_when_they_have_been_made(self, generator: Any, tmp_path: Path) -> None:
+        with pytest.warns(InexactResumeWarning, match="has made its workers: locals.*fit.loader") as said:
+            self.fit(tmp_path, num_workers=1, persistent_workers=True, shuffle=True, generator=generator)
+        (warning,) = said
+        assert warning.filename == __file__
+
+    @pytest.mark.parametrize(
+        "settings",
+        [{"num_workers": 1}, {"num_workers": 1, "persistent_workers": True, "generator": torch.Generator()}],
+        ids=["workers that go", "a generator that nobody else draws from"],
+    )
+    def test_but_not_where_nothing_comes_of_it(self, settings: dict[str, Any], tmp_path: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            self.fit(tmp_path, **settings)
