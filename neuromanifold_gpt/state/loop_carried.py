@@ -73,6 +73,15 @@ def held_back_by(code: types.CodeType, *, taken_at: int, given_at: int) -> tuple
     return frozenset(names), len(starts)
 
 
+@functools.lru_cache(maxsize=1000)
+def read_for_more(code: types.CodeType, offset: int) -> frozenset[str]:
+    """Variables of a generator function that it may read before a further ``yield``, from an instruction on."""
+    function = _Function(code)
+    if len(function.instructions) > _MOST_INSTRUCTIONS:
+        return frozenset()
+    return frozenset(function.read_for_yields(max(0, function.number_at(offset)), before=None, ended=set()))
+
+
 class _Function:
     def __init__(self, code: types.CodeType) -> None:
         self.instructions = list(dis.get_instructions(code))
@@ -130,7 +139,7 @@ class _Function:
                     live[number], is_final = now, False
         return live
 
-    def read_for_yields(self, start: int, *, before: int, ended: set[int]) -> set[str]:
+    def read_for_yields(self, start: int, *, before: int | None, ended: set[int]) -> set[str]:
         """The variables that are read behind an instruction, with a further ``yield`` to come.
 
         Args:

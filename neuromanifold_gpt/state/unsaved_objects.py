@@ -29,8 +29,10 @@ from neuromanifold_gpt.state.users_modules import is_users_code
 from neuromanifold_gpt.state.users_objects import (
     NAMESPACES,
     has_position,
+    is_iterator,
     is_of_the_run,
     is_of_users_class,
+    is_over_stock_loader,
     variables_of_function,
 )
 
@@ -40,6 +42,7 @@ _DATA = (DataLoader, Dataset, Sampler, Generator)  # they have a position, or ar
 # By identity: what any save of this process has had. A program may save two models apart.
 _saved: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _said: WeakSet[Any] = WeakSet()
+_RANGE_ITERATOR = type(iter(range(0)))
 _MAXIMUM_DEPTH = 4  # of a state in another, and of an object
 _LOOKED_AT = 10_000
 _LOOKED_AT_OF_ONE = 100
@@ -59,7 +62,7 @@ def note_saved(things: Iterable[Any]) -> None:
 def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
     """Modules, other objects with ``state_dict``, and loaders that the functions that run, or the script, hold.
 
-    Of what they carry from one round of a loop to the next also tensors, arrays, and what holds such.
+    Of what they carry from one round of a loop to the next also tensors, arrays, and what holds such, and iterators.
 
     Args:
         kept: identities of those that are saved, and of their parts.
@@ -74,9 +77,10 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
         for name, part, depth in _with_parts(path, value, seen, 0):
             if id(part) in kept or _is_saved(part):
                 continue
-            is_carried = id(value) in carried and depth == depth_of_tensors
-            is_loader = has_position(part) or is_stock_loader(part)
-            if is_loader or _has_state(part) or (is_carried and holds_tensors(part)):
+            is_carried, is_loader = id(value) in carried, has_position(part) or is_stock_loader(part)
+            has_tensors = is_carried and depth == depth_of_tensors and holds_tensors(part)
+            goes_on = is_carried and _is_followed_iterator(part)
+            if is_loader or _has_state(part) or has_tensors or goes_on:
                 found[name] = part
     return found
 
@@ -118,6 +122,12 @@ def saved_by_others(changed: Mapping[str, Any], saved: Sequence[Any]) -> list[st
 
 def _has_weights(thing: Any) -> bool:
     return issubclass(type(thing), nn.Module | torch.optim.Optimizer)
+
+
+def _is_followed_iterator(thing: Any) -> bool:
+    """Of ``iter(range(steps))`` a process may have its own, to know when to end."""
+    is_any = is_iterator(thing) and type(thing) is not _RANGE_ITERATOR
+    return is_any and not is_over_stock_loader(thing)
 
 
 def _owner_of(value: Any) -> Any:

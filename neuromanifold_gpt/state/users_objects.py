@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from neuromanifold_gpt.state.loop_carried import read_for_more
 from neuromanifold_gpt.state.plain_reading import (
     all_attributes,
     bases_of,
@@ -32,6 +33,7 @@ from neuromanifold_gpt.state.plain_reading import (
 _CALLED_AFTER_TIMES = re.compile(r"(^|_)(time|times|tic|toc|elapsed|duration|sec|secs|seconds|ms|clock)$|^t\d+$")
 NAMESPACES = (types.SimpleNamespace, argparse.Namespace)  # of the standard library, and for users' variables
 _OF_THE_RUN = ("lightning", "pytorch_lightning", "lightning_fabric", "neuromanifold_gpt")  # they save what they keep
+_MAXIMUM_DEPTH = 4  # enumerate(tqdm(zip(loader, other)))
 _REFERENCES_OF_FRAME = 3  # to its dict of variables: its own, a variable and an argument
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 _WITHOUT_STATE_DICT = ("torch.quasirandom",)  # and yet with a state
@@ -70,10 +72,10 @@ def attributes_of(thing: Any) -> dict[str, Any] | None:
     """
     kind = type(thing)  # isinstance() would ask proxies, which may have nobody to ask
     if kind is types.GeneratorType:
-        return variables_of_generator(thing)
+        return progress_of_generator(thing)
     if kind.__module__ in _WITHOUT_STATE_DICT:
         return all_attributes(thing)
-    if kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__"):
+    if is_iterator(thing):
         return _progress_of_iterator(thing)
     if issubclass(kind, _BaseDataLoaderIter):
         return {"batches": thing._num_yielded}
@@ -109,6 +111,42 @@ def variables_of_generator(generator: types.GeneratorType[Any, Any, Any]) -> dic
     if generator.gi_running or not is_users_module(frame.f_globals.get("__name__", "")):
         return None
     return {**variables_of_frame(frame), "yields from": generator.gi_yieldfrom, "has begun": frame.f_lasti}
+
+
+def progress_of_generator(generator: types.GeneratorType[Any, Any, Any]) -> dict[str, Any] | None:
+    """What decides how a users' generator function goes on: a batch that it has given on, does not.
+
+    Without the object whose method it is, and variables of the functions around it, which are looked at where they are.
+    """
+    variables, frame = variables_of_generator(generator), generator.gi_frame
+    if frame is None or variables is None:
+        return variables
+    code = frame.f_code
+    of_others = {*code.co_freevars, *(code.co_varnames[:1] if code.co_varnames[:1] == ("self",) else ())}
+    read = read_for_more(code, frame.f_lasti) - of_others
+    iterators = [
+        thing for thing in gc.get_referents(generator) if type(thing) is types.GeneratorType or is_iterator(thing)
+    ]
+    return {
+        **{name: value for name, value in variables.items() if name in read},
+        **{f"iterator {number}": iterator for number, iterator in enumerate(iterators)},
+        "has begun": frame.f_lasti,
+    }
+
+
+def is_iterator(thing: Any) -> bool:
+    """Whether it is an iterator of Python itself, or of ``itertools``."""
+    kind = type(thing)
+    return kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__")
+
+
+def is_over_stock_loader(iterator: Any, depth: int = 0) -> bool:
+    """Whether it goes through batches of torch's loaders, by itself or in others."""
+    if issubclass(type(iterator), _BaseDataLoaderIter):
+        return True
+    parts = [part for found in gc.get_referents(iterator) for part in (found if type(found) is tuple else [found])]
+    within = [part for part in parts if hasattr(type(part), "__next__")]
+    return depth < _MAXIMUM_DEPTH and any(is_over_stock_loader(part, depth + 1) for part in within)
 
 
 def loader_of_pass(thing: Any) -> Any:

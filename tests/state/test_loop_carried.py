@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 import warnings
@@ -15,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
-from neuromanifold_gpt import latest_checkpoint, load_checkpoint, save_checkpoint
+from neuromanifold_gpt import ResumableDataLoader, latest_checkpoint, load_checkpoint, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.loop_carried import carried_by_loops
 
@@ -211,6 +213,38 @@ def a_parameter_of_no_module(directory: Path) -> None:
         save(optimizers=optimizer)
 
 
+def anneals(strength: float) -> Iterator[float]:
+    while True:
+        yield strength
+        strength *= 0.9
+
+
+def a_generator(directory: Path) -> None:
+    strengths = anneals(1.0)
+    for save, _ in saving(directory):
+        assert next(strengths) > 0
+        save()
+
+
+def steps_of_a_generator(directory: Path) -> None:
+    prompts = (prompt for prompt in ["a", "b", "c", "d", "e"])
+    for save, _ in saving(directory):
+        assert next(prompts)
+        save()
+
+
+class Turns:
+    def __init__(self) -> None:
+        self.tasks = {"next": itertools.cycle("abc")}
+
+
+def turns(directory: Path) -> None:
+    turn = Turns()
+    for save, _ in saving(directory):
+        assert next(turn.tasks["next"])
+        save()
+
+
 SAID = {
     hidden_state: "locals.hidden_state.hidden",
     batch_ahead: "locals.batch_ahead.batch",
@@ -222,6 +256,9 @@ SAID = {
     unwilling: "Unwilling",
     by_a_method: "locals.by_a_method.update.center",
     a_parameter_of_no_module: "optimizers.0.params",
+    a_generator: "locals.a_generator.strengths",
+    steps_of_a_generator: "locals.steps_of_a_generator.prompts",
+    turns: "Turns.tasks['next']",
 }
 
 
@@ -288,7 +325,67 @@ def saved_in_the_state_of_another(directory: Path) -> None:
         save(stateful={"batch": saves})
 
 
-PASSED_OVER = [made_in_each_round, results, the_same_all_the_time, saved_as_stateful, saved_in_the_state_of_another]
+def without_end(loader: Any, device: str) -> Iterator[Any]:
+    for _ in itertools.repeat(None):
+        for batch in loader:
+            moved = batch.to(device)
+            yield moved
+
+
+class Trains:
+    """Takes its batches from a generator."""
+
+    def __init__(self) -> None:
+        self.loader, self.steps = ResumableDataLoader(range(6), 2), 0
+        self.batches = self.without_end()
+
+    def without_end(self) -> Iterator[Any]:
+        while True:
+            yield from self.loader
+
+
+def batches_of_loaders_that_are_saved(directory: Path) -> None:
+    trainer = Trains()
+    loaders = [trainer.loader, *(ResumableDataLoader(range(12), 2, seed=seed) for seed in range(4))]
+    batches = without_end(loaders[1], "cpu")
+    shown = iter(tqdm(enumerate(loaders[2]), disable=True))
+    pairs = zip(iter(loaders[3]), (batch for batch in loaders[4]), strict=False)
+    for save, _ in saving(directory):
+        for taken in (trainer.batches, batches, shown, pairs):
+            assert next(taken) is not None
+        trainer.steps += 1
+        save(loaders=loaders)
+
+
+def an_iterator_of_each_round(directory: Path) -> None:
+    for save, _ in saving(directory):
+        parts = iter(range(random.randrange(2, 9)))
+        assert next(parts) == 0
+        save()
+        assert next(parts) == 1
+
+
+def an_iterator_that_is_not_asked(directory: Path) -> None:
+    numbers, step = itertools.count(), 0
+    rising = (step + number for number in range(9))
+    rounds = iter(range(9))
+    for save, _ in saving(directory):
+        step = next(rounds)
+        save()
+        if step > ROUNDS:
+            assert next(numbers) + next(rising)
+
+
+PASSED_OVER = [
+    made_in_each_round,
+    results,
+    the_same_all_the_time,
+    saved_as_stateful,
+    saved_in_the_state_of_another,
+    batches_of_loaders_that_are_saved,
+    an_iterator_of_each_round,
+    an_iterator_that_is_not_asked,
+]
 
 
 class TestWarnings:
@@ -372,6 +469,19 @@ class TestStockLoaders:
             self.fit(tmp_path, {1, 2, 4})
         (warning,) = said
         assert warning.filename == __file__
+
+    def test_an_iterator_of_it_in_a_variable_is_not_said_too(self, tmp_path: Path) -> None:
+        def fit() -> None:
+            loader = DataLoader(range(9), 1)
+            batches = enumerate(iter(loader))
+            for save, _ in saving(tmp_path):
+                assert next(batches)
+                save()
+            assert loader
+
+        with pytest.warns(InexactResumeWarning, match="in the middle of a pass over a DataLoader") as said:
+            fit()
+        assert len(said) == 1
 
     def test_at_its_end_it_is_not(self, tmp_path: Path) -> None:
         with warnings.catch_warnings():
