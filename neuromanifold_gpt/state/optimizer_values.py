@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from neuromanifold_gpt.state.shown_values import shown_value
+from neuromanifold_gpt.state.rng import distributed
+from neuromanifold_gpt.state.shown_values import shown_tensors, shown_value
 from neuromanifold_gpt.state.users_objects import is_called_after_a_time, is_of_users_class
 
 _OF_EVERY_OPTIMIZER = frozenset({*vars(torch.optim.SGD([torch.zeros(1)], lr=0.1)), "_opt_called"})
@@ -32,14 +33,28 @@ def parameters_of_no_module(
 
 
 def values_of_optimizers(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, str]:
-    """What is shown of attributes of users' own."""
+    """What is shown of attributes of users' own, but for those that are in the state dict: what a wrapper wraps."""
     found = {}
     for number, optimizer in enumerate(optimizers):
         for name, value in vars(optimizer).items() if is_of_users_class(optimizer) else ():
-            is_saved_or_no_state = name in _OF_EVERY_OPTIMIZER or is_called_after_a_time(name)
-            if not is_saved_or_no_state and (shown := shown_value(value)) is not None:
+            if name in _OF_EVERY_OPTIMIZER or is_called_after_a_time(name):
+                continue
+            shown = shown_value(value)
+            if shown is not None and not _is_in_state_of(optimizer, value):
                 found[f"optimizers.{number}.{name}"] = shown
     return found
+
+
+def _is_in_state_of(optimizer: torch.optim.Optimizer, value: Any) -> bool:
+    """Whether an attribute has tensors, and all of them, or of its state dict, are in that of the optimizer."""
+    if distributed():  # its state_dict may wait for that of every rank
+        return False
+    try:
+        is_optimizer = issubclass(type(value), torch.optim.Optimizer)
+        tensors = shown_tensors(value.state_dict() if is_optimizer else value)
+        return bool(tensors) and tensors <= shown_tensors(optimizer.state_dict())
+    except Exception:  # noqa: BLE001 - of users' optimizers, which may not be ready to be asked
+        return False
 
 
 def values_of_schedulers(schedulers: Iterable[Any], kept: Collection[int]) -> dict[str, str]:

@@ -98,7 +98,7 @@ def saved_parameters() -> set[int]:
 
 def saved_by_others(changed: Mapping[str, Any], saved: Sequence[Any]) -> list[str]:
     """Names of objects whose state is in that of another: the schedulers in ``SequentialLR``, an average in a trainer,
-    a tensor in the ``state_dict`` of a user's object.
+    an optimizer in one that wraps it, a tensor in the ``state_dict`` of a user's object.
 
     Args:
         changed: some of :func:`unsaved_objects`, that are not as they began, when all are alike.
@@ -110,18 +110,25 @@ def saved_by_others(changed: Mapping[str, Any], saved: Sequence[Any]) -> list[st
     if not changed:
         return []
     states = [_state_of(thing) for thing in saved]
-    tensors = shown_tensors([state for thing, state in zip(saved, states, strict=True) if not _has_weights(thing)])
-    within = {
-        name: thing
-        for name, thing in changed.items()
-        if _is_within(_state_of(thing), states, 0) or ((shown := shown_tensors(thing)) and shown <= tensors)
-    }
+    by_thing = list(zip(saved, states, strict=True))
+    tensors = shown_tensors([state for thing, state in by_thing if not _has_weights(thing)])
+    of_optimizers = set().union(*(shown_tensors(state) for thing, state in by_thing if _is_optimizer(thing)))
+    within = {}
+    for name, thing in changed.items():
+        state, is_optimizer = _state_of(thing), _is_optimizer(thing)
+        shown = shown_tensors(state if is_optimizer else thing)
+        if _is_within(state, states, 0) or (shown and shown <= (of_optimizers if is_optimizer else tensors)):
+            within[name] = thing
     note_saved(within.values())
     return [*within]
 
 
 def _has_weights(thing: Any) -> bool:
-    return issubclass(type(thing), nn.Module | torch.optim.Optimizer)
+    return issubclass(type(thing), nn.Module) or _is_optimizer(thing)
+
+
+def _is_optimizer(thing: Any) -> bool:
+    return issubclass(type(thing), torch.optim.Optimizer)
 
 
 def _is_followed_iterator(thing: Any) -> bool:

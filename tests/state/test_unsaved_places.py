@@ -190,6 +190,40 @@ class TestFunctionsThatKeepSomething:
         assert said() == ""
 
 
+class Lookahead(torch.optim.Optimizer):
+    """Wraps another optimizer, as that of timm; ``slow`` weights are saved, or not."""
+
+    def __init__(self, base: torch.optim.Optimizer, *, saves_slow: bool) -> None:
+        super().__init__(base.param_groups, {})
+        self.base, self.param_groups, self.saves_slow = base, base.param_groups, saves_slow
+        self.slow = [parameter.detach().clone() for parameter in base.param_groups[0]["params"]]
+
+    def step(self, closure: Any = None) -> Any:
+        self.base.step(closure)
+        for slow, parameter in zip(self.slow, self.param_groups[0]["params"], strict=True):
+            slow.lerp_(parameter.detach(), 0.5)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = self.base.state_dict()
+        return {**state, "state": {**state["state"], "slow": self.slow}} if self.saves_slow else state
+
+
+@pytest.mark.parametrize("saves_slow", [True, False])
+def test_what_a_wrapped_optimizer_saves_itself_is_not_said(
+    saves_slow: bool, training: Training, said: Callable[[], str]
+) -> None:
+    base = torch.optim.Adam(training.model.parameters(), 0.1)
+    training.optimizer = Lookahead(base, saves_slow=saves_slow)  # type: ignore[assignment]
+    for _ in range(3):
+        training.optimizer.zero_grad()
+        training.model(torch.ones(2)).sum().backward()
+        training.optimizer.step()
+        training.save()
+    text = said()
+    assert ("no checkpoint has: optimizers.0.slow. If" in text) is not saves_slow
+    assert (text == "") is saves_slow
+
+
 def test_attributes_of_parameters(training: Training, said: Callable[[], str]) -> None:
     training.model.weight.average = torch.zeros(2)
     training.save()
