@@ -52,7 +52,7 @@ def shown_value(
         items: that are looked at, at most, in all containers and objects within it.
         is_setting: texts and users' objects are passed over: from one run to another, they differ as settings do.
         is_data: of larger tensors and arrays fewer elements are looked at: they may lie in a mapped file.
-        is_carried: tensors that belong to a graph are looked at too: the next step needs them.
+        is_carried: tensors that belong to a graph, and parameters, are looked at too: the next step needs them.
 
     Returns:
         ``None`` of what is no number, text, tensor, array, or container or object with such; of an empty dict, as
@@ -64,22 +64,29 @@ def shown_value(
         return None
 
 
-def holds_tensors(value: Any) -> bool:
-    """Whether it is a tensor or array of several numbers, but no parameter, or holds one."""
+def holds_tensors(value: Any, parameters_but: Collection[int] | None = None) -> bool:
+    """Whether it is a tensor or array of several numbers, or holds one.
+
+    Args:
+        value: whatever a variable holds.
+        parameters_but: parameters count too, but for these; else none does.
+    """
     try:
-        return _holds_tensors(value, 0)
+        return _holds_tensors(value, parameters_but, 0)
     except Exception:  # noqa: BLE001 - as for shown_value
         return False
 
 
-def _holds_tensors(value: Any, depth: int) -> bool:
+def _holds_tensors(value: Any, parameters_but: Collection[int] | None, depth: int) -> bool:
     kind = type(value)
+    if issubclass(kind, nn.Parameter) and (parameters_but is None or id(value) in parameters_but):
+        return False
     if issubclass(kind, Tensor):
-        return value.numel() > 1 and not issubclass(kind, nn.Parameter)
+        return value.numel() > 1
     if issubclass(kind, np.ndarray):
         return value.size > 1
     few = islice(_parts(value), _LOOKED_AT_ITEMS[depth])
-    return depth < _HOLDS_DEPTH and any(_holds_tensors(part, depth + 1) for part in few)
+    return depth < _HOLDS_DEPTH and any(_holds_tensors(part, parameters_but, depth + 1) for part in few)
 
 
 def shown_tensors(value: Any) -> set[str]:
@@ -123,7 +130,8 @@ class _Look:
         if issubclass(kind, complex):
             return repr(value)
         if issubclass(kind, Tensor):
-            if isinstance(value, nn.Parameter) or _address(value) in self._kept:
+            is_passed_over = isinstance(value, nn.Parameter) and (not self._is_carried or id(value) in self._kept)
+            if is_passed_over or _address(value) in self._kept:
                 return None
             if value.requires_grad and not self._is_carried:
                 return RESULT

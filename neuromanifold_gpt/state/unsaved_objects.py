@@ -71,6 +71,7 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
     values = [_owner_of(value) for value in values_carried_by_loops()]
     carried = {id(value) for value in values if not issubclass(type(value), _FUNCTIONS) and not _has_state(value)}
     seen: set[int] = set()
+    of_others = saved_parameters() | _parameters_of_saved_optimizers()
     for path, variable in (*variables_of_script(), *users_locals()):
         value = _owner_of(variable)
         depth_of_tensors = 1 if _has_attributes(value) else 0  # of attributes, each has a name
@@ -78,7 +79,7 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
             if id(part) in kept or _is_saved(part):
                 continue
             is_carried, is_loader = id(value) in carried, has_position(part) or is_stock_loader(part)
-            has_tensors = is_carried and depth == depth_of_tensors and holds_tensors(part)
+            has_tensors = is_carried and depth == depth_of_tensors and holds_tensors(part, of_others)
             goes_on = is_carried and _is_followed_iterator(part)
             if is_loader or _has_state(part) or has_tensors or goes_on:
                 found[name] = part
@@ -94,6 +95,12 @@ def saved_parameters() -> set[int]:
     """Identities of the parameters of all modules that are saved."""
     modules = [part for part in list(_saved.values()) if issubclass(type(part), nn.Module)]
     return {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
+
+
+def _parameters_of_saved_optimizers() -> set[int]:
+    """Of those that no module has, it is said by the optimizers' names."""
+    groups = [group for part in list(_saved.values()) if _is_optimizer(part) for group in part.param_groups]
+    return {id(parameter) for group in groups for parameter in group["params"]}
 
 
 def saved_by_others(changed: Mapping[str, Any], saved: Sequence[Any]) -> list[str]:
@@ -168,6 +175,7 @@ def values_of_objects(unsaved: Mapping[str, Any], kept: Collection[int]) -> dict
         unsaved: they, by name.
         kept: as for :func:`shown_value`.
     """
+    kept = {*kept, *saved_parameters(), *_parameters_of_saved_optimizers()}
     found = {name: shown_value(part, kept, is_carried=True) for name, part in unsaved.items() if not has_position(part)}
     return {name: shown for name, shown in found.items() if shown is not None}
 

@@ -213,6 +213,13 @@ def a_parameter_of_no_module(directory: Path) -> None:
         save(optimizers=optimizer)
 
 
+def a_parameter_of_nobody(directory: Path) -> None:
+    multipliers = nn.Parameter(torch.ones(3))
+    for save, output in saving(directory):
+        multipliers.data.add_(output.detach().mean(0))
+        save()
+
+
 def anneals(strength: float) -> Iterator[float]:
     while True:
         yield strength
@@ -256,6 +263,7 @@ SAID = {
     unwilling: "Unwilling",
     by_a_method: "locals.by_a_method.update.center",
     a_parameter_of_no_module: "optimizers.0.params",
+    a_parameter_of_nobody: "locals.a_parameter_of_nobody.multipliers",
     a_generator: "locals.a_generator.strengths",
     steps_of_a_generator: "locals.steps_of_a_generator.prompts",
     turns: "Turns.tasks['next']",
@@ -376,7 +384,18 @@ def an_iterator_that_is_not_asked(directory: Path) -> None:
             assert next(numbers) + next(rising)
 
 
+def parameters_that_others_have(directory: Path) -> None:
+    network, free = nn.Linear(3, 3), [nn.Parameter(torch.ones(3))]
+    weights = dict(network.named_parameters())
+    for save, _ in saving(directory):
+        for weight in weights.values():
+            weight.data.add_(1)
+        save(stateful={"network": network})
+        assert free[0].sum() == 3
+
+
 PASSED_OVER = [
+    parameters_that_others_have,
     made_in_each_round,
     results,
     the_same_all_the_time,
