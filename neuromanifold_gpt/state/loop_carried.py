@@ -17,6 +17,7 @@ from collections.abc import Iterator
 _ACCESS = re.compile(r"(LOAD|STORE|DELETE)_(?:FAST|NAME|DEREF|CLOSURE|CLASSDEREF|GLOBAL)(?!_AND_CLEAR)")
 _JUMPS = {*dis.hasjrel, *dis.hasjabs}
 _NEVER_GO_ON = re.compile(r"JUMP_(FORWARD|BACKWARD|BACKWARD_NO_INTERRUPT|ABSOLUTE)$|RETURN_|RAISE_VARARGS|RERAISE")
+_CALLED_IN_PLACE = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
 _MOST_INSTRUCTIONS = 20_000  # for more, it would take seconds
 _Live = dict[int, set[str]]  # names of the variables that are read later, by number of an instruction
 
@@ -188,8 +189,17 @@ class _Function:
         return self.instructions[number].opname in ("FOR_ITER", "SEND")
 
 
+@functools.lru_cache(maxsize=1000)
+def globals_read_by(code: types.CodeType) -> frozenset[str]:
+    """By a function, and those that are made in it."""
+    read = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return frozenset(read).union(*(globals_read_by(part) for part in code.co_consts if type(part) is types.CodeType))
+
+
 def _accesses(instruction: dis.Instruction) -> Iterator[tuple[str, str]]:
-    """What an instruction does with variables; some do two things."""
+    """What an instruction does with variables; some do two things. Up to Python 3.11, comprehensions have their own."""
+    if isinstance(instruction.argval, types.CodeType) and instruction.argval.co_name in _CALLED_IN_PLACE:
+        yield from (("LOAD", name) for name in globals_read_by(instruction.argval))
     actions = _ACCESS.findall(instruction.opname)
     names = instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,)
     yield from zip(actions, names, strict=False)

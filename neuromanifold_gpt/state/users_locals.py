@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, Sampler
 
-from neuromanifold_gpt.state.loop_carried import carried_by_loops
+from neuromanifold_gpt.state.loop_carried import carried_by_loops, globals_read_by
 from neuromanifold_gpt.state.plain_reading import qualified_name_of
 from neuromanifold_gpt.state.users_modules import is_users_code
 from neuromanifold_gpt.state.users_objects import is_of_users_class, variables_of_frame
@@ -61,7 +61,8 @@ def values_carried_by_loops() -> Iterator[Any]:
 def _variables_that_functions_share(script: dict[str, Any]) -> Iterator[Any]:
     """Variables of the script that its functions read."""
     functions = [value for value in script.values() if type(value) is types.FunctionType]
-    names = {name for function in functions if function.__globals__ is script for name in function.__code__.co_names}
+    of_script = [function for function in functions if function.__globals__ is script]
+    names = frozenset().union(*(globals_read_by(function.__code__) for function in of_script))
     yield from (script[name] for name in names if name in script)
 
 

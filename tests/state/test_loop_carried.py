@@ -101,6 +101,19 @@ class TestNames:
         assert carried_here() == set()
         assert total
 
+    def test_of_what_only_comprehensions_of_a_script_read(self) -> None:
+        script = """
+average, count, other = {}, [0], [1]
+for number in range(3):
+    [average.setdefault(name, number) for name in "ab" if any(count[0] == zero for zero in [0])]
+    found.append(carried())
+    functions = [lambda: other]
+"""
+        found: list[frozenset[str]] = []
+        exec(script, {"found": found, "carried": lambda: carried_by_loops(sys._getframe(1))})
+        some = {"average", "count", "number", "name", "other"}
+        assert [names & some for names in found] == [{"average", "count"}] * 3
+
 
 def saving(directory: Path) -> Iterator[tuple[Callable[..., None], Tensor]]:
     """Rounds that have something to train, and can save it."""
