@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 import sys
@@ -433,6 +434,7 @@ class TestWarnings:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             loop(tmp_path)
+        gc.collect()  # while a loader is alive, its training counts as under way
 
 
 def trains(directory: Path, steps: int, begin: Callable[[], Any]) -> None:
