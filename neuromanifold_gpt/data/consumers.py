@@ -13,13 +13,19 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from neuromanifold_gpt.state.plain_reading import attribute_dict
+from neuromanifold_gpt.state.users_objects import loader_of_pass, variables_of_generator
+
 _MAXIMUM_DEPTH = 4  # enumerate(tqdm(zip(loader, other)))
 _KINDS = (enumerate, itertools.cycle, zip)
 _RANGE_ITERATOR = type(iter(range(0)))
 _COUNT = re.compile(r"count\((-?\d+)(?:, (-?\d+))?\)")
 
 
-def consumers_of(iterator: Iterator[Any], asking: types.FrameType | None) -> list[Any]:
+def consumers_of(iterator: Iterator[Any] | None, asking: types.FrameType | None) -> list[Any]:
     """Each ``enumerate``, ``itertools.cycle`` and ``zip`` around an iterator, of those made shortly before.
 
     Args:
@@ -76,6 +82,37 @@ def zipped_with(consumers: list[Any], iterator: Iterator[Any]) -> list[types.Gen
     return [part for part in parts if type(part) is types.GeneratorType and part is not iterator]
 
 
+def begin_anew(
+    consumers: list[Any], iterator: Iterator[Any], asking: types.FrameType | None
+) -> list[itertools.cycle[Any] | types.GeneratorType[Any, Any, Any]]:
+    """What is in a ``zip`` with an iterator, and begins anew in a process that resumes: cycles, and users' generators.
+
+    Args:
+        consumers: of an iterator, as :func:`consumers_of` finds them.
+        iterator, asking: as for :func:`consumers_of`.
+
+    Returns:
+        Nothing that goes through a loader, which has its own position, or is said to have none.
+    """
+    passing_on = generators_at(asking)
+    parts = [part for consumer in consumers if type(consumer) is zip for part in _parts_of_zip(consumer)]
+    others = [part for part in parts if part is not iterator and not any(_takes_from((part,), iterator, passing_on))]
+    return [part for part in others if type(part) is itertools.cycle or _is_users_generator(part)]
+
+
+def _is_users_generator(thing: Any) -> bool:
+    variables = variables_of_generator(thing) if type(thing) is types.GeneratorType else None
+    if not variables:
+        return False
+    attributes = [part for value in variables.values() for part in (attribute_dict(value) or {}).values()]
+    things = [*variables.values(), *attributes, *gc.get_referents(thing)]
+    return not any(_is_loader(thing) or loader_of_pass(thing) is not None for thing in things)
+
+
+def _is_loader(thing: Any) -> bool:
+    return issubclass(type(thing), DataLoader | _BaseDataLoaderIter)
+
+
 def generators_at(frame: types.FrameType | None) -> list[types.FrameType]:
     """Frames of generator functions that pass batches on, such as tqdm's; what they hold shows only from outside."""
     found = []
@@ -86,7 +123,7 @@ def generators_at(frame: types.FrameType | None) -> list[types.FrameType]:
 
 
 def _takes_from(
-    consumer: Any, iterator: Iterator[Any], passing_on: list[types.FrameType], depth: int = 0
+    consumer: Any, iterator: Iterator[Any] | None, passing_on: list[types.FrameType], depth: int = 0
 ) -> Iterator[bool]:
     for part in gc.get_referents(consumer):
         if part is iterator or (type(part) is types.GeneratorType and part.gi_frame in passing_on):

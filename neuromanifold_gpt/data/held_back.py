@@ -46,6 +46,7 @@ class HeldBack:
         self._had_before: frozenset[int] = frozenset()  # identities of tensors, such as those that normalize
         self._known: dict[int, weakref.ref[types.GeneratorType[Any, Any, Any]]] = {}  # by their frames
         self._looks_left = _MOST_LOOKS
+        self._taken_beside: list[str] = []
 
     def __reduce__(self) -> tuple[type[HeldBack], tuple[()]]:
         return HeldBack, ()  # a copy of the loader has no pass under way
@@ -60,12 +61,18 @@ class HeldBack:
         """By a frame, and the generators that this passes it on to."""
         self._asking = [_Asking(id(frame), frame.f_code, frame.f_lasti) for frame in generators_at(asking)]
 
-    def warn(self, *, stacklevel: int) -> None:
-        """Say, once, where batches are.
+    def goes_with(self, others: Iterable[Any]) -> None:
+        """A ``zip`` takes from others too, each time that it takes a batch; see :func:`begin_anew`."""
+        self._taken_beside = sorted({getattr(other, "__qualname__", "itertools.cycle") for other in others})
+
+    def warn(self, *, is_within_epoch: bool, stacklevel: int) -> None:
+        """Say, once, where batches are, and what begins anew.
 
         Warns:
-            DataOrderWarning: a generator has some.
+            DataOrderWarning: a generator has some; or, within an epoch, a ``zip`` takes from others.
         """
+        if is_within_epoch:
+            self._warn_of_what_begins_anew(stacklevel=stacklevel + 1)
         generators = self._generators() if self._looks_left > 0 else {}
         for asking in self._asking:
             generator = generators.get(asking.frame)
@@ -80,6 +87,17 @@ class HeldBack:
                     stacklevel=stacklevel + 1,
                 )
                 return
+
+    def _warn_of_what_begins_anew(self, *, stacklevel: int) -> None:
+        names, self._taken_beside = self._taken_beside, []
+        if names:
+            warnings.warn(
+                f"a zip takes from {', '.join(names)} beside this loader. A resume goes on in the middle of the epoch, "
+                "but there that begins anew, unless the loop goes to its place by itself. Derive it from "
+                "loader.batches_consumed, or from what the checkpoint has.",
+                DataOrderWarning,
+                stacklevel=stacklevel + 1,
+            )
 
     def _generators(self) -> dict[int, types.GeneratorType[Any, Any, Any]]:
         """Those that asked, as far as they are alive, by their frames."""

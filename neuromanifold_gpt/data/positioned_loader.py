@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
-from neuromanifold_gpt.data.consumers import consumers_of, counted_from, zipped_with
+from neuromanifold_gpt.data.consumers import begin_anew, consumers_of, counted_from, zipped_with
 from neuromanifold_gpt.data.epoch_setter import EpochSetter
 from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.data.held_back import HeldBack
@@ -104,7 +104,7 @@ class PositionedLoader(DataLoader[Any]):
             self.variables_at_first_pass = variables_beside_state(self.objects_of_position())
         number = position.begin_pass()
         self._asking_thread = threading.get_ident()
-        self._look_at_consumers(around, itself[0](), _who_asks(), goes_on)
+        self._look_at(around, itself[0](), _who_asks(), goes_on)
         around = []  # they hold this
         self._held_back.pass_begins(_who_asks())
         moves, epoch, is_whole = position.moves, position.epoch, not self.batches_consumed
@@ -125,7 +125,8 @@ class PositionedLoader(DataLoader[Any]):
         finally:
             position.end_pass(number)
 
-    def _look_at_consumers(self, around: list[Any], iterator: Any, asking: Any, goes_on: bool) -> None:
+    def _look_at(self, around: list[Any], iterator: Any, asking: types.FrameType | None, goes_on: bool) -> None:
+        self._held_back.goes_with(begin_anew(around, iterator, asking))
         if any(type(consumer) is itertools.cycle for consumer in around):
             warnings.warn(
                 "a resume of this training cannot be exact: itertools.cycle gives the batches of its first pass again "
@@ -225,7 +226,7 @@ class PositionedLoader(DataLoader[Any]):
                 DataOrderWarning,
                 stacklevel=3,
             )
-        self._held_back.warn(stacklevel=2)
+        self._held_back.warn(is_within_epoch=self.batches_consumed > 0 and not self.is_at_end, stacklevel=2)
         return self._noted(within_pass=True)
 
     def state_between_passes(self) -> dict[str, Any]:

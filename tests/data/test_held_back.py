@@ -212,6 +212,72 @@ def test_where_all_are_given_on_nothing_is_said(loader: str, around: Callable[[A
     assert iterator
 
 
+def strengths() -> Iterator[float]:
+    while True:
+        yield 0.5
+
+
+class Others:
+    """Has a loader, too."""
+
+    def __init__(self) -> None:
+        self.loader = ResumableDataLoader(range(9))
+
+    def without_end(self) -> Iterator[Any]:
+        while True:
+            yield from self.loader
+
+
+BEGINS_ANEW: list[tuple[Callable[[Any], Any], str]] = [
+    (lambda loader: zip(loader, itertools.cycle("abc"), strict=False), "itertools.cycle"),
+    (lambda loader: zip(strengths(), tqdm(loader, disable=True), strict=False), "strengths"),
+    (
+        lambda loader: enumerate(zip(loader, (number for number in "abcdefgh"), strict=False)),
+        "<lambda>.<locals>.<genexpr>",
+    ),
+]
+HAS_ITS_PLACE: list[Callable[[Any], Any]] = [
+    lambda loader: zip(loader, itertools.islice(itertools.cycle("abc"), loader.batches_consumed, None), strict=False),
+    lambda loader: zip(loader, itertools.repeat(1), range(9), strict=False),
+    lambda loader: zip(loader, without_end(ResumableDataLoader(range(9))), strict=False),
+    lambda loader: zip(loader, Others().without_end(), strict=False),
+    lambda loader: zip(loader, (batch for batch in ResumableDataLoader(range(9))), strict=False),
+    lambda loader: zip(loader, without_end(DataLoader(range(9))), strict=False),
+]
+
+
+@pytest.mark.parametrize(("around", "name"), BEGINS_ANEW)
+def test_what_begins_anew_in_a_zip_is_said_once_within_an_epoch(around: Callable[[Any], Any], name: str) -> None:
+    loader = LOADERS["ResumableDataLoader"]()
+    iterator = taken(around(loader), 1)
+    with pytest.warns(DataOrderWarning, match=f"a zip takes from {name} beside this loader") as said:
+        loader.state_dict()
+    assert said[0].filename == __file__
+    next(iterator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loader.state_dict()
+
+
+@pytest.mark.parametrize("around", HAS_ITS_PLACE)
+def test_what_has_its_place_in_a_zip_is_not(around: Callable[[Any], Any]) -> None:
+    loader = LOADERS["ResumableDataLoader"]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        iterator = taken(around(loader), 2)
+        loader.state_dict()
+    assert iterator
+
+
+def test_what_begins_anew_in_each_epoch_is_not_said_at_its_end() -> None:
+    loader = LOADERS["ResumableDataLoader"]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            assert len(list(zip(loader, strengths(), strict=False))) == 6
+            loader.state_dict()
+
+
 def test_a_generator_that_saves_itself_hears_nothing() -> None:
     def trains(loader: Any) -> Iterator[Any]:
         state = torch.zeros(4)
