@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
 import warnings
@@ -42,6 +43,7 @@ _DATA = (DataLoader, Dataset, Sampler, Generator)  # they have a position, or ar
 # By identity: what any save of this process has had. A program may save two models apart.
 _saved: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _said: WeakSet[Any] = WeakSet()
+_NOT_COPIED = ("__new__", "__slots__", "__del__")  # what these may do, a copy cannot or must not
 _RANGE_ITERATOR = type(iter(range(0)))
 _MAXIMUM_DEPTH = 4  # of a state in another, and of an object
 _LOOKED_AT = 10_000
@@ -151,9 +153,22 @@ def _owner_of(value: Any) -> Any:
 
 def _state_of(thing: Any) -> Any:
     try:
-        return None if issubclass(type(thing), _DATA) else thing.state_dict()
+        return None if issubclass(type(thing), _DATA) else _to_be_asked(thing).state_dict()
     except Exception:  # noqa: BLE001 - of an object that nobody may want to save
         return None
+
+
+def _to_be_asked(thing: Any) -> Any:
+    """Of a users' class a copy, since its ``state_dict`` may begin something anew, such as a mean that is logged."""
+    kind = type(thing)
+    is_plain = all(base is object or variables_of_class(base).keys().isdisjoint(_NOT_COPIED) for base in bases_of(kind))
+    if not is_plain or not is_of_users_class(thing) or _has_weights(thing) or issubclass(kind, LRScheduler):
+        return thing
+    copied = object.__new__(kind)
+    vars(copied).update(
+        (name, copy.copy(value) if type(value) in (*_CONTAINERS, set) else value) for name, value in vars(thing).items()
+    )
+    return copied
 
 
 def _is_within(state: Any, others: Any, depth: int) -> bool:

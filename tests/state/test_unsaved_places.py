@@ -142,6 +142,33 @@ def counting_hook() -> Callable[..., None]:
     return hook
 
 
+class Mean:
+    """Begins anew when it is asked for its state, as some meters do that are logged."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.in_all = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {"losses": [*self.losses], "in_all": self.in_all}
+        self.losses.clear()
+        self.in_all = 0
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses, self.in_all = state["losses"], state["in_all"]
+
+
+def test_what_nobody_gives_does_not_change_by_being_looked_at(training: Training, said: Callable[[], str]) -> None:
+    mean = Mean()
+    for number in range(1, 4):
+        mean.losses.append(1.0)
+        mean.in_all += 1
+        training.save()
+        assert (len(mean.losses), mean.in_all) == (number, number)
+    assert "no checkpoint has: Mean. If" in said()
+
+
 class TestFunctionsThatKeepSomething:
     @pytest.mark.parametrize(
         ("attach", "name"),
