@@ -23,11 +23,10 @@ from neuromanifold_gpt.data.consumers import generators_at
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.state.loop_carried import held_back_by
 from neuromanifold_gpt.state.plain_reading import values_in
-from neuromanifold_gpt.state.users_objects import variables_of_frame
+from neuromanifold_gpt.state.users_objects import is_iterator, variables_of_frame
 
 _MOST_LOOKS = 10  # for one loader: a look at all objects takes some 50 ms
-_MAXIMUM_DEPTH = 3
-_LOOKED_AT_ITEMS = 100
+_LOOKED_AT_ITEMS = (100, 100, 10, 10)  # of the variables, of what they hold, and so on
 
 
 class _Asking(NamedTuple):
@@ -54,7 +53,7 @@ class HeldBack:
     def pass_begins(self, asking: types.FrameType | None) -> None:
         """The first batch of a pass is asked for."""
         variables = [variables_of_frame(frame).values() for frame in generators_at(asking)]
-        self._had_before = frozenset(id(tensor) for values in variables for tensor in _tensors_in(values))
+        self._had_before = frozenset().union(*map(_identities_of_tensors, variables))
         self.batch_is_asked_for(asking)
 
     def batch_is_asked_for(self, asking: types.FrameType | None) -> None:
@@ -117,11 +116,9 @@ class HeldBack:
             return []
         names, iterators = held_back_by(frame.f_code, taken_at=taken_at, given_at=frame.f_lasti)
         variables = variables_of_frame(frame)
-        holding = [name for name in sorted(names & variables.keys()) if self._has_new(variables[name])]
+        held = {name: _identities_of_tensors([variables[name]]) for name in sorted(names & variables.keys())}
+        holding = [name for name, tensors in held.items() if not tensors <= self._had_before]
         return holding or ["in a loop"] * any(_has_items_left(found) for found in _innermost(generator, iterators))
-
-    def _has_new(self, value: Any) -> bool:
-        return any(id(tensor) not in self._had_before for tensor in _tensors_in([value]))
 
 
 def _innermost(generator: types.GeneratorType[Any, Any, Any], number: int) -> list[Any]:
@@ -132,19 +129,26 @@ def _innermost(generator: types.GeneratorType[Any, Any, Any], number: int) -> li
 
 def _has_items_left(iterator: Any) -> bool:
     """As far as it shows; of a ``zip`` and the like, whether all that it goes through have."""
-    left = operator.length_hint(iterator, -1)
+    left = operator.length_hint(iterator, -1) if is_iterator(iterator) else -1
     if left >= 0:
         return left > 0
     referents = [part for found in gc.get_referents(iterator) for part in (found if type(found) is tuple else [found])]
-    within = [found for found in referents if operator.length_hint(found, -1) >= 0 and isinstance(found, Iterator)]
+    within = [found for found in referents if is_iterator(found) and operator.length_hint(found, -1) >= 0]
     return bool(within) and all(map(_has_items_left, within))
 
 
-def _tensors_in(values: Iterable[Any], depth: int = 0) -> Iterator[Any]:
-    for value in islice(values, _LOOKED_AT_ITEMS):
+def _identities_of_tensors(values: Iterable[Any]) -> frozenset[int]:
+    try:
+        return frozenset(id(tensor) for tensor in _tensors_in(values, 0))
+    except Exception:  # noqa: BLE001 - tensors of other libraries, what a thread changes
+        return frozenset()
+
+
+def _tensors_in(values: Iterable[Any], depth: int) -> Iterator[Any]:
+    for value in islice(values, _LOOKED_AT_ITEMS[depth]):
         kind = type(value)
         if issubclass(kind, Tensor | np.ndarray):
             if len(value.shape) > 0 and not issubclass(kind, nn.Parameter):
                 yield value
-        elif depth < _MAXIMUM_DEPTH:
+        elif depth + 1 < len(_LOOKED_AT_ITEMS):
             yield from _tensors_in(values_in(value), depth + 1)

@@ -137,7 +137,7 @@ def progress_of_generator(generator: types.GeneratorType[Any, Any, Any]) -> dict
 def is_iterator(thing: Any) -> bool:
     """Whether it is an iterator of Python itself, or of ``itertools``."""
     kind = type(thing)
-    return kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__")
+    return module_name_of(kind) in ("builtins", "itertools", "_collections") and hasattr(kind, "__next__")
 
 
 def is_over_stock_loader(iterator: Any, depth: int = 0) -> bool:
@@ -145,7 +145,7 @@ def is_over_stock_loader(iterator: Any, depth: int = 0) -> bool:
     if issubclass(type(iterator), _BaseDataLoaderIter):
         return True
     parts = [part for found in gc.get_referents(iterator) for part in (found if type(found) is tuple else [found])]
-    within = [part for part in parts if hasattr(type(part), "__next__")]
+    within = [part for part in parts if any("__next__" in variables_of_class(kind) for kind in bases_of(type(part)))]
     return depth < _MAXIMUM_DEPTH and any(is_over_stock_loader(part, depth + 1) for part in within)
 
 

@@ -8,6 +8,7 @@ import pickle
 import random
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -63,6 +64,12 @@ def shuffled(loader: Any) -> Iterator[Any]:
     yield from buffer
 
 
+def behind_the_end(loader: Any) -> Iterator[Any]:
+    buffer = deque(loader)
+    random.shuffle(buffer)
+    yield from buffer
+
+
 def sorted_in_windows(loader: Any) -> Iterator[Any]:
     while True:
         window = []
@@ -112,6 +119,7 @@ HELD_BACK: list[tuple[Callable[[Any], Any], int, str]] = [
     (shuffled, 5, r"shuffled .*\(in a loop\)"),
     (lambda loader: tqdm(shuffled(loader)), 1, r"shuffled .*\(buffer\)"),
     (lambda loader: enumerate(batch for batch in shuffled(loader)), 1, r"shuffled .*\(buffer\)"),
+    (behind_the_end, 5, r"behind_the_end .*\(in a loop\)"),
     (sorted_in_windows, 1, r"sorted_in_windows .*\(window\)"),
     (in_chunks, 2, r"in_chunks .*\(in a loop\)"),
     (with_the_one_before, 2, r"with_the_one_before .*\(before\)"),
@@ -193,6 +201,7 @@ GIVEN_ON: list[tuple[Callable[[Any], Any], int]] = [
     (skipping, 2),
     (Prefetcher, 6),
     (shuffled, 6),
+    (behind_the_end, 6),
     (in_chunks, 3),
     (in_halves, 2),
     (in_parts, 2),
