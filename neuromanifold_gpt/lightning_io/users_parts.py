@@ -30,7 +30,7 @@ from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.plain_reading import all_attributes, bases_of, module_name_of, variables_of_class
 from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, kept_by, memory_in, shown_value
 from neuromanifold_gpt.state.unsaved_values import values_beside_state, variables_beside_state
-from neuromanifold_gpt.state.users_objects import is_called_after_a_time, is_of_users_class, is_users_module
+from neuromanifold_gpt.state.users_objects import is_a_time, is_of_users_class, is_users_module
 
 # The hyper-parameters are in the checkpoint, but ``fit`` does not put them back.
 _OF_EVERY_MODULE = frozenset({*vars(LightningModule()), "_hparams_initial"})
@@ -128,7 +128,7 @@ class UsersParts:
         kept = self._kept()
         for path, value in self._attributes():
             name = path.rpartition(".")[2]
-            if not is_called_after_a_time(name) and (shown := shown_value(value, kept, is_setting=True)) is not None:
+            if not is_a_time(name, value) and (shown := shown_value(value, kept, is_setting=True)) is not None:
                 found[path] = shown
         passed_over = {} if module.strict_loading else settings_of_layers(module)  # others are to be loaded into it
         return {path: shown for path, shown in found.items() if shown != RESULT and path not in passed_over}
@@ -150,7 +150,7 @@ class UsersParts:
         found.update(variables_beside_state([*what_trains(trainer), *self._of_position()], kept, with_script=True))
         for path, value in self._attributes():
             name = path.rpartition(".")[2]
-            if not is_called_after_a_time(name) and (shown := shown_value(value, kept)) is not None:
+            if not is_a_time(name, value) and (shown := shown_value(value, kept)) is not None:
                 found[path] = shown
         return found
 

@@ -32,7 +32,7 @@ from neuromanifold_gpt.state.users_locals import users_frames, users_locals, var
 from neuromanifold_gpt.state.users_objects import (
     NAMESPACES,
     attributes_of,
-    is_called_after_a_time,
+    is_a_time,
     is_of_users_class,
     is_stateful,
     variables_of_frame,
@@ -119,7 +119,7 @@ def _shown(*, carried_only: bool) -> dict[str, str]:
 def _numbers_at(path: str, value: Any, depth: int) -> Iterator[tuple[str, str]]:
     """Of a variable. Lists, and dicts whose keys are numbers, are passed over as records of what has been."""
     kind = type(value)  # isinstance() would ask proxies
-    if is_called_after_a_time(path.rpartition(".")[2]) or (kind is float and _is_of_a_clock(value)):
+    if is_a_time(path.rpartition(".")[2], value) or (kind is float and _is_of_a_clock(value)):
         return
     if value is None:
         yield path, "None"  # as it is before the first

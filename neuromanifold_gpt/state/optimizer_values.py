@@ -10,7 +10,7 @@ import torch
 
 from neuromanifold_gpt.state.rng import distributed
 from neuromanifold_gpt.state.shown_values import shown_tensors, shown_value
-from neuromanifold_gpt.state.users_objects import is_called_after_a_time, is_of_users_class
+from neuromanifold_gpt.state.users_objects import is_a_time, is_of_users_class
 
 _OF_EVERY_OPTIMIZER = frozenset({*vars(torch.optim.SGD([torch.zeros(1)], lr=0.1)), "_opt_called"})
 
@@ -37,7 +37,7 @@ def values_of_optimizers(optimizers: Iterable[torch.optim.Optimizer]) -> dict[st
     found = {}
     for number, optimizer in enumerate(optimizers):
         for name, value in vars(optimizer).items() if is_of_users_class(optimizer) else ():
-            if name in _OF_EVERY_OPTIMIZER or is_called_after_a_time(name):
+            if name in _OF_EVERY_OPTIMIZER or is_a_time(name, value):
                 continue
             shown = shown_value(value)
             if shown is not None and not _is_in_state_of(optimizer, value):

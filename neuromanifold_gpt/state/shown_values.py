@@ -21,7 +21,7 @@ from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
 from neuromanifold_gpt.state.plain_reading import attribute_dict, values_in
 from neuromanifold_gpt.state.users_objects import (
     attributes_of,
-    is_called_after_a_time,
+    is_a_time,
     is_of_users_class,
     loader_of_pass,
 )
@@ -194,9 +194,7 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
     """What a module has beside what every module has, and times."""
     attributes = vars(module).copy()  # threads may change them
     return {
-        name: value
-        for name, value in attributes.items()
-        if name not in OF_EVERY_MODULE and not is_called_after_a_time(name)
+        name: value for name, value in attributes.items() if name not in OF_EVERY_MODULE and not is_a_time(name, value)
     }
 
 

@@ -35,7 +35,7 @@ from neuromanifold_gpt.state.unsaved_objects import (
 )
 from neuromanifold_gpt.state.users_objects import (
     has_position,
-    is_called_after_a_time,
+    is_a_time,
     is_users_module,
 )
 from neuromanifold_gpt.state.users_variables import users_variables
@@ -157,7 +157,7 @@ def variables_beside_state(
     found = {
         path: shown_value(value, kept, items=_LOOKED_AT_OF_VARIABLES)
         for path, value in users_variables(things)
-        if (with_script or not path.startswith("__main__.")) and not is_called_after_a_time(path.rpartition(".")[2])
+        if (with_script or not path.startswith("__main__.")) and not is_a_time(path.rpartition(".")[2], value)
     }
     return {path: shown for path, shown in found.items() if shown is not None}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import dis
 import functools
 import gc
@@ -13,10 +14,12 @@ import re
 import sys
 import sysconfig
 import types
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
@@ -26,11 +29,15 @@ from neuromanifold_gpt.state.plain_reading import (
     all_attributes,
     bases_of,
     module_name_of,
+    values_in,
     variables_of_class,
     variables_of_module,
 )
 
 _CALLED_AFTER_TIMES = re.compile(r"(^|_)(time|times|tic|toc|elapsed|duration|sec|secs|seconds|ms|clock)$|^t\d+$")
+_TIMES = (int, float, np.number, str, datetime.date, datetime.time, datetime.timedelta)
+_DEPTH_OF_TIMES = 3  # a dict of meters that keep the last ones in a list
+_LOOKED_AT_OF_TIMES = 100
 NAMESPACES = (types.SimpleNamespace, argparse.Namespace)  # of the standard library, and for users' variables
 _OF_THE_RUN = ("lightning", "pytorch_lightning", "lightning_fabric", "neuromanifold_gpt")  # they save what they keep
 _MAXIMUM_DEPTH = 4  # enumerate(tqdm(zip(loader, other)))
@@ -42,10 +49,35 @@ _LIBRARIES = (*_OF_THE_RUN, "torch", "torchmetrics")
 _LOOKED_AT_ELSEWHERE = (type, nn.Module, Dataset, DataLoader, Sampler)
 
 
+def is_a_time(name: str, value: Any) -> bool:
+    """Whether it is named as times are, which no two runs share, and may be one: a number, or what measures some.
+
+    A teacher in a list that is called ``t1`` is none.
+    """
+    try:
+        return _is_called_after_a_time(name) and _may_be_a_time(value, 0)
+    except Exception:  # noqa: BLE001 - what a thread changes meanwhile
+        return True
+
+
 @functools.cache
-def is_called_after_a_time(name: str) -> bool:
-    """Whether an attribute is named as times are, which no two runs share."""
+def _is_called_after_a_time(name: str) -> bool:
     return _CALLED_AFTER_TIMES.search(name) is not None
+
+
+def _may_be_a_time(value: Any, depth: int) -> bool:
+    kind = type(value)  # isinstance() would ask proxies
+    if value is None or issubclass(kind, _TIMES):
+        return kind is not bool or depth > 0
+    if depth >= _DEPTH_OF_TIMES:
+        return False
+    if issubclass(kind, dict | list | tuple | deque):
+        parts: Iterator[Any] = itertools.islice(values_in(value), _LOOKED_AT_OF_TIMES)
+    elif is_of_users_class(value) and not issubclass(kind, _LOOKED_AT_ELSEWHERE):  # a meter
+        parts = iter(all_attributes(value).values())
+    else:
+        return False
+    return all(_may_be_a_time(part, depth + 1) for part in parts)
 
 
 def is_of_users_class(thing: Any) -> bool:
@@ -92,7 +124,7 @@ def attributes_of(thing: Any) -> dict[str, Any] | None:
     found = all_attributes(thing)
     if any(_is_file(cast(Any, type(value))) for value in found.values()):
         return None
-    return {name: value for name, value in found.items() if not is_called_after_a_time(name)}
+    return {name: value for name, value in found.items() if not is_a_time(name, value)}
 
 
 def variables_of_function(function: types.FunctionType) -> dict[str, Any]:

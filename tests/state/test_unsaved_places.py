@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import gc
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -269,12 +271,40 @@ def test_an_iterator_over_a_loader(is_saved: bool, training: Training, said: Cal
     assert ("no checkpoint has: batches. If" in said()) is not is_saved
 
 
-@pytest.mark.parametrize(("name", "is_a_time"), [("t", False), ("t0", True), ("step_time", True)])
-def test_what_is_called_after_a_time_is_passed_over(
-    name: str, is_a_time: bool, training: Training, said: Callable[[], str]
+class Meter:
+    """As programs have it that print how long a batch took."""
+
+    def __init__(self, last: float) -> None:
+        self.name, self.last, self.recent, self.is_on, self.sums = "batch", last, deque([last]), last > 0, {"all": last}
+
+
+class Teacher:
+    def __init__(self, rate: float) -> None:
+        self.weights = torch.full((2,), rate)
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "is_a_time"),
+    [
+        ("t", float, False),
+        ("t0", float, True),
+        ("t0", np.float64, True),
+        ("step_time", float, True),
+        ("step_times", lambda number: [[number]], True),
+        ("start_time", lambda number: datetime.datetime.fromtimestamp(number, datetime.UTC), True),
+        ("batch_time", Meter, True),
+        ("is_time", bool, False),
+        ("t1", lambda number: [nn.Linear(1, 1).requires_grad_(False)], False),
+        ("t1", lambda number: torch.full((2,), number), False),
+        ("clock", Teacher, False),
+        ("clock", lambda number: {"a": [Teacher(number)]}, False),
+    ],
+)
+def test_what_is_called_after_a_time_and_may_be_one_is_passed_over(
+    name: str, made: Callable[[float], Any], is_a_time: bool, training: Training, said: Callable[[], str]
 ) -> None:
     for value in (0.0, 1.0):
-        setattr(training.model, name, value)
+        setattr(training.model, name, made(value))
         training.save()
     assert (said() == "") is is_a_time
 
