@@ -27,6 +27,7 @@ from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.loops.progress import _BaseProgress
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from neuromanifold_gpt.lightning_io.cycled_passes import leave_cut_passes
 from neuromanifold_gpt.lightning_io.data_position import DataPosition
 
 BETWEEN_STEPS = "between_steps"
@@ -125,6 +126,8 @@ class LoopBoundaries:
         loop = self._fit_loop
         if loop.trainer.current_epoch > 0 and not loop.is_resuming and not loop.epoch_loop.restarting:
             self._data.iterator_is_made()
+            if loop._combined_loader is not None:
+                leave_cut_passes(loop._combined_loader)
         return False
 
     def _before_step(self) -> bool:

@@ -57,6 +57,15 @@ class CycledPasses:
         self._last[number] = {"loader": number, "passes": passes, "rng": capture_rng_state()}
 
 
+def leave_cut_passes(combined: CombinedLoader) -> None:
+    """Before an iterator is made for another epoch: a pass that the last one cut short is left, as after a resume."""
+    if combined._iterator is not None:
+        combined._iterator.reset()  # else its passes would end within the next ones
+    for loader in combined.flattened:
+        if isinstance(loader, PositionedLoader) and not loader.batches_consumed:  # else a program has put it there
+            loader.leave_pass()
+
+
 class _Followed:
     """A loader that tells when a pass over it begins."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from neuromanifold_gpt import ResumableDataLoader, SeparatedCheckpoint, SeparatedCheckpointIO
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
+from neuromanifold_gpt.data.errors import DataOrderWarning
 
 from ..sampled import sampled
 from .toy import NoisySamples, ToyModule, by_step, contents, fit
@@ -400,10 +402,13 @@ def test_saved_again_right_after_a_resume_the_state_is_the_same(step: int, tmp_p
     assert contents(by_step(tmp_path / "c")[20]) == contents(by_step(tmp_path / "a")[20])
 
 
-def test_a_loader_that_is_cycled_beside_a_longer_one_goes_on_where_it_was(tmp_path: Path):
+@pytest.mark.parametrize("short", [8, 18])  # the last pass of an epoch is left, of the latter in the next epoch's order
+def test_a_loader_that_is_cycled_beside_a_longer_one_goes_on_where_it_was(short: int, tmp_path: Path):
     class TwoLoaders(ToyModule):
         def train_dataloader(self) -> Any:
-            return [ResumableDataLoader(NoisySamples(size), batch_size=4, shuffle=True, seed=size) for size in (26, 8)]
+            return [
+                ResumableDataLoader(NoisySamples(size), batch_size=4, shuffle=True, seed=size) for size in (26, short)
+            ]
 
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             self._recorder.short_ids.append(batch[1][2].tolist())
@@ -417,7 +422,10 @@ def test_a_loader_that_is_cycled_beside_a_longer_one_goes_on_where_it_was(tmp_pa
 
     whole = run(tmp_path / "a")
     for step in (1, 3, 6, 7, 8):
-        resumed = run(tmp_path / f"b{step}", by_step(tmp_path / "a")[step].model_path)
+        gc.collect()  # what is said of a pass whose iterator goes only now is of the run before
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "a resume of this training cannot be exact", DataOrderWarning)
+            resumed = run(tmp_path / f"b{step}", by_step(tmp_path / "a")[step].model_path)
         assert resumed._recorder.short_ids == whole._recorder.short_ids[step:], f"from step {step}"
         assert contents(by_step(tmp_path / f"b{step}")[12]) == contents(by_step(tmp_path / "a")[12])
 
