@@ -81,8 +81,11 @@ def _in_group(group: Mapping[str, Any], key: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A value that can be stored; ``...`` for others, such as a tensor that a scheduler changes in place."""
+    """A value that can be stored; ``...`` for others, such as a tensor that a scheduler changes in place.
+
+    Lists within others are no settings, but tables that the optimizer fills, and shares with its groups.
+    """
     if isinstance(value, tuple | list):
-        parts = [_plain(part) for part in value]
+        parts = [... if isinstance(part, list) else _plain(part) for part in value]
         return ... if ... in parts else parts
     return value if isinstance(value, _PLAIN_TYPES) else ...

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 
 import pytest
 import torch
@@ -651,3 +652,44 @@ class TestFunctions:
         assert other_optimizer.state["calls"] == {"count": 3}
         assert torch.equal(other_optimizer.state["seen"], torch.tensor([1.0, 2.0]))
         assert_same(by_name(other, other_optimizer), by_name(model, optimizer))
+
+
+class KeepsATable(optim.SGD):
+    """As the first RAdam, whose groups have a table that each step fills."""
+
+    def __init__(self, parameters, lr=0.01):
+        super().__init__(parameters, lr=lr)
+        self.defaults["buffer"] = [[None, None] for _ in range(2)]
+        for group in self.param_groups:
+            group["buffer"] = self.defaults["buffer"]
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            group["buffer"][0] = [1, 0.5]
+
+
+class TestSettings:
+    def restored(self, tmp_path, build_saved, build):
+        model = nn.Linear(2, 1)
+        optimizer = build_saved(model.parameters())
+        model(torch.ones(2)).backward()
+        optimizer.step()
+        save_checkpoint(tmp_path, step=1, model=model, optimizers=optimizer)
+        target = nn.Linear(2, 1)
+        load_checkpoint(tmp_path).restore(model=target, optimizers=(other := build(target.parameters())))
+        return other
+
+    def test_tables_that_an_optimizer_fills_are_none(self, tmp_path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", InexactResumeWarning)
+            restored = self.restored(tmp_path, KeepsATable, KeepsATable)
+        assert restored.param_groups[0]["buffer"] == [[1, 0.5], [None, None]]
+
+    def test_lists_are_some(self, tmp_path):
+        with pytest.warns(InexactResumeWarning, match=r"betas was \[0.9, 0.95\] at the save and is \[0.8, 0.95\]"):
+            self.restored(
+                tmp_path,
+                lambda parameters: optim.AdamW(parameters, betas=[0.9, 0.95]),
+                lambda parameters: optim.AdamW(parameters, betas=[0.8, 0.95]),
+            )
