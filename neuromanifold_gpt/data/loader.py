@@ -12,10 +12,16 @@ from torch.utils.data import IterableDataset, default_collate
 from neuromanifold_gpt.data.errors import DatasetError
 from neuromanifold_gpt.data.order import permuted
 from neuromanifold_gpt.data.ordered_loader import OrderedLoader
-from neuromanifold_gpt.data.position import Progress, nothing_left
+from neuromanifold_gpt.data.position import Position, Progress, Steps, nothing_left
 from neuromanifold_gpt.data.sample_seeds import SampleKey
+from neuromanifold_gpt.data.shown_samplers import ShownOrder
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import rank_and_world_size
+
+_REMEDY = (
+    "Make another loader, or one whose sampler and batch sampler can be set: resumable(DataLoader(dataset, batch_size, "
+    "shuffle=True))."
+)
 
 
 class ResumableDataLoader(OrderedLoader):
@@ -105,9 +111,8 @@ class _PermutedOrder:
     def size(self) -> int:
         return len(self._dataset)
 
-    @property
-    def units_per_step(self) -> int:
-        return self._samples_per_rank * rank_and_world_size()[1]
+    def steps(self, progress: Progress | None = None) -> Steps:
+        return Steps(self._samples_per_rank * rank_and_world_size()[1], self.drop_last)
 
     def consumed(self, progress: Progress) -> int:
         return int(progress["samples_consumed"])
@@ -131,6 +136,18 @@ class _PermutedOrder:
     def differs_by_epoch(self) -> bool:
         return self.shuffle
 
+    def shown_samplers(self, position: Position) -> dict[str, Any]:
+        sampler = ShownOrder(position, _REMEDY, self._samples_of_rank)
+        shown = {"sampler": sampler, "batch_size": self._samples_per_rank, "drop_last": self.drop_last}
+        return {"sampler": sampler, "batch_sampler": ShownOrder(position, _REMEDY, self._batches, **shown)}
+
+    def _batches(self) -> int:
+        return self.steps().per_epoch(self.size)
+
+    def _samples_of_rank(self) -> int:
+        size, (step, drop_last), world_size = self.size, self.steps(), rank_and_world_size()[1]
+        return (size - size % step if drop_last else size + -size % world_size) // world_size
+
     def owned(self) -> list[OwnedState]:
         return []
 
@@ -149,11 +166,11 @@ class _PermutedOrder:
         ]
 
     def batches(self, epoch: int, progress: Progress) -> Iterator[tuple[list[SampleKey], Progress]]:
-        size, step = self.size, self.units_per_step
+        size, (step, drop_last) = self.size, self.steps()
         rank, world_size = rank_and_world_size()
         for start in range(self.consumed(progress), size, step):
             stop = min(start + step, size)
-            if stop - start < step and self.drop_last:
+            if stop - start < step and drop_last:
                 return
             padded = stop + -(stop - start) % world_size
             share = (padded - start) // world_size

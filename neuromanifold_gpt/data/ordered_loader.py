@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.position import EpochOrder, Position, Progress
@@ -25,6 +25,10 @@ class BatchOrder(EpochOrder, Protocol):
     @property
     def differs_by_epoch(self) -> bool:
         """Whether one epoch may have another order than another."""
+        ...
+
+    def shown_samplers(self, position: Position) -> dict[str, Any]:
+        """What a loader shows as ``sampler`` and ``batch_sampler``."""
         ...
 
     def owned(self) -> list[OwnedState]:
@@ -59,6 +63,7 @@ class OrderedLoader(PositionedLoader):
     ) -> None:
         self._order = order
         self._position = Position(order)
+        self._keys = _KeysFromPosition(order, self._position)
         self._samples = SeededSamples(dataset, seed_samples)
         self._owned = OwnedState({"dataset": dataset, "collate_fn": collate_fn})
         self._beside = ChangesBesidePosition([self._owned, *order.owned()])
@@ -67,12 +72,13 @@ class OrderedLoader(PositionedLoader):
         self._seeded_collate = SeededCollate(collate_fn) if seed_samples else None
         super().__init__(
             self._samples,
-            batch_sampler=_KeysFromPosition(order, self._position),
+            batch_sampler=self._keys,
             num_workers=num_workers,
             collate_fn=WatchedCollate(self._seeded_collate or collate_fn, dataset, collate_fn),
             **options,
         )
-        self.show(dataset=dataset, batch_size=batch_size, drop_last=order.drop_last)
+        samplers = order.shown_samplers(self._position)
+        self.show(dataset=dataset, batch_size=batch_size, drop_last=order.steps().drop_last, **samplers)
 
     def position(self, *, within_pass: bool = False) -> dict[str, Any]:
         """The position, and what dataset and ``collate_fn`` have changed in themselves since the loader was made.
@@ -118,8 +124,8 @@ class OrderedLoader(PositionedLoader):
         self._samples.begin_pass()
         if self._seeded_collate is not None:
             self._seeded_collate.begin_pass()
-        ahead = cast(_KeysFromPosition, self.batch_sampler).begin()
-        for batch in self._iterator_over(dataset=self._samples):
+        ahead = self._keys.begin()
+        for batch in self._iterator_over(dataset=self._samples, batch_sampler=self._keys):
             self._draws |= batch.draws
             if batch.changed and not self._has_said:
                 warn_of_changes(batch.changed, self.num_workers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
 
@@ -11,20 +11,29 @@ from neuromanifold_gpt.data.errors import DataOrderWarning
 Progress = dict[str, Any]
 
 
+class Steps(NamedTuple):
+    """How many units all ranks together take at once, and whether a rest that is less is left out."""
+
+    units: int
+    drop_last: bool = False
+
+    def per_epoch(self, size: int) -> int:
+        """How often units are taken."""
+        return size // self.units if self.drop_last else -(-size // self.units)
+
+
 class EpochOrder(Protocol):
     """What comes in which order in each epoch."""
 
     seed: int
-    drop_last: bool
 
     @property
     def size(self) -> int | None:
         """Units of an epoch, on all ranks: samples, or batches; ``None`` if that is not known."""
         ...
 
-    @property
-    def units_per_step(self) -> int:
-        """Units that all ranks together take at once."""
+    def steps(self, progress: Progress | None = None) -> Steps:
+        """How units are taken in the epoch of ``progress``, by default in one that begins now."""
         ...
 
     def consumed(self, progress: Progress) -> int:
@@ -112,10 +121,11 @@ class Position:
     @property
     def batches_per_epoch(self) -> int | None:
         """Of this rank, if that is known."""
-        size, step = self.order.size, self.order.units_per_step
+        size = self.order.size
         if size is None:
             return None
-        return size // step if self.order.drop_last else -(-size // step)
+        is_under_way = self._is_begun and (self.is_in_pass or not self.is_at_end)
+        return self.order.steps(self.progress if is_under_way else None).per_epoch(size)
 
     @property
     def _is_begun(self) -> bool:
@@ -256,4 +266,5 @@ def nothing_left(order: EpochOrder, progress: Progress) -> bool:
     """Whether an order of known size has no further batch."""
     if order.size is None:
         return False
-    return order.size - order.consumed(progress) < (order.units_per_step if order.drop_last else 1)
+    units, drop_last = order.steps(progress)
+    return order.size - order.consumed(progress) < (units if drop_last else 1)

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.consumers import begin_anew, consumers_of, counted_from, zipped_with
-from neuromanifold_gpt.data.epoch_setter import EpochSetter
 from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.data.held_back import HeldBack
 from neuromanifold_gpt.data.order import mixed
@@ -46,15 +45,12 @@ class PositionedLoader(DataLoader[Any]):
     _beside: ChangesBesidePosition
     shown_data: ShownData  # when the loader was made
 
-    def show(self, *, dataset: Any, batch_size: int | None, drop_last: bool) -> None:
-        """Let the public attributes be those that users expect, not what ``DataLoader`` is made to work with.
+    def show(self, **attributes: Any) -> None:
+        """Let public attributes be those that users expect, not what ``DataLoader`` is made to work with.
 
-        ``DataLoader`` guards them after construction. Lightning calls ``sampler.set_epoch``, and would replace a
-        sampler that it does not take for a distributed one.
+        ``DataLoader`` guards them after construction.
         """
-        shown = {"dataset": dataset, "batch_size": batch_size, "drop_last": drop_last}
-        for name, value in {**shown, "sampler": EpochSetter(self._position)}.items():
-            object.__setattr__(self, name, value)
+        vars(self).update(attributes)
         self.shown_data = ShownData(OwnedState(self.data_parts()))
         self._before_next_batch, self._held_back = BeforeNextBatch(), HeldBack()
 
@@ -83,7 +79,9 @@ class PositionedLoader(DataLoader[Any]):
         Counted in batches of this rank: 0, unless a position in the middle of an epoch was loaded.
         """
         position, order = self._position, self._position.order
-        return -(-order.consumed(position.progress) // order.units_per_step) if position.is_in_pass else 0
+        return (
+            -(-order.consumed(position.progress) // order.steps(position.progress).units) if position.is_in_pass else 0
+        )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         itself: list[Any] = []  # a weak reference

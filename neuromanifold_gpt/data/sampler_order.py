@@ -12,13 +12,16 @@ from torch.utils.data.distributed import DistributedSampler
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.data.order import mixed
-from neuromanifold_gpt.data.position import Progress, nothing_left
+from neuromanifold_gpt.data.position import Position, Progress, Steps, nothing_left
 from neuromanifold_gpt.data.sample_seeds import OwnGenerators, SampleKey
 from neuromanifold_gpt.data.sampler_run import CountedIds, RunningSampler, SamplerUnits
+from neuromanifold_gpt.data.shown_samplers import ShownSampler
 from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.plain_reading import attribute_dict
 from neuromanifold_gpt.state.rng import rank_and_world_size
+
+_BATCH_SAMPLER = "batch_sampler"
 
 
 class SamplerOrder:
@@ -28,7 +31,8 @@ class SamplerOrder:
     seeded by (seed, epoch): generators of its own, and generators that stand in for the global ones while it runs. What
     it changes in itself between epochs is part of the position. To continue, it is run again up to the position: ids
     are drawn, no sample is loaded. Whether these are the ids of the first time is checked by a digest. What training
-    has changed in it since the epoch began, such as the weights of the samples, is changed then.
+    has changed in it since the epoch began, such as the weights of the samples, is changed then. Another batch size
+    holds from the next epoch on.
 
     A stock ``BatchSampler`` is taken apart: the position counts samples, and ranks share ``batch_size * world_size``
     consecutive ones. Of any other batch sampler, batches are counted, and each rank takes every ``world_size``-th one.
@@ -46,14 +50,17 @@ class SamplerOrder:
         batches: Any = loader.batch_sampler
         self._in_samples = batches is None or type(batches) is BatchSampler
         self.source: Iterable[Any] = batches if not self._in_samples else loader.sampler
-        self._samples_per_rank = int(batches.batch_size) if batches is not None and self._in_samples else 1
-        self.drop_last = bool(batches.drop_last) if batches is not None and self._in_samples else False
+        self._shown = {"sampler": loader.sampler, "batch_sampler": batches}
+        # That is taken apart; training may change its numbers too.
+        self._batch_sampler: BatchSampler | None = batches if self._in_samples else None
+        self._batching = self._batching_now()  # as made
         self._samplers = list(_samplers_in(self.source))
         self._shares_itself = any(
             isinstance(sampler, DistributedSampler) or hasattr(sampler, "num_replicas") for sampler in self._samplers
         )
         self._dataset = loader.dataset
-        self._owned = OwnedState({"sampler": self.source}, ignored=(self._dataset,), thorough=True)
+        owners = {"sampler": self.source, **({_BATCH_SAMPLER: batches} if self._batch_sampler is not None else {})}
+        self._owned = OwnedState(owners, ignored=(self._dataset,), thorough=True)
         self._unit = "samples_consumed" if self._in_samples else "batches_consumed"
         self._running: RunningSampler | None = None
 
@@ -65,10 +72,23 @@ class SamplerOrder:
         except (TypeError, NotImplementedError):
             return None
 
-    @property
-    def units_per_step(self) -> int:
-        """Samples or batches that all ranks together take at once."""
-        return self._samples_per_rank * self._sharing()[1]
+    def steps(self, progress: Progress | None = None) -> Steps:
+        """Samples or batches that all ranks together take at once; an epoch goes on as it has begun."""
+        units, drop_last = self._batching_now()
+        if progress is not None:
+            at_beginning = progress["sampler"]
+            units = at_beginning.get(f"{_BATCH_SAMPLER}.batch_size", self._batching.units)
+            drop_last = at_beginning.get(f"{_BATCH_SAMPLER}.drop_last", self._batching.drop_last)
+        return Steps(units * self._sharing()[1], drop_last)
+
+    def _batching_now(self) -> Steps:
+        """Of one rank."""
+        batches = self._batch_sampler
+        return Steps(1) if batches is None else Steps(batches.batch_size, batches.drop_last)
+
+    def shown_samplers(self, position: Position) -> dict[str, Any]:
+        """The user's own, but for ``set_epoch``."""
+        return {name: None if shown is None else ShownSampler(position, shown) for name, shown in self._shown.items()}
 
     def consumed(self, progress: Progress) -> int:
         """Samples or batches behind a position."""
@@ -115,8 +135,8 @@ class SamplerOrder:
             "seed": self.seed,
             "sampler_class": type(self.source).__name__,
             "size": self.size,
-            "batch_size": self._samples_per_rank,
-            "drop_last": self.drop_last,
+            "batch_size": self._batching.units,
+            "drop_last": self._batching.drop_last,
             "sharing_ranks": rank_and_world_size()[1] * self._shares_itself,
         }
 
@@ -140,9 +160,9 @@ class SamplerOrder:
         consumed = self.consumed(progress)
         running = self._running = RunningSampler(self._owned, progress["sampler"], units, ids, consumed, changed)
         progress = {**progress, "sampler_now": {}}
-        rank, world_size = self._sharing()
-        while block := running.take(self.units_per_step):
-            if len(block) < self.units_per_step and self.drop_last:
+        (step, drop_last), (rank, world_size) = self.steps(progress), self._sharing()
+        while block := running.take(step):
+            if len(block) < step and drop_last:
                 return
             number = ids.count
             for unit in block:

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.errors import ReadAgainWarning
-from neuromanifold_gpt.data.position import Position, Progress
+from neuromanifold_gpt.data.position import Position, Progress, Steps
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
+from neuromanifold_gpt.data.shown_samplers import ShownOrder
 from neuromanifold_gpt.data.stream_shards import Item, ShardsInTurn, StreamOptions
 from neuromanifold_gpt.data.watched_collate import warn_of_changes
 from neuromanifold_gpt.state.owned_state import OwnedState
@@ -74,7 +75,8 @@ class ResumableStreamLoader(PositionedLoader):
             **options,
         )
         self._tasks = self.sampler  # DataLoader draws one for each batch
-        self.show(dataset=loader.dataset, batch_size=loader.batch_size, drop_last=loader.drop_last)
+        sampler = ShownOrder(self._position, "Set what decides it in the stream, loader.dataset.")
+        self.show(dataset=loader.dataset, batch_size=loader.batch_size, drop_last=loader.drop_last, sampler=sampler)
 
     @property
     def passes_differ(self) -> bool:
@@ -135,9 +137,6 @@ class ResumableStreamLoader(PositionedLoader):
 class _Turns:
     """The position in the streams, as an order of batches of each epoch."""
 
-    units_per_step = 1
-    drop_last = False
-
     def __init__(self, loader: DataLoader[Any], seed: int | None, default_seed: int) -> None:
         self.seed = default_seed if seed is None else seed
         self._seed_is_given = seed is not None
@@ -152,6 +151,9 @@ class _Turns:
             return len(self._loader)
         except (TypeError, NotImplementedError):
             return None
+
+    def steps(self, progress: Progress | None = None) -> Steps:
+        return Steps(1)
 
     def consumed(self, progress: Progress) -> int:
         return int(progress["batches_consumed"])

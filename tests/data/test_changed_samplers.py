@@ -128,7 +128,7 @@ def test_a_sampler_that_looks_at_what_has_changed_while_it_runs_is_said():
     for workers in (0, 1):  # with workers, those are others that were fetched ahead
         loader = make_loader(workers)
         for number, _ in enumerate(loader):
-            loader.sampler._position.order.source.shift += 1
+            loader.sampler.shift += 1
             if number == 1:
                 state = loader.state_dict()
                 break
