@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import enum
 import functools
+import inspect
 import types
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,21 +42,30 @@ class ChangesBesidePosition:
     def __init__(self, owned: Sequence[OwnedState]) -> None:
         self._owned = owned
         self._before: dict[str, str] | None = None
+        self._collate_fns: Mapping[str, Any] = {}
         self._said: set[str] = set()
 
-    def begin(self) -> None:
-        """The first batch is there: what it needs is made, files are open."""
-        if self._before is None:
-            self._before = self._shown()
+    def begin(self, collate_fns: Mapping[str, Any]) -> None:
+        """The first batch is there: what it needs is made, files are open.
 
-    def warn_of_changes(self) -> None:
+        Args:
+            collate_fns: that loaders have, by path.
+        """
+        if self._before is None:
+            self._before, self._collate_fns = self._shown(), collate_fns
+
+    def warn_of_changes(self, collate_fns: Mapping[str, Any]) -> None:
         """A position is saved.
+
+        Args:
+            collate_fns: as for :meth:`begin`.
 
         Warns:
             DataOrderWarning: names what has changed and was not named before.
         """
         if self._before is None:
             return
+        self._warn_of_other_functions(collate_fns)
         now, before = self._shown(), self._before
         changed = sorted(
             path for path in now.keys() & before.keys() - self._said if _is_a_change(before[path], now[path])
@@ -67,6 +77,20 @@ class ChangesBesidePosition:
                 "cannot be exact: derive it from the sample or the epoch, or save it yourself.",
                 DataOrderWarning,
                 stacklevel=5,
+            )
+
+    def _warn_of_other_functions(self, collate_fns: Mapping[str, Any]) -> None:
+        before = self._collate_fns
+        others = {path for path in collate_fns.keys() & before.keys() if not _is_same(before[path], collate_fns[path])}
+        if new := sorted(others - self._said):
+            self._said.update(new)
+            changed = [f"{path} was {name_of(before[path])} and is {name_of(collate_fns[path])}" for path in new]
+            warnings.warn(
+                f"{', '.join(changed)}: training has set another function, and no position has it. A resumed run "
+                "collates with the one that its loader is made with: let one function choose by a number or flag of "
+                "its own, which goes with the position, or make the loader with the right one by the epoch.",
+                DataOrderWarning,
+                stacklevel=6,
             )
 
     def _shown(self) -> dict[str, str]:
@@ -149,6 +173,17 @@ def _identity(value: Any) -> Any:
         arguments = [*value.args, *value.keywords.values()]
         return _identity(value.func), *value.keywords, *(shown_value(part) or id(part) for part in arguments)
     return id(value)
+
+
+def _is_same(function: Any, other: Any) -> bool:
+    return function is other or bool(_identity(function) == _identity(other))
+
+
+def name_of(function: Any) -> str:
+    """Where a function is from; of another callable object its class."""
+    named = function.func if issubclass(type(function), functools.partial) else function
+    named = named if inspect.isroutine(named) or inspect.isclass(named) else type(named)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _is_a_change(before: str, now: str) -> bool:

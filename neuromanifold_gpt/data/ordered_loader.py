@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.position import EpochOrder, Position, Progress
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
-from neuromanifold_gpt.data.sample_seeds import SampleKey, SeededCollate, SeededSamples
+from neuromanifold_gpt.data.sample_seeds import CollateSingle, SampleKey, SeededCollate, SeededSamples
 from neuromanifold_gpt.data.watched_collate import WatchedCollate, warn_of_changes
 from neuromanifold_gpt.state.owned_state import OwnedState
 
@@ -64,20 +64,21 @@ class OrderedLoader(PositionedLoader):
         self._order = order
         self._position = Position(order)
         self._keys = _KeysFromPosition(order, self._position)
-        self._samples = SeededSamples(dataset, seed_samples)
-        self._owned = OwnedState({"dataset": dataset, "collate_fn": collate_fn})
+        self._samples, self._seed_samples = SeededSamples(dataset, seed_samples), seed_samples
+        samplers = order.shown_samplers(self._position)
+        self._is_single = samplers["batch_sampler"] is None
+        self._collate = _Collate(collate_fn, dataset, seed_samples, self._is_single)
+        self._owned = OwnedState({"dataset": dataset, "collate_fn": self._collate.root})
         self._beside = ChangesBesidePosition([self._owned, *order.owned()])
         self._values_in_workers: dict[str, Any] | None = None
         self._has_said = self._draws = False
-        self._seeded_collate = SeededCollate(collate_fn) if seed_samples else None
         super().__init__(
             self._samples,
             batch_sampler=self._keys,
             num_workers=num_workers,
-            collate_fn=WatchedCollate(self._seeded_collate or collate_fn, dataset, collate_fn),
+            collate_fn=collate_fn,
             **options,
         )
-        samplers = order.shown_samplers(self._position)
         self.show(dataset=dataset, batch_size=batch_size, drop_last=order.steps().drop_last, **samplers)
 
     def position(self, *, within_pass: bool = False) -> dict[str, Any]:
@@ -107,10 +108,17 @@ class OrderedLoader(PositionedLoader):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See :meth:`PositionedLoader.load_state_dict`."""
+        self._take_collate_fn()
         self._look_again()
         super().load_state_dict(state_dict)
         self._owned.restore_values(state_dict.get("values", {}))
         self._values_in_workers = None
+
+    def _take_collate_fn(self) -> None:
+        """That of the attribute, which training may have set."""
+        if self._collate.collate_fn is not self.collate_fn:
+            self._collate = _Collate(self.collate_fn, self.dataset, self._seed_samples, self._is_single)
+            self._owned.replace("collate_fn", self._collate.root)
 
     def _look_again(self) -> None:
         """For what dataset, sampler and ``collate_fn`` have been given since."""
@@ -118,14 +126,19 @@ class OrderedLoader(PositionedLoader):
             owned.look_again()
 
     def _batches(self) -> Iterator[tuple[Any, Progress]]:
+        workers_stay = self.persistent_workers and self._values_in_workers is not None
+        if not workers_stay:
+            self._take_collate_fn()
         self._look_again()
-        if self.num_workers and not (self.persistent_workers and self._values_in_workers is not None):
+        if self.num_workers and not workers_stay:
             self._values_in_workers = self._owned.changed_values()  # those that the iterator starts
         self._samples.begin_pass()
-        if self._seeded_collate is not None:
-            self._seeded_collate.begin_pass()
+        self._collate.begin_pass()
         ahead = self._keys.begin()
-        for batch in self._iterator_over(dataset=self._samples, batch_sampler=self._keys):
+        iterator = self._iterator_over(
+            dataset=self._samples, batch_sampler=self._keys, collate_fn=self._collate.watched
+        )
+        for batch in iterator:
             self._draws |= batch.draws
             if batch.changed and not self._has_said:
                 warn_of_changes(batch.changed, self.num_workers)
@@ -136,6 +149,26 @@ class OrderedLoader(PositionedLoader):
         """Sample ids of this rank's batches, from the current position to the end of the epoch."""
         for keys, _ in self._order.batches(self._position.epoch, self._position.progress):
             yield [sample_id for *_, sample_id in keys]
+
+
+class _Collate:
+    """How batches are made by ``collate_fn``, which training may replace: from the next pass on.
+
+    Attributes:
+        root: what is given the samples of a batch, and may have state.
+        watched: for workers, and for here.
+    """
+
+    def __init__(self, collate_fn: Callable[[Any], Any], dataset: Any, seed_samples: bool, is_single: bool) -> None:
+        self.collate_fn = collate_fn
+        self.root = CollateSingle(collate_fn) if is_single else collate_fn
+        self._seeded = SeededCollate(self.root) if seed_samples else None
+        self.watched = WatchedCollate(self._seeded or self.root, dataset, self.root)
+
+    def begin_pass(self) -> None:
+        """As :meth:`SeededSamples.begin_pass`."""
+        if self._seeded is not None:
+            self._seeded.begin_pass()
 
 
 class _KeysFromPosition:

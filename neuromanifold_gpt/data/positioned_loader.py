@@ -111,7 +111,7 @@ class PositionedLoader(DataLoader[Any]):
                 # Counted as it is handed out: what workers have prefetched is not consumed.
                 if position.moves == moves:  # else the position was set meanwhile, and this pass has no say in it
                     position.advance(number, epoch, progress)
-                self._beside.begin()
+                self._beside.begin({"collate_fn": self.collate_fn})
                 before_next.batch_is_given()
                 yield batch
                 self._held_back.batch_is_asked_for(_who_asks())
@@ -237,7 +237,7 @@ class PositionedLoader(DataLoader[Any]):
 
     def warn_of_what_is_left_out(self) -> None:
         """See :class:`ChangesBesidePosition`."""
-        self._beside.warn_of_changes()
+        self._beside.warn_of_changes({"collate_fn": self.collate_fn})
 
     def restored_with(self, others: Iterable[PositionedLoader]) -> None:
         """Their positions were loaded from the same checkpoint."""

@@ -64,28 +64,16 @@ def resumable(loader: DataLoader[Any], *, seed: int | None = None, seed_samples:
     options: dict[str, Any] = {name: getattr(loader, name) for name in _KEPT_OPTIONS if hasattr(loader, name)}
     if isinstance(loader.dataset, IterableDataset):
         return ResumableStreamLoader(loader, seed, _default_seed(loader), seed_samples=seed_samples, options=options)
-    collate: Any = loader.collate_fn
     return OrderedLoader(
         loader.dataset,
         SamplerOrder(loader, seed, _default_seed(loader)),
         batch_size=loader.batch_size,
         seed_samples=seed_samples,
         num_workers=loader.num_workers,
-        collate_fn=collate if loader.batch_sampler is not None else CollateSingle(collate),
+        collate_fn=loader.collate_fn,
         persistent_workers=loader.persistent_workers,
         **options,
     )
-
-
-class CollateSingle:
-    """``collate_fn`` of a loader with ``batch_size=None``, which is handed single samples."""
-
-    def __init__(self, collate: Any) -> None:
-        self._collate = collate
-
-    def __call__(self, samples: list[Any]) -> Any:
-        """Collate a batch of one sample."""
-        return self._collate(samples[0])
 
 
 def _default_seed(loader: DataLoader[Any]) -> int:

@@ -92,6 +92,17 @@ class SeededCollate:
         return batch
 
 
+class CollateSingle:
+    """``collate_fn`` of a loader with ``batch_size=None``, which is handed single samples."""
+
+    def __init__(self, collate: Any) -> None:
+        self._collate = collate
+
+    def __call__(self, samples: list[Any]) -> Any:
+        """Collate a batch of one sample."""
+        return self._collate(samples[0])
+
+
 class _Seeded:
     """Lets an object make things, each under a seed, and sees whether it draws.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 from torch.utils.data import DataLoader
@@ -76,7 +77,13 @@ class ResumableStreamLoader(PositionedLoader):
         )
         self._tasks = self.sampler  # DataLoader draws one for each batch
         sampler = ShownOrder(self._position, "Set what decides it in the stream, loader.dataset.")
-        self.show(dataset=loader.dataset, batch_size=loader.batch_size, drop_last=loader.drop_last, sampler=sampler)
+        self.show(
+            dataset=loader.dataset,
+            batch_size=loader.batch_size,
+            drop_last=loader.drop_last,
+            collate_fn=loader.collate_fn,
+            sampler=sampler,
+        )
 
     @property
     def passes_differ(self) -> bool:
@@ -87,9 +94,20 @@ class ResumableStreamLoader(PositionedLoader):
         """See :meth:`PositionedLoader.objects_of_position`."""
         return self._turns.objects()
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See :meth:`PositionedLoader.load_state_dict`."""
+        self._take_collate_fn()
+        super().load_state_dict(state_dict)
+
+    def _take_collate_fn(self) -> None:
+        """That of the attribute, which training may have set."""
+        self._options = replace(self._options, collate_fn=self.collate_fn)
+        self._turns.collate_with(self.collate_fn)
+
     def _batches(self) -> Iterator[tuple[Any, Progress]]:
         position, workers = self._position, self.num_workers
         progress = position.progress
+        self._take_collate_fn()
         shards = len(progress["shards"])
         hosts = math.gcd(shards, workers) if workers and progress["workers"] else 0
         stream = ShardsInTurn(
@@ -103,7 +121,7 @@ class ResumableStreamLoader(PositionedLoader):
             hosts=hosts,
         )
         items: Iterator[Item] = self._iterator_over(
-            dataset=stream, num_workers=hosts, sampler=self._tasks, drop_last=False
+            dataset=stream, num_workers=hosts, sampler=self._tasks, drop_last=False, collate_fn=_as_it_is
         )
         self._say_how_it_continues(progress, hosts)
         for number, state, batch, not_kept in items:
@@ -173,6 +191,9 @@ class _Turns:
     def _values(self) -> dict[str, Any]:
         of_collate_fn = self._collate_fn.changed_values() if self._workers == 0 else {}  # workers have copies
         return {**self._dataset.changed_values(), **of_collate_fn}
+
+    def collate_with(self, collate_fn: Callable[[Any], Any]) -> None:
+        self._collate_fn.replace("collate_fn", collate_fn)
 
     def objects(self) -> tuple[Any, ...]:
         return (*self._dataset.objects(), *self._collate_fn.objects())

@@ -24,7 +24,7 @@ from neuromanifold_gpt.checkpoint.errors import StateMismatchError
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.lightning_io.cycled_passes import CycledPasses
-from neuromanifold_gpt.lightning_io.loader_parts import is_order, owned_by_loader, settings_of
+from neuromanifold_gpt.lightning_io.loader_parts import collate_fns_of, is_order, owned_by_loader, settings_of
 from neuromanifold_gpt.lightning_io.loader_warnings import (
     SamplersOnTheWay,
     warn_of_inexact_loaders,
@@ -100,7 +100,7 @@ class DataPosition:
     def batch_was_fetched(self) -> None:
         """Training goes on with it."""
         self._samplers_on_the_way.batch_was_fetched()
-        self._beside.begin()
+        self._beside.begin(collate_fns_of(self._combined.flattened))
 
     def warn_of_what_is_left_out(self) -> None:
         """Say what has changed in the data that goes with no position.
@@ -108,8 +108,9 @@ class DataPosition:
         Warns:
             DataOrderWarning: names what it did not name before.
         """
-        self._beside.warn_of_changes()
-        for loader in self._combined.flattened if self._fit_loop._combined_loader is not None else ():
+        loaders = self._combined.flattened if self._fit_loop._combined_loader is not None else []
+        self._beside.warn_of_changes(collate_fns_of(loaders))
+        for loader in loaders:
             if isinstance(loader, PositionedLoader):
                 loader.warn_of_what_is_left_out()
 
@@ -129,7 +130,7 @@ class DataPosition:
             "streams": self._streams.current(),
             "batches": self._batches_taken,
             "workers": self._workers,
-            "settings": self._settings,
+            "settings": settings_of(self._combined.flattened, self._settings),
             "owned": self._owned_state(),
         }
 

@@ -9,6 +9,7 @@ from lightning.fabric.utilities.data import sized_len
 from lightning.fabric.utilities.types import _Stateful
 from torch.utils.data import DataLoader
 
+from neuromanifold_gpt.data.changes import name_of
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.plain_reading import attribute_dict
@@ -23,9 +24,27 @@ def owned_by_loader(number: int, loader: Any) -> dict[str, OwnedState]:
     }
 
 
-def settings_of(loaders: list[Any]) -> list[dict[str, Any]]:
-    """What decides how the samples of loaders without ``state_dict`` are shared out among batches."""
-    return [_settings(loader) for loader in loaders if not isinstance(loader, _Stateful)]
+def settings_of(loaders: list[Any], as_made: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """What decides how the samples of loaders without ``state_dict`` become batches.
+
+    Args:
+        loaders: all.
+        as_made: the settings when training began, of which only the function that collates may be another now.
+    """
+    stock = [loader for loader in loaders if not isinstance(loader, _Stateful)]
+    before = map(_settings, stock) if as_made is None else as_made
+    return [{**settings, **_collate_fn(loader)} for settings, loader in zip(before, stock, strict=True)]
+
+
+def collate_fns_of(loaders: list[Any]) -> dict[str, Any]:
+    """The functions that collate batches of stock loaders, by path."""
+    parts = {number: parts_of_stock_loader(loader) for number, loader in enumerate(loaders)}
+    return {f"{number}.collate_fn": found["collate_fn"] for number, found in parts.items() if "collate_fn" in found}
+
+
+def _collate_fn(loader: Any) -> dict[str, Any]:
+    found = parts_of_stock_loader(loader)
+    return {"collate_fn": name_of(found["collate_fn"])} if "collate_fn" in found else {}
 
 
 def _settings(loader: Any) -> dict[str, Any]:

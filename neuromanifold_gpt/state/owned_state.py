@@ -80,6 +80,13 @@ class OwnedState:
         new = {path: value for path, value in self.values().items() if path.rpartition(".")[0] not in known}
         self._as_made = {**new, **self._as_made}
 
+    def replace(self, name: str, root: Any) -> None:
+        """Let a root be another object, which begins as it is."""
+        if self._roots[name] is not root:
+            self._as_made = {path: value for path, value in self._as_made.items() if not path.startswith(f"{name}.")}
+            self._roots[name] = root
+            self.look_again()
+
     def reseed(self, seed: int) -> None:
         """Seed every generator, each with a number of its own, by its path; ``seed`` is one of 64 bits."""
         for path, generator in self._generators.items():

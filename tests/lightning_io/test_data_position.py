@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import LearningRateFinder, WeightAveraging
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler, default_collate
 from torchmetrics import MeanMetric
 
 from neuromanifold_gpt import CheckpointError, ResumableDataLoader, SeparatedCheckpoint, resumable
@@ -72,14 +72,14 @@ class Small(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-2)
 
 
-def train(directory: Path, loaders: Any, path: Path | None = None, **options: Any) -> Small:
+def train(directory: Path, loaders: Any, path: Path | None = None, callbacks: Any = (), **options: Any) -> Small:
     seed_everything(1 if path is None else 7, verbose=False)
     module = Small()
     saver = SeparatedCheckpoint(directory, every_n_train_steps=1, save_top_k=-1)
     trainer = Trainer(
         **{"max_steps": 16, "max_epochs": -1, "logger": False, **options},
         accelerator="cpu",
-        callbacks=[saver],
+        callbacks=[*callbacks, saver],
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -190,6 +190,32 @@ def test_settings_of_a_stock_loader_that_differ_are_said(loader: Any, match: str
     with warnings.catch_warnings():
         warnings.simplefilter("error", DataOrderWarning)
         train(tmp_path / "c", LOADERS["shuffled"], path, max_steps=step + 1)
+
+
+def reversed_collate(samples: Any) -> Any:
+    return default_collate(samples[::-1])
+
+
+class OtherCollate(Callback):
+    """Gives the loader another function behind the first epoch."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        trainer.train_dataloader.collate_fn = reversed_collate
+
+
+def test_another_collate_function_of_a_stock_loader_is_said_at_the_save_and_on_the_resume(tmp_path: Path):
+    def other() -> Any:
+        return DataLoader(NoisySamples(), 4, shuffle=True, collate_fn=reversed_collate)
+
+    with pytest.warns(DataOrderWarning, match=r"^0\.collate_fn was .*\.default_collate and is .*\.reversed_collate: t"):
+        train(tmp_path / "a", LOADERS["shuffled"], max_steps=9, callbacks=[OtherCollate()])
+    for step in (7, 9):  # between epochs, and in the middle of one
+        path = by_step(tmp_path / "a")[step].model_path
+        with pytest.warns(DataOrderWarning, match=r"collate_fn was .*\.reversed_collate and is .*\.default_collate\.$"):
+            train(tmp_path / f"b{step}", LOADERS["shuffled"], path, max_steps=step + 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DataOrderWarning)
+            train(tmp_path / f"c{step}", other, path, max_steps=step + 1)
 
 
 @pytest.mark.parametrize(
