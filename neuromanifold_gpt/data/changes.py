@@ -21,6 +21,7 @@ from neuromanifold_gpt.state.kept_variables import variables_at
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.searched_parts import MAXIMUM_ITEMS
+from neuromanifold_gpt.state.shared_values import array_in
 from neuromanifold_gpt.state.shown_values import shown_value
 from neuromanifold_gpt.state.users_objects import NAMESPACES, is_of_users_class, is_users_module
 
@@ -37,13 +38,19 @@ class ChangesBesidePosition:
 
     Args:
         owned: those that hold them. What is among their values is in the position.
+        shared: those that workers have too.
     """
 
-    def __init__(self, owned: Sequence[OwnedState]) -> None:
-        self._owned = owned
+    def __init__(self, owned: Sequence[OwnedState], *, shared: Sequence[OwnedState] = ()) -> None:
+        self._owned, self._sharing = owned, shared
         self._before: dict[str, str] | None = None
         self._collate_fns: Mapping[str, Any] = {}
         self._said: set[str] = set()
+        self._shared: dict[str, Any] = {}
+
+    def begin_pass(self, *, with_workers: bool) -> None:
+        """Batches are made from here on, by workers perhaps, which fetch ahead."""
+        self._shared = self._shared_numbers() if with_workers else {}
 
     def begin(self, collate_fns: Mapping[str, Any]) -> None:
         """The first batch is there: what it needs is made, files are open.
@@ -54,11 +61,12 @@ class ChangesBesidePosition:
         if self._before is None:
             self._before, self._collate_fns = self._shown(), collate_fns
 
-    def warn_of_changes(self, collate_fns: Mapping[str, Any]) -> None:
+    def warn_of_changes(self, collate_fns: Mapping[str, Any], *, is_at_end: bool) -> None:
         """A position is saved.
 
         Args:
             collate_fns: as for :meth:`begin`.
+            is_at_end: no batch is left that was fetched ahead.
 
         Warns:
             DataOrderWarning: names what has changed and was not named before.
@@ -66,6 +74,8 @@ class ChangesBesidePosition:
         if self._before is None:
             return
         self._warn_of_other_functions(collate_fns)
+        if not is_at_end:
+            self._warn_of_shared_numbers()
         now, before = self._shown(), self._before
         changed = sorted(
             path for path in now.keys() & before.keys() - self._said if _is_a_change(before[path], now[path])
@@ -92,6 +102,22 @@ class ChangesBesidePosition:
                 DataOrderWarning,
                 stacklevel=6,
             )
+
+    def _warn_of_shared_numbers(self) -> None:
+        now = self._shared_numbers()
+        changed = {path for path in now.keys() & self._shared.keys() if now[path] != self._shared[path]}
+        if new := sorted(changed - self._said):
+            self._said.update(new)
+            warnings.warn(
+                f"{listed(new)} changes while workers, with which it is shared, fetch batches ahead: a checkpoint has "
+                "its value, but not which of them were made with which. Where samples depend on it, a resume in the "
+                "middle of an epoch cannot be exact: change it between epochs, or use num_workers=0.",
+                DataOrderWarning,
+                stacklevel=6,
+            )
+
+    def _shared_numbers(self) -> dict[str, Any]:
+        return {path: number for owned in self._sharing for path, number in owned.shared_numbers().items()}
 
     def _shown(self) -> dict[str, str]:
         found = {}
@@ -158,7 +184,7 @@ def _is_data(name: str, value: Any) -> bool:
 
 def _shown(value: Any) -> str | None:
     kind = type(value)  # isinstance() would ask proxies, which may have nobody to ask
-    if issubclass(kind, (Tensor, np.ndarray, *_CONTAINERS, set, enum.Enum)):
+    if issubclass(kind, (Tensor, np.ndarray, *_CONTAINERS, set, enum.Enum)) or array_in(value) is not None:
         return shown_value(value, is_data=True)
     if value is None:
         return _NONE

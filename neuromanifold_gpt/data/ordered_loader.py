@@ -69,7 +69,7 @@ class OrderedLoader(PositionedLoader):
         self._is_single = samplers["batch_sampler"] is None
         self._collate = _Collate(collate_fn, dataset, seed_samples, self._is_single)
         self._owned = OwnedState({"dataset": dataset, "collate_fn": self._collate.root})
-        self._beside = ChangesBesidePosition([self._owned, *order.owned()])
+        self._beside = ChangesBesidePosition([self._owned, *order.owned()], shared=[self._owned])
         self._values_in_workers: dict[str, Any] | None = None
         self._has_said = self._draws = False
         super().__init__(
@@ -84,13 +84,14 @@ class OrderedLoader(PositionedLoader):
     def position(self, *, within_pass: bool = False) -> dict[str, Any]:
         """The position, and what dataset and ``collate_fn`` have changed in themselves since the loader was made.
 
-        Workers have copies of them: what changes there is lost, and what changes here reaches the next workers.
+        Workers have copies of them: what changes there is lost, and what changes here reaches the next workers. Numbers
+        of ``multiprocessing`` are the same everywhere.
         """
         same_workers = self.persistent_workers or not self.is_at_end
+        values = self._owned.changed_values()
         if self._values_in_workers is not None and same_workers:
-            values = self._values_in_workers
-        else:
-            values = self._owned.changed_values()
+            shared = self._owned.shared_numbers()
+            values = {path: value for path, value in values.items() if path in shared} | self._values_in_workers
         return {**super().position(within_pass=within_pass), **({"values": values} if values else {})}
 
     @property
@@ -130,8 +131,11 @@ class OrderedLoader(PositionedLoader):
         if not workers_stay:
             self._take_collate_fn()
         self._look_again()
-        if self.num_workers and not workers_stay:
-            self._values_in_workers = self._owned.changed_values()  # those that the iterator starts
+        if self.num_workers and not workers_stay:  # those that the iterator starts
+            shared = self._owned.shared_numbers()
+            values = self._owned.changed_values().items()
+            self._values_in_workers = {path: value for path, value in values if path not in shared}
+        self._beside.begin_pass(with_workers=self.num_workers > 0)
         self._samples.begin_pass()
         self._collate.begin_pass()
         ahead = self._keys.begin()

@@ -237,7 +237,7 @@ class PositionedLoader(DataLoader[Any]):
 
     def warn_of_what_is_left_out(self) -> None:
         """See :class:`ChangesBesidePosition`."""
-        self._beside.warn_of_changes({"collate_fn": self.collate_fn})
+        self._beside.warn_of_changes({"collate_fn": self.collate_fn}, is_at_end=self.is_at_end)
 
     def restored_with(self, others: Iterable[PositionedLoader]) -> None:
         """Their positions were loaded from the same checkpoint."""

@@ -67,7 +67,8 @@ class ResumableStreamLoader(PositionedLoader):
         self._turns = _Turns(loader, seed, default_seed)
         self._has_said = False
         self._position = Position(self._turns)
-        self._beside = ChangesBesidePosition([])  # a stream changes as it is read, which is repeated or in its state
+        # A stream changes as it is read, which is repeated or in its state.
+        self._beside = ChangesBesidePosition([], shared=self._turns.owned())
         super().__init__(
             cast(Any, loader.dataset),
             batch_size=None,
@@ -108,6 +109,7 @@ class ResumableStreamLoader(PositionedLoader):
         position, workers = self._position, self.num_workers
         progress = position.progress
         self._take_collate_fn()
+        self._beside.begin_pass(with_workers=self.num_workers > 0)
         shards = len(progress["shards"])
         hosts = math.gcd(shards, workers) if workers and progress["workers"] else 0
         stream = ShardsInTurn(
@@ -191,6 +193,9 @@ class _Turns:
     def _values(self) -> dict[str, Any]:
         of_collate_fn = self._collate_fn.changed_values() if self._workers == 0 else {}  # workers have copies
         return {**self._dataset.changed_values(), **of_collate_fn}
+
+    def owned(self) -> list[OwnedState]:
+        return [self._dataset, self._collate_fn]
 
     def collate_with(self, collate_fn: Callable[[Any], Any]) -> None:
         self._collate_fn.replace("collate_fn", collate_fn)

@@ -67,7 +67,7 @@ class WatchedCollate:
         before = shown_containers(owned)
         changes: list[Callable[[], Iterable[str]]] = [
             lambda: [path for path, shown in shown_containers(owned).items() if before.get(path, shown) != shown],
-            owned.changed_values,
+            lambda: owned.changed_values().keys() - owned.shared_numbers().keys(),  # see ChangesBesidePosition
         ]
         if self._module is not None:
             values = ModuleValues(self._module)

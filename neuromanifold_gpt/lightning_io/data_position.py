@@ -24,7 +24,7 @@ from neuromanifold_gpt.checkpoint.errors import StateMismatchError
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.lightning_io.cycled_passes import CycledPasses
-from neuromanifold_gpt.lightning_io.loader_parts import collate_fns_of, is_order, owned_by_loader, settings_of
+from neuromanifold_gpt.lightning_io.loader_parts import collate_fns_of, is_order, owned_by_loaders, settings_of
 from neuromanifold_gpt.lightning_io.loader_warnings import (
     SamplersOnTheWay,
     warn_of_inexact_loaders,
@@ -61,13 +61,11 @@ class DataPosition:
 
     def loaders_are_new(self) -> None:
         """Lightning has just got its loaders, and will make an iterator of them."""
-        self._owned, self._settings = {}, settings_of(self._combined.flattened)
-        for number, loader in enumerate(self._combined.flattened):
-            if not isinstance(loader, _Stateful):
-                self._owned.update(owned_by_loader(number, loader))
+        self._owned, self._settings = owned_by_loaders(self._combined.flattened), settings_of(self._combined.flattened)
         self._variables = what_is_drawn_from({}, things=[*what_trains(self._fit_loop.trainer), *self.objects()])
         self._samplers_on_the_way = SamplersOnTheWay(self._combined.flattened)
-        self._beside = ChangesBesidePosition([*self._owned.values()])
+        in_workers = [owned for name, owned in self._owned.items() if not is_order(name)]
+        self._beside = ChangesBesidePosition([*self._owned.values()], shared=in_workers)
         self._streams = StreamsReadAgain(self._combined.flattened)
         self.iterator_is_made()
         warn_of_inexact_loaders(self._combined.flattened)
@@ -76,6 +74,7 @@ class DataPosition:
         """Lightning is about to make an iterator."""
         self._ended_before_resume.clear()
         self._cycled.epoch_begins()
+        self._beside.begin_pass(with_workers=any(self._workers))
         self._before_fetch = {}
         self._at_iterator = {"states": self._states(), "begun_again": [], "at_end": []}
         if not self._all_stateful:
@@ -103,13 +102,10 @@ class DataPosition:
         self._beside.begin(collate_fns_of(self._combined.flattened))
 
     def warn_of_what_is_left_out(self) -> None:
-        """Say what has changed in the data that goes with no position.
-
-        Warns:
-            DataOrderWarning: names what it did not name before.
-        """
+        """See :meth:`ChangesBesidePosition.warn_of_changes`."""
         loaders = self._combined.flattened if self._fit_loop._combined_loader is not None else []
-        self._beside.warn_of_changes(collate_fns_of(loaders))
+        fetcher = self._fit_loop._data_fetcher
+        self._beside.warn_of_changes(collate_fns_of(loaders), is_at_end=fetcher is None or fetcher.done)
         for loader in loaders:
             if isinstance(loader, PositionedLoader):
                 loader.warn_of_what_is_left_out()
@@ -200,6 +196,7 @@ class DataPosition:
             elif self._workers == saved["workers"]:
                 owned.restore_attributes(saved["owned"][name]["values"])
             owned.restore_generators(saved["owned"][name]["generators"])
+        self._beside.begin_pass(with_workers=any(self._workers))
 
     def _load_states(self, states: list[dict[str, Any]]) -> None:
         stateful = [loader for loader in self._combined.flattened if isinstance(loader, _Stateful)]

@@ -16,10 +16,12 @@ from neuromanifold_gpt.state.plain_reading import attribute_dict
 from neuromanifold_gpt.state.stock_loaders import parts_of_stock_loader
 
 
-def owned_by_loader(number: int, loader: Any) -> dict[str, OwnedState]:
-    """What decides the batches of a loader without ``state_dict``, by name."""
+def owned_by_loaders(loaders: list[Any]) -> dict[str, OwnedState]:
+    """What decides the batches of loaders without ``state_dict``, by name."""
     return {
         name: OwnedState({name: part}, ignored, thorough=name.endswith("sampler"))
+        for number, loader in enumerate(loaders)
+        if not isinstance(loader, _Stateful)
         for name, part, ignored in _parts_with_state(number, loader)
     }
 

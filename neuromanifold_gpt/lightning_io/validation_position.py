@@ -13,13 +13,12 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from neuromanifold_gpt.data.errors import DatasetError
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
-from neuromanifold_gpt.lightning_io.loader_parts import owned_by_loader
+from neuromanifold_gpt.lightning_io.loader_parts import owned_by_loaders
 from neuromanifold_gpt.lightning_io.validation_workers import PersistentWorkers
 from neuromanifold_gpt.state.owned_state import OwnedState
 
@@ -122,8 +121,6 @@ class ValidationPosition:
         self._workers.leave()
         self._followed = combined
         self._samplers, self._data = {}, {}
-        for number, loader in enumerate(combined.flattened if combined is not None else ()):
-            if not isinstance(loader, _Stateful):
-                for name, owned in owned_by_loader(number, loader).items():
-                    (self._samplers if name.endswith(".sampler") else self._data)[name] = owned
+        for name, owned in owned_by_loaders(combined.flattened if combined is not None else []).items():
+            (self._samplers if name.endswith(".sampler") else self._data)[name] = owned
         self._workers = PersistentWorkers(combined.flattened if combined is not None else [])

@@ -1,6 +1,7 @@
 """What objects and functions keep, and where it can be set again.
 
-It is in attributes, in ``__dict__`` or ``__slots__``, and in variables of the functions around a function.
+It is in attributes, in ``__dict__`` or ``__slots__``, in variables of the functions around a function, and in numbers
+that processes share.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from neuromanifold_gpt.state.plain_reading import attribute_dict, module_name_of, slots_of, values_of_slots
+from neuromanifold_gpt.state.shared_values import is_shared_number, number_in, set_number
 from neuromanifold_gpt.state.stored_values import is_single_value
 from neuromanifold_gpt.state.users_objects import is_users_module, variables_of_function
 
 
 def keeps_variables(thing: Any) -> bool:
     """Whether it has attributes that can be set."""
-    return bool(_slots(cast(Any, type(thing)))) or attribute_dict(thing) is not None
+    return is_shared_number(thing) or bool(_slots(cast(Any, type(thing)))) or attribute_dict(thing) is not None
 
 
 def kept_variables(thing: Any) -> dict[str, Any]:
@@ -26,6 +28,8 @@ def kept_variables(thing: Any) -> dict[str, Any]:
 
     Others around it may belong to a program that is running and sets them itself, such as the number of its step.
     """
+    if is_shared_number(thing):
+        return {"value": number_in(thing)}
     found = dict(attribute_dict(thing) or {})
     if _is_users_function(thing):
         return {**{name: cell.cell_contents for name, cell in _cells_set_by(thing)}, **found}
@@ -41,7 +45,9 @@ def variables_at(thing: Any) -> dict[str, Any]:
 
 def set_variable(thing: Any, name: str, value: Any) -> None:
     """Set one of :func:`kept_variables`."""
-    if _is_users_function(thing) and (cell := dict(_cells_set_by(thing)).get(name)) is not None:
+    if is_shared_number(thing):
+        set_number(thing, value)
+    elif _is_users_function(thing) and (cell := dict(_cells_set_by(thing)).get(name)) is not None:
         cell.cell_contents = value
     elif (member := dict(_slots(cast(Any, type(thing)))).get(name)) is not None:
         member.__set__(thing, value)

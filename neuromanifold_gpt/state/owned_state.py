@@ -30,6 +30,7 @@ from neuromanifold_gpt.state.kept_variables import (
     variables_at,
 )
 from neuromanifold_gpt.state.searched_parts import is_opaque, parts_of
+from neuromanifold_gpt.state.shared_values import is_shared_number, number_in
 from neuromanifold_gpt.state.stored_values import UNKNOWN, as_it_was, is_scalar, is_single_value, stored
 from neuromanifold_gpt.state.users_objects import is_stateful
 
@@ -153,6 +154,10 @@ class OwnedState:
                 if value is not UNKNOWN and not equal(value, now.get(path, ...)):
                     set_variable(keeper, name, put_back(kept_variables(keeper).get(name), value))
 
+    def shared_numbers(self) -> dict[str, Any]:
+        """Those of :meth:`values` that data workers see at once, and may change."""
+        return {f"{path}.value": number_in(owner) for path, owner in self._owners.items() if is_shared_number(owner)}
+
     def generators_that_are_new_since(self, other: OwnedState) -> list[str]:
         """The paths of those that ``other`` had not found, wherever they are."""
         known = {id(generator) for generator in other._generators.values()}
@@ -204,6 +209,9 @@ class OwnedState:
             self._generators[path] = thing
             return []
         if is_opaque(thing):
+            return []
+        if is_shared_number(thing):
+            self._owners[path] = thing
             return []
         if keeps_variables(thing):
             self._owners[path] = thing

@@ -19,6 +19,7 @@ from neuromanifold_gpt.state.flat_values import spaced
 from neuromanifold_gpt.state.metrics import metric_state, metrics_of
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
 from neuromanifold_gpt.state.plain_reading import attribute_dict, values_in
+from neuromanifold_gpt.state.shared_values import array_in, is_shared_number, number_in
 from neuromanifold_gpt.state.users_objects import (
     attributes_of,
     is_a_time,
@@ -153,6 +154,10 @@ class _Look:
             return f"{len(value)} {_text_digest(shown)}" if shown or not value else None
         if issubclass(kind, list | tuple | deque):
             return self._at_items(value, values_in(value), depth)
+        if is_shared_number(value):
+            return None if id(value) in self._kept else self.at(number_in(value), depth)
+        if (shared := array_in(value)) is not None:
+            return self.at(shared, depth)
         return self._at_object(value, depth)
 
     def _elements(self, size: int, depth: int) -> int:

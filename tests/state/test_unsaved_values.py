@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 import itertools
+import multiprocessing
 import random
 import time
 import warnings
@@ -236,6 +237,16 @@ def momentum() -> torch.optim.Optimizer:
     return stepped(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1, momentum=0.9))
 
 
+def set_to(shared: Any, value: Any) -> Any:
+    shared.value = value
+    return shared
+
+
+def set_at(shared: Any, value: Any) -> Any:
+    shared[1] = value
+    return shared
+
+
 KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "a tensor, replaced": (lambda: torch.zeros(2), lambda value: value + 1),
     "a tensor, changed in place": (lambda: torch.zeros(2), lambda value: value.add_(1)),
@@ -246,6 +257,8 @@ KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "a complex one": (lambda: torch.zeros(2, dtype=torch.complex64), lambda value: value + 1j),
     "a flag": (lambda: False, lambda value: True),
     "a scalar tensor": (lambda: torch.tensor(1.0), lambda value: value * 0.5),
+    "a number that processes share": (lambda: multiprocessing.Value("i", 1), lambda value: set_to(value, 2)),
+    "an array that they share": (lambda: multiprocessing.Array("d", [1.0, 2.0]), lambda value: set_at(value, 0.5)),
     "hidden states": (
         lambda: (torch.zeros(2), torch.zeros(2)),
         lambda value: tuple((part + 1).detach() for part in value),
