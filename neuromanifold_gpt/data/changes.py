@@ -120,14 +120,18 @@ class ChangesBesidePosition:
         return {path: number for owned in self._sharing for path, number in owned.shared_numbers().items()}
 
     def _shown(self) -> dict[str, str]:
-        found = {}
-        for owned in self._owned:
-            in_position, looked_at = owned.values(), {id(owner) for _, owner in _looked_at(owned)}
-            for path, value in _attributes(owned):
-                if value is None or path not in in_position:
-                    shown = _shown(_without_attributes(value, looked_at))
-                    found.update({path: shown} if shown is not None else {})
-        return found
+        return {path: shown for owned in self._owned for path, shown in shown_attributes(owned).items()}
+
+
+def shown_attributes(owned: OwnedState) -> dict[str, str]:
+    """What shows whether containers and callables have changed, by path, but for what is among the values."""
+    found = {}
+    in_position, looked_at = owned.values(), {id(owner) for _, owner in _looked_at(owned)}
+    for path, value in looked_at_attributes(owned):
+        if value is None or path not in in_position:
+            shown = _shown(_without_attributes(value, looked_at))
+            found.update({path: shown} if shown is not None else {})
+    return found
 
 
 def shown_containers(owned: OwnedState, also: tuple[type, ...] = ()) -> dict[str, str]:
@@ -151,8 +155,8 @@ def _looked_at(owned: OwnedState) -> Iterator[tuple[str, Any]]:
             yield path, owner
 
 
-def _attributes(owned: OwnedState) -> Iterator[tuple[str, Any]]:
-    """What they hold; and what their class has until they have it themselves."""
+def looked_at_attributes(owned: OwnedState) -> Iterator[tuple[str, Any]]:
+    """What users' objects and functions, datasets and samplers hold; and what their class has until they have it."""
     for path, owner in _looked_at(owned):
         classes = [kind for kind in type(owner).__mro__[::-1] if is_users_module(kind.__module__)]
         of_classes = {name: value for kind in classes for name, value in vars(kind).items() if _is_data(name, value)}

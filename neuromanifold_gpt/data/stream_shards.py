@@ -18,6 +18,7 @@ from torch.utils.data._utils import worker as torch_worker
 from tqdm import tqdm
 
 from neuromanifold_gpt.data.changes import shown_containers
+from neuromanifold_gpt.data.ids_digest import IdsDigest
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.sample_seeds import isolated_generators, seed_generators
 from neuromanifold_gpt.data.watched_collate import WATCHED_BATCHES
@@ -37,12 +38,14 @@ class Item(NamedTuple):
         state: to begin from, behind the batch.
         batch: a list of one, or of none at the end.
         not_kept: names of what has changed that is not in the state.
+        is_other: read again, the stream has come to other samples than before.
     """
 
     shard: int
     state: dict[str, Any]
     batch: list[Any]
     not_kept: list[str]
+    is_other: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class ShardsInTurn(IterableDataset[Item]):
         next_shard: whose turn it is.
         as_workers: whether shards are data workers' or, a single one, that of the main process.
         hosts: number of worker processes, a divisor of the number of shards; 0 reads them all here.
+        when_read_again: to be called when the one that is that of the main process is where it stopped.
     """
 
     def __init__(
@@ -80,7 +84,9 @@ class ShardsInTurn(IterableDataset[Item]):
         next_shard: int,
         as_workers: bool,
         hosts: int,
+        when_read_again: Callable[[], None],
     ) -> None:
+        self._when_read_again = None if as_workers else when_read_again
         self._dataset, self._options, self._seed, self._epoch = dataset, options, seed, epoch
         self._starts, self._next_shard, self._as_workers, self._hosts = starts, next_shard, as_workers, hosts
 
@@ -114,6 +120,7 @@ class ShardsInTurn(IterableDataset[Item]):
         seed = mixed(self._seed, self._epoch, number)
         shard = Shard(dataset, options, seed, number, workers, self._starts[number])
         shard.shares_collate_fn = own_copy
+        shard.when_read_again = self._when_read_again
         return shard
 
 
@@ -121,6 +128,7 @@ class Shard:
     """One stream, from a position on."""
 
     shows_progress = False
+    when_read_again: Callable[[], None] | None = None
     shares_collate_fn = False  # with other shards, each of which would have one of its own in its worker
 
     def __init__(
@@ -131,8 +139,10 @@ class Shard:
         self._samples = 0  # that were read, those ahead included
         self._batches = 0  # in this process
         self._ahead: list[Any] = []
-        self._start = start
+        self._start = self._last_state = start
         self._iterator: Any = None
+        self._ids: IdsDigest | None = None  # of streams that are read again
+        self._is_other = False
         self._drawn_from = (
             what_is_drawn_from({"dataset": dataset, "collate_fn": options.collate_fn}) if options.seed_samples else None
         )
@@ -147,7 +157,7 @@ class Shard:
     def next_item(self) -> Item:
         """The next batch, or the end."""
         if self.is_done:
-            return Item(self._number, self._state(), [], [])
+            return Item(self._number, self._last_state, [], [])
         with isolated_generators(self._drawn_from), self._as_its_worker():
             if self._iterator is None:
                 self._begin()
@@ -155,14 +165,27 @@ class Shard:
             self._fill(samples, self._batch_size)
             if not samples or (self._options.drop_last and len(samples) < self._batch_size):
                 self.is_done = True
-                return Item(self._number, self._state(), [], [])
+                self._last_state = self._state()
+                return Item(self._number, self._last_state, [], [], self._is_other)
             self._seed_all(_COLLATION, self._samples)
             batch, not_kept = self._collated(samples)
             state = self._state()
-            # Whether there is another batch is known before this one is handed out, so that its state can tell.
-            self._fill(self._ahead, self._batch_size if self._options.drop_last else 1)
-            self.is_done = len(self._ahead) < (self._batch_size if self._options.drop_last else 1)
-            return Item(self._number, self._state() if self.is_done else state, [batch], not_kept)
+            self._look_ahead()
+            # The state of one that has ended is that before its end: it may stand at its beginning again.
+            self._last_state = {**state, "is_done": self.is_done}
+            return Item(self._number, self._last_state, [batch], not_kept, self._is_other)
+
+    def pass_over_end(self) -> None:
+        """Do with the stream what is done behind the batch to begin from, in a pass that is left there or ends."""
+        with isolated_generators(self._drawn_from), self._as_its_worker():
+            self._begin()
+            self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Whether there is another batch is known before this one is handed out, so that its state can tell."""
+        count = self._batch_size if self._options.drop_last else 1
+        self._fill(self._ahead, count)
+        self.is_done = len(self._ahead) < count
 
     def _begin(self) -> None:
         self._collate_fn.restore_values(self._collate_values)
@@ -178,10 +201,17 @@ class Shard:
         if saved is not None:
             self._samples = samples
             return
+        if not is_stateful(self._dataset) and not is_stateful(self._iterator):
+            self._ids = IdsDigest()
         hidden = not (samples and self.shows_progress)
         with tqdm(total=samples, desc="Reading the stream again", disable=hidden, file=sys.stderr) as bar:
             while self._samples < samples and self._next_sample() is not _NOTHING:
                 bar.update()
+        ids = self._start.get("ids")
+        self._is_other = self._samples < samples or (bool(samples and ids) and ids != self._digest_of_ids())
+        if samples and self._ids is not None and self.when_read_again is not None:
+            self._look_ahead()  # as when the position was saved
+            self.when_read_again()
 
     def _collated(self, samples: list[Any]) -> tuple[Any, list[str]]:
         if self.shares_collate_fn:
@@ -212,15 +242,21 @@ class Shard:
     def _next_sample(self) -> Any:
         self._seed_all(self._samples)
         sample = next(self._iterator, _NOTHING)
-        self._samples += sample is not _NOTHING
+        if sample is not _NOTHING:
+            self._samples += 1
+            if self._ids is not None:
+                self._ids.add(sample)
         return sample
+
+    def _digest_of_ids(self) -> str | None:
+        return self._ids.digest() if self._ids is not None else None
 
     def _seed_all(self, *position: int) -> None:
         if self._options.seed_samples:
             seed_generators(mixed(self._seed, *position), self._drawn_from)
 
     def _state(self) -> dict[str, Any]:
-        """The state to begin from. At its end, a stream may already stand at its beginning again."""
+        """The state to begin from."""
         inner = None
         for of, owner in () if self.is_done else (("iterator", self._iterator), ("dataset", self._dataset)):
             if is_stateful(owner):
@@ -231,6 +267,7 @@ class Shard:
             "state": inner,
             "is_done": self.is_done,
             "collate_fn": self._collate_values,
+            "ids": self._digest_of_ids(),
         }
 
     @contextmanager
