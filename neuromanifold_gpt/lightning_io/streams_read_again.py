@@ -2,7 +2,8 @@
 
 A stream that shuffles in a buffer may draw from the global generators while it goes on, and so does the model: read
 again without the model, it draws other numbers. One that only augments its samples comes to the same place. What tells
-is the last batch, made again with the random numbers that it had, and the ids, labels and texts of all batches.
+is the last batch, made again with the random numbers that it had, and the ids, labels and texts of all batches. Of one
+that draws nothing behind its first batch, but may begin with what training has changed, such as a buffer, the latter.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.data.ids_digest import IdsDigest
 from neuromanifold_gpt.state.flat_values import equal
 from neuromanifold_gpt.state.rng import cpu_generator_states
 from neuromanifold_gpt.state.shown_values import shown_value
@@ -48,8 +50,8 @@ class StreamsReadAgain:
                 iterators[number] = self._followed[number] = _FollowedStream(iterators[number])
 
     def current(self) -> dict[int, list[str]]:
-        """Digests of what was read, by number of the loader, of streams that draw while they go on."""
-        return {number: stream.digests() for number, stream in self._followed.items() if stream.draws}
+        """Digests of what was read, by number of the loader."""
+        return {number: stream.digests() for number, stream in self._followed.items()}
 
     def check(self, saved: dict[int, list[str]]) -> None:
         """Compare with :meth:`current` of the save up to which the streams were read again.
@@ -57,15 +59,16 @@ class StreamsReadAgain:
         Warns:
             InexactResumeWarning: names those that have come to other samples.
         """
-        followed = {number: self._followed[number].digests() for number in saved if number in self._followed}
-        names = [
-            type(self._loaders[number].dataset).__name__ for number in followed if followed[number] != saved[number]
+        other = [
+            number for number, stream in self._followed.items() if stream.has_come_to_others(saved.get(number, []))
         ]
-        if names:
+        if other:
+            names = [type(self._loaders[number].dataset).__name__ for number in other]
             warnings.warn(
-                f"this resume is not exact: {', '.join(names)}, begun again, has come to other samples than before, "
-                "since it draws from random number generators while it goes on, and others draw from them too. Use "
-                "resumable(loader), which keeps its draws apart.",
+                f"this resume is not exact: {', '.join(names)}, begun again, has come to other samples than before. "
+                "Either it draws from random number generators while it goes on, and others draw from them too: "
+                "resumable(loader) keeps its draws apart. Or it reads what training has changed since it began, such "
+                "as a buffer: give it state_dict and load_state_dict, and use resumable(loader).",
                 InexactResumeWarning,
                 stacklevel=2,
             )
@@ -78,12 +81,18 @@ class _FollowedStream(Iterator[Any]):
         self._batches = batches
         self._has_begun = False
         self._whole = xxhash.xxh3_64()  # of what augmentation leaves alone
+        self._ids = IdsDigest()
         self._last = ""
         self.draws = False
 
     def digests(self) -> list[str]:
-        """Of the last batch, and of ids, labels and texts of all."""
-        return [self._last, self._whole.hexdigest()]
+        """Of the last batch, and of ids, labels and texts of all; of a stream that draws nothing, of the latter."""
+        return [self._last, self._whole.hexdigest()] if self.draws else [self._ids.digest()]
+
+    def has_come_to_others(self, saved: list[str]) -> bool:
+        """Whether there are :meth:`digests`, and they are those of other batches."""
+        drawing = [self._last, self._whole.hexdigest()]
+        return bool(saved) and saved != (drawing if len(saved) == len(drawing) else [self._ids.digest()])
 
     def __next__(self) -> Any:
         before = None if self.draws else cpu_generator_states()
@@ -94,6 +103,7 @@ class _FollowedStream(Iterator[Any]):
         shown = _shown(batch)
         self._last = xxhash.xxh3_64_hexdigest(repr(shown).encode())
         self._whole.update(repr([text for text, has_fractions in shown if not has_fractions]).encode())
+        self._ids.add(batch)
         return batch
 
 
