@@ -10,12 +10,14 @@ import inspect
 import itertools
 import re
 import types
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.state.plain_reading import attribute_dict
 from neuromanifold_gpt.state.users_objects import loader_of_pass, variables_of_generator
 
@@ -36,6 +38,44 @@ def consumers_of(iterator: Iterator[Any] | None, asking: types.FrameType | None)
     objects = (thing for generation in (0, 1) for thing in gc.get_objects(generation))  # of all, it takes 0.1 s or more
     consumers = [thing for thing in objects if any(type(thing) is kind for kind in _KINDS)]
     return [consumer for consumer in consumers if any(_takes_from(consumer, iterator, passing_on))]
+
+
+def warn_of_cycles(consumers: list[Any], *, stacklevel: int) -> None:
+    """Say that ``itertools.cycle`` is among the consumers of a loader.
+
+    Warns:
+        DataOrderWarning: it is.
+    """
+    if any(type(consumer) is itertools.cycle for consumer in consumers):
+        warnings.warn(
+            "a resume of this training cannot be exact: itertools.cycle gives the batches of its first pass again and "
+            "again, which are in no position. Begin a pass for each epoch: while True: for batch in loader.",
+            DataOrderWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
+def warn_of_other_counts(counted: dict[str, int], consumed: int, *, stacklevel: int) -> None:
+    """Say that what counts the batches of an epoch begins anew where that goes on.
+
+    Args:
+        counted: as :func:`counted_from` gives it.
+        consumed: batches of the epoch.
+        stacklevel: of who calls this.
+
+    Warns:
+        DataOrderWarning: it does.
+    """
+    wrong = {name: number for name, number in counted.items() if number in {0, 1} - {consumed, consumed + 1}}
+    if wrong:
+        name = min(wrong)
+        warnings.warn(
+            f"{name} counts from {wrong[name]} here, while the epoch goes on behind {consumed} batches. Where the loop "
+            "goes by that number (accumulation, the last batch), it does not do what it did: use enumerate(loader, "
+            "loader.batches_consumed).",
+            DataOrderWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def counted_from(consumers: list[Any], iterator: Iterator[Any], asking: types.FrameType | None) -> dict[str, int]:

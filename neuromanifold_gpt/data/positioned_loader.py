@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 import threading
 import types
@@ -16,7 +15,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
-from neuromanifold_gpt.data.consumers import begin_anew, consumers_of, counted_from, zipped_with
+from neuromanifold_gpt.data.consumers import (
+    begin_anew,
+    consumers_of,
+    counted_from,
+    warn_of_cycles,
+    warn_of_other_counts,
+    zipped_with,
+)
 from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
 from neuromanifold_gpt.data.held_back import HeldBack
 from neuromanifold_gpt.data.order import mixed
@@ -125,30 +131,12 @@ class PositionedLoader(DataLoader[Any]):
 
     def _look_at(self, around: list[Any], iterator: Any, asking: types.FrameType | None, goes_on: bool) -> None:
         self._held_back.goes_with(begin_anew(around, iterator, asking))
-        if any(type(consumer) is itertools.cycle for consumer in around):
-            warnings.warn(
-                "a resume of this training cannot be exact: itertools.cycle gives the batches of its first pass again "
-                "and again, which are in no position. Begin a pass for each epoch: while True: for batch in loader.",
-                DataOrderWarning,
-                stacklevel=3,  # who iterates
-            )
-        if not goes_on:
-            return
-        if self.is_at_end:
+        warn_of_cycles(around, stacklevel=3)  # who iterates
+        if goes_on and self.is_at_end:
             for other in zipped_with(around, iterator):
                 self._end_with_this(other)
-        consumed = self.batches_consumed
-        counted = counted_from(around, iterator, asking)
-        wrong = {name: number for name, number in counted.items() if number in {0, 1} - {consumed, consumed + 1}}
-        if not self.is_at_end and wrong:
-            name = min(wrong)
-            warnings.warn(
-                f"{name} counts from {wrong[name]} here, while the epoch goes on behind {consumed} batches. Where "
-                "the loop goes by that number (accumulation, the last batch), it does not do what it did: use "
-                "enumerate(loader, loader.batches_consumed).",
-                DataOrderWarning,
-                stacklevel=3,
-            )
+        elif goes_on:
+            warn_of_other_counts(counted_from(around, iterator, asking), self.batches_consumed, stacklevel=3)
 
     def _warn_of_one_that_waits(self) -> None:
         others = [other for other in self._restored_with if other._position.goes_on]
