@@ -85,10 +85,10 @@ class StreamTurns:
     def _state_of_stream(self) -> dict[str, Any] | None:
         """How a stream says that it stands between passes, and from where it came there."""
         stream: Any = self._loader.dataset
-        if self._workers or self._last_batch is None or not is_stateful(stream):
+        if self._workers or self._last_batch is None or (state := _state_of(stream)) is None:
             return None
         epoch, shard = self._last_batch
-        return {"state": copy.deepcopy(stream.state_dict()), "epoch": epoch, "shard": shard}
+        return {"state": state, "epoch": epoch, "shard": shard}
 
     def owned(self) -> list[OwnedState]:
         """The stream, the ``collate_fn``, and what they refer to."""
@@ -132,7 +132,7 @@ class StreamTurns:
         if saved is None or self._workers or not is_stateful(stream):
             return
         self._last_batch = saved["epoch"], saved["shard"]
-        if saved["shard"]["state"] is not None and not _is_in_state(stream, saved["state"]):
+        if saved["shard"]["state"] is not None and not equal(_state_of(stream), saved["state"]):
             seed = mixed(self.seed, saved["epoch"], 0)
             Shard(stream, self._options, seed, number=0, workers=0, start=saved["shard"]).pass_over_end()
             self._restore(values)
@@ -200,8 +200,8 @@ class StreamTurns:
         ]
 
 
-def _is_in_state(stream: Any, state: Any) -> bool:
+def _state_of(stream: Any) -> Any:
     try:
-        return equal(stream.state_dict(), state)
-    except Exception:  # noqa: BLE001 - it has not begun, and has none yet
-        return False
+        return copy.deepcopy(stream.state_dict()) if is_stateful(stream) else None
+    except Exception:  # noqa: BLE001 - between passes, it may have none
+        return None

@@ -181,6 +181,12 @@ class BeginsAgainByCursor(IterableDataset):
         self.start = state["position"]
 
 
+class HasStateWithinPasses(BeginsAgainByCursor):
+    def __iter__(self):
+        yield from super().__iter__()
+        self.cursor = None
+
+
 class KeepsItsStart(IterableDataset):
     """Begins each pass where a state was loaded, if one was; as Hugging Face's streams do."""
 
@@ -211,6 +217,7 @@ STREAMS = {
     "file": Lines,
     "begins again": lambda path: BeginsAgain(),
     "begins again, by a cursor": lambda path: BeginsAgainByCursor(),
+    "has a state within passes": lambda path: HasStateWithinPasses(),
     "keeps its start": lambda path: KeepsItsStart(),
 }
 ENDS = STREAMS.keys() - {"goes on", "goes on, without state", "file"}
@@ -257,6 +264,21 @@ def test_a_pass_begins_as_the_one_before_was_left(name, batches, tmp_path):
         assert rest == whole[done:], f"after {done} passes"
         assert again == whole[done : done + 1], f"after {done} passes, resumed twice"
         assert str(later_states) == str(states[done:]), f"after {done} passes"
+
+
+def test_positions_of_earlier_releases_are_taken():
+    loader = made(Packing())
+    whole = [batch.tolist() for batch in loader]
+    loader.set_epoch(1)
+    next(iter(loader))
+    state = loader.state_dict()
+    state["shards"] = [{key: value for key, value in state["shards"][0].items() if key != "ids"}]
+    state["values_at_beginning"] = {}
+    del state["values_if_left"]
+    resumed = made(Packing())
+    resumed.load_state_dict(state)
+    with pytest.warns(ReadAgainWarning):
+        assert [batch.tolist() for batch in resumed] == whole[1:]
 
 
 @pytest.mark.parametrize("name", ["packs", "lists", "dict of lists", "deques"])
