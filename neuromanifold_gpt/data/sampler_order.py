@@ -14,7 +14,7 @@ from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.position import Position, Progress, Steps, nothing_left
 from neuromanifold_gpt.data.sample_seeds import OwnGenerators, SampleKey
-from neuromanifold_gpt.data.sampler_run import CountedIds, RunningSampler, SamplerUnits
+from neuromanifold_gpt.data.sampler_run import Changes, CountedIds, RunningSampler, SamplerUnits
 from neuromanifold_gpt.data.shown_samplers import ShownSampler
 from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
@@ -156,9 +156,8 @@ class SamplerOrder:
             DataOrderWarning: the sampler gives other ids than it gave before the position was saved.
         """
         units, ids, first = self._go_to(epoch, progress, goes_on=not self.is_over(progress))
-        changed = {*progress["sampler_now"].get("values", ())}
-        consumed = self.consumed(progress)
-        running = self._running = RunningSampler(self._owned, progress["sampler"], units, ids, consumed, changed)
+        consumed, now = self.consumed(progress), progress["sampler_now"]
+        running = self._running = RunningSampler(self._owned, progress["sampler"], units, ids, consumed, now)
         progress = {**progress, "sampler_now": {}}
         (step, drop_last), (rank, world_size) = self.steps(progress), self._sharing()
         while block := running.take(step):
@@ -181,15 +180,19 @@ class SamplerOrder:
 
         Where the epoch goes on, it is checked whether the ids are those of the first time.
         """
-        units, ids, consumed = self._begin(epoch), CountedIds(), self.consumed(progress)
+        now, ids, consumed = progress["sampler_now"], CountedIds(), self.consumed(progress)
+        changes: Changes = now.get("changes", [])
+        units = self._begin(epoch, changes)
         first = units.take(self._sharing()[1] - 1)
         units.put_back(first)
         for unit in units.passed_over(consumed):
             ids.add(self._ids_of(unit))
         if goes_on:
             self._check(ids, progress["ids_digest"])
-        if now := progress["sampler_now"]:  # what others had changed, when the sampler had gone as far as this
+        if now:  # what others had changed, when the sampler had gone as far as this
+            last_change = changes[-1][0] if changes else 0
             ahead = units.take(now["units_taken"] - consumed)
+            further = units.take(max(last_change - consumed - len(ahead), 0))
             if now["is_over"]:
                 units.take(1)
             ids_ahead = ids.copy()
@@ -197,8 +200,9 @@ class SamplerOrder:
                 ids_ahead.add(self._ids_of(unit))
             if goes_on:
                 self._check(ids_ahead, now["ids_digest"])
-            units.put_back(ahead)
+            units.put_back([*ahead, *further])
             self._owned.set_values(now["values"])
+            units.changes_left.clear()  # which these values have
         return units, ids, first
 
     def _check(self, ids: CountedIds, digest: str) -> None:
@@ -220,13 +224,14 @@ class SamplerOrder:
     def _sharing(self) -> tuple[int, int]:
         return (0, 1) if self._shares_itself else rank_and_world_size()
 
-    def _begin(self, epoch: int) -> SamplerUnits:
+    def _begin(self, epoch: int, changes: Changes) -> SamplerUnits:
         """Begin an epoch of the sampler."""
         for sampler in self._samplers:
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
         drawn_from = what_is_drawn_from({"sampler": self.source}, ignored=(self._dataset,))
-        return SamplerUnits(self.source, OwnGenerators(mixed(self.seed, epoch), drawn_from))
+        generators = OwnGenerators(mixed(self.seed, epoch), drawn_from)
+        return SamplerUnits(self.source, generators, changes, self._owned.set_single_values)
 
 
 def _samplers_in(source: Any) -> Iterator[Any]:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from neuromanifold_gpt.data.sample_seeds import OwnGenerators
 from neuromanifold_gpt.state.flat_values import equal
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.stored_values import stored
+from neuromanifold_gpt.state.stored_values import is_scalar, stored
 
 _DIGEST_BYTES = 8
 _PASSED_OVER_AT_ONCE = 1024
+_MOST_CHANGES = 10_000  # that are remembered of an epoch
+
+# Numbers and texts that others have changed: when so many units had been drawn, to these values, by path.
+Changes = list[tuple[int, dict[str, Any]]]
 
 
 class RunningSampler:
@@ -25,14 +30,22 @@ class RunningSampler:
         units: of the pass.
         ids: those of the units taken so far.
         taken: number of these.
-        changed: paths of the values that others have changed before.
+        now: what :meth:`changes` gave before a resume.
     """
 
     def __init__(
-        self, owned: OwnedState, began_with: Any, units: SamplerUnits, ids: CountedIds, taken: int, changed: set[str]
+        self,
+        owned: OwnedState,
+        began_with: Any,
+        units: SamplerUnits,
+        ids: CountedIds,
+        taken: int,
+        now: dict[str, Any],
     ) -> None:
         self.began_with = began_with
-        self._owned, self._units, self._ids, self._taken, self._changed = owned, units, ids, taken, changed
+        self._owned, self._units, self._ids, self._taken = owned, units, ids, taken
+        self._changed = {*now.get("values", ())}
+        self._changes: Changes = list(now.get("changes", ()))
         self._values = owned.values(at_a_glance=True)
 
     def take(self, count: int) -> list[Any]:
@@ -53,23 +66,53 @@ class RunningSampler:
         if not changed:
             return {}
         ids_digest, is_over = self._ids.digest(), self._units.is_over
-        return {"values": changed, "units_taken": self._taken, "is_over": is_over, "ids_digest": ids_digest}
+        return {
+            "values": changed,
+            "changes": list(self._changes),
+            "units_taken": self._taken,
+            "is_over": is_over,
+            "ids_digest": ids_digest,
+        }
 
     def _look(self) -> dict[str, Any]:
         values = self._owned.values(at_a_glance=True)
-        self._changed.update(path for path, value in values.items() if not equal(value, self._values.get(path, ...)))
+        changed = {path for path, value in values.items() if not equal(value, self._values.get(path, ...))}
+        self._changed |= changed
+        self._remember({path: stored(values[path]) for path in sorted(changed) if is_scalar(type(values[path]))})
+        self._values = values
         return values
+
+    def _remember(self, changed: dict[str, Any]) -> None:
+        """When a sampler that looks at its numbers while it runs has had which."""
+        if changed and self._changes and self._changes[-1][0] == self._units.drawn:
+            changed = {**self._changes.pop()[1], **changed}
+        if changed and len(self._changes) < _MOST_CHANGES:
+            self._changes.append((self._units.drawn, changed))
 
 
 class SamplerUnits:
     """The samples or batches of a sampler that runs with generators of its own.
 
     They are taken as many at a time as are needed: the sampler may depend on what training does meanwhile.
+
+    Args:
+        source: the sampler.
+        generators: its own.
+        changes: to make again on the way.
+        change: makes one.
     """
 
-    def __init__(self, source: Iterable[Any], generators: OwnGenerators) -> None:
+    def __init__(
+        self,
+        source: Iterable[Any],
+        generators: OwnGenerators,
+        changes: Changes,
+        change: Callable[[dict[str, Any]], None],
+    ) -> None:
         self._generators = generators
+        self.changes_left, self._change = deque(changes), change
         self._put_back: list[Any] = []
+        self.drawn = 0
         self.is_over = False  # the sampler has come to its end
         with generators.in_place():
             self._iterator = iter(source)
@@ -79,9 +122,24 @@ class SamplerUnits:
         taken, self._put_back = self._put_back[:count], self._put_back[count:]
         if len(taken) < count:
             with self._generators.in_place():
-                taken += itertools.islice(self._iterator, count - len(taken))
+                taken += self._draw(count - len(taken))
             self.is_over = len(taken) < count
         return taken
+
+    def _draw(self, count: int) -> list[Any]:
+        units: list[Any] = []
+        while len(units) < count:
+            while self.changes_left and self.changes_left[0][0] <= self.drawn:
+                self._change(self.changes_left.popleft()[1])
+            wanted = count - len(units)
+            if self.changes_left:
+                wanted = min(wanted, self.changes_left[0][0] - self.drawn)
+            found = list(itertools.islice(self._iterator, wanted))
+            units += found
+            self.drawn += len(found)
+            if len(found) < wanted:
+                break
+        return units
 
     def put_back(self, units: list[Any]) -> None:
         """Let them be the next ones."""

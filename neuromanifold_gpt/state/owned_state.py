@@ -154,6 +154,13 @@ class OwnedState:
                 if value is not UNKNOWN and not equal(value, now.get(path, ...)):
                     set_variable(keeper, name, put_back(kept_variables(keeper).get(name), value))
 
+    def set_single_values(self, values: dict[str, Any]) -> None:
+        """:meth:`set_values` of numbers and texts, without a look at what else there is."""
+        for path, saved in values.items():
+            owner, _, name = path.rpartition(".")
+            if owner in self._owners and (value := as_it_was(saved)) is not UNKNOWN:
+                set_variable(self._owners[owner], name, value)
+
     def shared_numbers(self) -> dict[str, Any]:
         """Those of :meth:`values` that data workers see at once, and may change."""
         return {f"{path}.value": number_in(owner) for path, owner in self._owners.items() if is_shared_number(owner)}

@@ -111,28 +111,71 @@ def test_nothing_is_stored_of_what_the_sampler_does_itself():
         assert loader.state_dict()["sampler_now"] == {}
 
 
-def test_a_sampler_that_looks_at_what_has_changed_while_it_runs_is_said():
-    class Looks(Sampler):
-        def __init__(self):
-            self.shift = 0
+class Looks(Sampler):
+    """A curriculum that grows by step, and is looked at while it runs."""
 
-        def __len__(self):
-            return SIZE
+    def __init__(self):
+        self.shift, self.order = 1, list(range(SIZE))
 
-        def __iter__(self):
-            return ((i + self.shift) % SIZE for i in range(SIZE))
+    def __len__(self):
+        return SIZE
 
-    def make_loader(workers):
-        return resumable(DataLoader(range(SIZE), BATCH, sampler=Looks(), num_workers=workers), seed=3)
+    def __iter__(self):
+        return ((self.order[i] + random.randrange(self.shift)) % SIZE for i in range(SIZE))
 
+
+def looking(workers, states=None, batches=None, state=None):
+    """Batches of a program whose loop sets a number of the sampler in each step."""
+    sampler, batches = Looks(), [] if batches is None else batches
+    loader = resumable(DataLoader(range(SIZE), BATCH, sampler=sampler, num_workers=workers), seed=3)
+    if state is not None:
+        loader.load_state_dict(state)
+    while len(batches) < STEPS:
+        for batch in loader:
+            batches.append(batch.tolist())
+            sampler.shift = 1 + len(batches) // 2
+            if states is not None:
+                states.append(str(loader.state_dict()))
+                states.append(loader.state_dict())
+            if len(batches) == STEPS:
+                break
+    return batches
+
+
+@pytest.mark.filterwarnings("ignore:nothing is left of epoch")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sampler_that_looks_while_it_runs_at_numbers_that_change_gives_the_same_ids(workers):
+    states = []
+    whole = looking(workers, states)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataOrderWarning)
+        for number in range(1, STEPS) if workers == 0 else (2, 4, 5, 9):
+            later = []
+            assert looking(workers, later, whole[:number], states[2 * number - 1]) == whole, f"after {number} batches"
+            assert later[::2] == states[2 * number :: 2]
+
+
+def test_with_fewer_workers_than_before_it_goes_on_with_what_was_fetched_ahead():
+    states, later = [], []
+    whole = looking(1, states)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataOrderWarning)
+        resumed = looking(0, later, whole[:2], states[3])
+        assert resumed[:4] == whole[:4]
+        for number in (1, 2):
+            assert looking(0, None, resumed[: 2 + number], later[2 * number - 1]) == resumed
+
+
+def test_a_sampler_that_looks_while_it_runs_at_a_list_that_changes_is_said():
     for workers in (0, 1):  # with workers, those are others that were fetched ahead
-        loader = make_loader(workers)
+        sampler = Looks()
+        loader = resumable(DataLoader(range(SIZE), BATCH, sampler=sampler, num_workers=workers), seed=3)
         for number, _ in enumerate(loader):
-            loader.sampler.shift += 1
+            sampler.order.reverse()
             if number == 1:
                 state = loader.state_dict()
                 break
-        resumed = make_loader(workers)
+        resumed = resumable(DataLoader(range(SIZE), BATCH, sampler=Looks(), num_workers=workers), seed=3)
         resumed.load_state_dict(state)
         with pytest.warns(DataOrderWarning, match="gives other ids than before the checkpoint"):
             next(iter(resumed))

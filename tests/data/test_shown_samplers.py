@@ -132,7 +132,7 @@ def test_what_is_set_between_epochs_counts_as_in_a_stock_loader(kind, change):
 @pytest.mark.parametrize(("kind", "change"), CASES)
 def test_what_is_set_counts_after_a_resume(kind, change, within):
     if kind == "own batches" and within:
-        pytest.skip("it looks at what has changed while it runs, which is said")
+        pytest.skip("its length, and its list, are others at once, which is said")
     whole, states = [], []
     with warnings.catch_warnings():
         warnings.simplefilter("error", DataOrderWarning)
