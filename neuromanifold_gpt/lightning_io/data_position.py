@@ -27,6 +27,7 @@ from neuromanifold_gpt.lightning_io.cycled_passes import CycledPasses
 from neuromanifold_gpt.lightning_io.loader_parts import collate_fns_of, is_order, owned_by_loaders, settings_of
 from neuromanifold_gpt.lightning_io.loader_warnings import (
     SamplersOnTheWay,
+    sizes_pass,
     warn_of_inexact_loaders,
     warn_of_other_settings,
     warn_of_other_workers,
@@ -152,10 +153,12 @@ class DataPosition:
         """
         if not saved or self._fit_loop._combined_loader is None:  # of no batches, if limit_train_batches is 0
             return
-        if not self._fit_loop._should_reload_train_dl:  # else others come
+        others_come = bool(self._fit_loop._should_reload_train_dl)
+        if not others_come:
             warn_of_other_settings(self._settings, saved.get("settings", []))
         self._restore_owned(saved.get("owned", {}))
-        self._load_states(saved["states"] if "states" in saved else saved["at_iterator"]["states"])
+        with sizes_pass(others_come):
+            self._load_states(saved["states"] if "states" in saved else saved["at_iterator"]["states"])
         for loader in self._combined.flattened:
             if isinstance(loader, PositionedLoader):
                 loader.leave_pass()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -113,6 +114,16 @@ def warn_of_other_settings(now: list[dict[str, Any]], saved: list[dict[str, Any]
             DataOrderWarning,
             stacklevel=2,
         )
+
+
+@contextmanager
+def sizes_pass(if_others_come: bool) -> Iterator[None]:
+    """Inside, a dataset of another size than at the save is nothing to say, if another one is about to come anyway."""
+    with warnings.catch_warnings():
+        if if_others_come:
+            only_size = r".* not as before: dataset_size was \d+ and is \d+\.$"
+            warnings.filterwarnings("ignore", only_size, DataOrderWarning)
+        yield
 
 
 def warn_of_shared_loaders(trainer: Trainer) -> None:

@@ -120,3 +120,37 @@ def test_a_part_that_is_drawn_once_is_drawn_again_as_it_was(tmp_path: Path):
         warnings.simplefilter("error", DataOrderWarning)
         resumed = train(tmp_path / "b", RandomPart(), by_step(tmp_path / "a")[8].model_path, **options)
     assert resumed.history == [entry for entry in whole.history if entry[0] >= 8]
+
+
+class Labels(ToyModule):
+    """Active learning: behind each epoch there are more samples, and its state tells how many."""
+
+    seed = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("size", torch.tensor(12))
+
+    def train_dataloader(self) -> Any:
+        return ResumableDataLoader(NoisySamples(int(self.size)), 4, shuffle=True, seed=self.seed)
+
+    def on_train_epoch_end(self) -> None:
+        self.size += 4
+
+
+class LabelsInAnotherOrder(Labels):
+    seed = 6
+
+
+def test_a_dataset_that_has_grown_is_nothing_to_say_where_an_epoch_begins(tmp_path: Path):
+    whole = train(tmp_path / "a", Labels(), max_steps=9)
+    path = by_step(tmp_path / "a")[3].model_path
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataOrderWarning)
+        resumed = train(tmp_path / "b", Labels(), path, max_steps=9)
+    assert resumed.history == [entry for entry in whole.history if entry[0] >= 3]
+    assert contents(by_step(tmp_path / "b")[9]) == contents(by_step(tmp_path / "a")[9])
+    with pytest.warns(DataOrderWarning, match=r"seed was 5 and is 6, dataset_size was 12 and is 16\.$"):
+        train(tmp_path / "c", LabelsInAnotherOrder(), path, max_steps=9)
+    with pytest.warns(DataOrderWarning, match=r"dataset_size was 12 and is 16\.$"):  # no others are about to come
+        train(tmp_path / "d", Labels(), path, max_steps=9, reload_dataloaders_every_n_epochs=0)
