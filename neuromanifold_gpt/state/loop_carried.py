@@ -19,6 +19,7 @@ _JUMPS = {*dis.hasjrel, *dis.hasjabs}
 _NEVER_GO_ON = re.compile(r"JUMP_(FORWARD|BACKWARD|BACKWARD_NO_INTERRUPT|ABSOLUTE)$|RETURN_|RAISE_VARARGS|RERAISE")
 _CALLED_IN_PLACE = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
 _MOST_INSTRUCTIONS = 20_000  # for more, it would take seconds
+_ADDING = ("append", "extend", "add", "update")
 _Live = dict[int, set[str]]  # names of the variables that are read later, by number of an instruction
 
 
@@ -50,6 +51,20 @@ def _carried(code: types.CodeType, offset: int) -> tuple[frozenset[str], frozens
 
 
 @functools.lru_cache(maxsize=1000)
+def only_added_to(code: types.CodeType) -> frozenset[str]:
+    """Variables to which a function adds items and of which it otherwise reads none in its loops: records."""
+    function = _Function(code)
+    in_loops = {number for rounds in function.all_loops() for number in rounds}
+    added: set[str] = set()
+    read: set[str] = set()
+    for number in in_loops:
+        for action, name in _accesses(function.instructions[number]):
+            if action == "LOAD":
+                (added if function.adds_at(number) else read).add(name)
+    return frozenset(added - read)
+
+
+@functools.lru_cache(maxsize=1000)
 def held_back_by(code: types.CodeType, *, taken_at: int, given_at: int) -> tuple[frozenset[str], int]:
     """Where a generator may have what it has taken from another and not given on yet.
 
@@ -70,7 +85,10 @@ def held_back_by(code: types.CodeType, *, taken_at: int, given_at: int) -> tuple
     names = function.read_for_yields(giving, before=taking, ended=starts)
     for rounds in function.loops_around(given_at):
         if rounds in rounds_of_taking:
-            names |= function.live(rounds)[rounds.start]
+            live = function.live(rounds)
+            carried, behind = live[rounds.start], live.get(giving + 1, set())
+            # What is made anew behind the ``yield`` may be emptied there, or take over what another one has.
+            names |= carried & behind if carried <= behind else behind
     return frozenset(names), len(starts)
 
 
@@ -99,14 +117,32 @@ class _Function:
         """Of the instruction at an offset, or with its cache there."""
         return bisect.bisect_right([instruction.offset for instruction in self.instructions], offset) - 1
 
-    def loops_around(self, offset: int) -> Iterator[range]:
+    def all_loops(self) -> Iterator[range]:
         """From the instruction that a loop begins with to the last one that goes back to it."""
         ends: dict[int, int] = {}
         for number, following in enumerate(self._next):
             ends.update((start, number) for start in following if start <= number)
-        for start, end in ends.items():
-            if self.instructions[start].offset <= offset <= self.instructions[end].offset:
-                yield range(start, end + 1)
+        yield from (range(start, end + 1) for start, end in ends.items())
+
+    def loops_around(self, offset: int) -> Iterator[range]:
+        """Those that an instruction is in."""
+        for rounds in self.all_loops():
+            if self.instructions[rounds[0]].offset <= offset <= self.instructions[rounds[-1]].offset:
+                yield rounds
+
+    def adds_at(self, number: int) -> bool:
+        """Whether a variable is loaded there to add to what it holds: ``x.append(...)``, ``x[key] = ...``."""
+        following = self.instructions[number + 1 : number + 2]
+        if following and following[0].opname in ("LOAD_METHOD", "LOAD_ATTR") and following[0].argval in _ADDING:
+            return True
+        on_stack = 1
+        for instruction in self.instructions[number + 1 :]:
+            if instruction.opname == "STORE_SUBSCR":
+                return on_stack == 2  # it, and a key
+            if not instruction.opname.startswith("LOAD_"):
+                return False
+            on_stack += instruction.opname != "LOAD_ATTR"
+        return False
 
     def exits_of(self, rounds: range) -> set[int]:
         """The instructions behind a loop."""

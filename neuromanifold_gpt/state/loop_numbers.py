@@ -11,6 +11,7 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import re
 import time
 import types
 import warnings
@@ -25,7 +26,7 @@ from torch import Tensor
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.followed_values import FollowedValues
 from neuromanifold_gpt.state.kept_variables import names_set_by
-from neuromanifold_gpt.state.loop_carried import carried_by_loops, set_by_loops
+from neuromanifold_gpt.state.loop_carried import carried_by_loops, only_added_to, set_by_loops
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, shown_value
 from neuromanifold_gpt.state.users_locals import users_frames, users_locals, variables_of_script
@@ -40,7 +41,8 @@ from neuromanifold_gpt.state.users_objects import (
 
 LOOP_NUMBERS_KEY = "loop_numbers"  # of a manifest's details
 _NUMBERS = (bool, int, float, complex, np.generic, Tensor, tuple, set)
-_CHANGED_WITHIN = (dict, set, deque, Tensor)
+_CHANGED_WITHIN = (list, dict, set, deque, Tensor)
+_STOPS = re.compile(r"stop|interrupt|preempt|exit|quit|terminat|shutdown|signal|sigterm|requeue", re.IGNORECASE)
 _MAXIMUM_DEPTH = 3  # of objects in objects, and dicts in dicts
 _LOOKED_AT = 100  # of one dict
 _LONGEST_TEXT = 100
@@ -111,38 +113,49 @@ def _described(path: str, saved: str, now: str) -> str:
 
 def _shown(*, carried_only: bool) -> dict[str, str]:
     found: dict[str, str] = {}
-    for path, value in (*_variables(carried_only), *_attributes()):
-        found.update(_numbers_at(path, value, 0))
+    for path, value, is_record in (*_variables(carried_only), *_attributes()):
+        found.update(_numbers_at(path, value, is_record, 0))
     return found
 
 
-def _numbers_at(path: str, value: Any, depth: int) -> Iterator[tuple[str, str]]:
-    """Of a variable. Lists, and dicts whose keys are numbers, are passed over as records of what has been."""
-    kind = type(value)  # isinstance() would ask proxies
-    if is_a_time(path.rpartition(".")[2], value) or (kind is float and _is_of_a_clock(value)):
+def _numbers_at(path: str, value: Any, is_record: bool, depth: int) -> Iterator[tuple[str, str]]:
+    """Of a variable; of records of what has been, lists and dicts by numbers are passed over."""
+    kind, name = type(value), path.rpartition(".")[2]  # isinstance() would ask proxies
+    if is_a_time(name, value) or (kind is float and _is_of_a_clock(value)) or (kind is bool and _STOPS.search(name)):
         return
     if value is None:
         yield path, "None"  # as it is before the first
     elif kind is str and len(value) <= _LONGEST_TEXT and "/" not in value:  # a phase, not a path
         yield path, repr(value)
-    elif issubclass(kind, dict) and depth < _MAXIMUM_DEPTH:
+    elif issubclass(kind, dict) and depth < _MAXIMUM_DEPTH and not _is_by_number(value):
         items = [*dict.items(value)][:_LOOKED_AT]  # threads may change it
-        if not any(issubclass(type(key), int) for key, _ in items):
+        shown = [[*_numbers_at(f"{path}.{key}", part, True, depth + 1)] for key, part in items]
+        if all(shown):
             yield path, f"{len(value)} keys"
-            for key, part in items:
-                yield from _numbers_at(f"{path}.{key}", part, depth + 1)
-    elif issubclass(kind, _NUMBERS) or (issubclass(kind, deque) and value.maxlen is not None):  # a window
-        shown = None if holds_tensors(value) else shown_value(value, is_setting=True)
-        if shown is not None and shown != RESULT:
-            yield path, shown
+        yield from (pair for pairs in shown for pair in pairs)
+    elif issubclass(kind, _NUMBERS) or _is_window(value) or (issubclass(kind, list | dict) and not is_record):
+        text = None if holds_tensors(value) else shown_value(value, is_setting=True)
+        if text is not None and text != RESULT:
+            yield path, text
+
+
+def _is_by_number(value: dict[Any, Any]) -> bool:
+    return any(issubclass(type(key), int) for key in [*dict.keys(value)][:_LOOKED_AT])
+
+
+def _is_window(value: Any) -> bool:
+    return issubclass(type(value), deque) and value.maxlen is not None
 
 
 def _is_of_a_clock(value: float) -> bool:
     return any(start <= value <= clock() for start, clock in zip(_STARTED_SEC, _CLOCKS, strict=True))
 
 
-def _variables(carried_only: bool) -> Iterator[tuple[str, Any]]:
-    """Local variables of the functions that run, and those of the script that loops, or functions, set."""
+def _variables(carried_only: bool) -> Iterator[tuple[str, Any, bool]]:
+    """Local variables of the functions that run, and those of the script that loops, or functions, set.
+
+    Also whether nothing but adding to it is done with one.
+    """
     script = dict(variables_of_script())
     of_script = {
         name
@@ -150,26 +163,29 @@ def _variables(carried_only: bool) -> Iterator[tuple[str, Any]]:
         if type(value) is types.FunctionType
         for name in _globals_set_by(value.__code__)
     }
+    read_by_script: set[str] = set()
     for frame in reversed([*users_frames(functions_only=False)]):
         code, carried, is_set = frame.f_code, carried_by_loops(frame), set_by_loops(frame)
         if code.co_flags & inspect.CO_OPTIMIZED:
             function, is_set = code.co_qualname.replace(".<locals>", ""), is_set | _set_by_functions_in(code)
             for name, value in variables_of_frame(frame).items():
                 if not carried_only or name in (carried if issubclass(type(value), _CHANGED_WITHIN) else is_set):
-                    yield f"locals.{function}.{name}", value
+                    yield f"locals.{function}.{name}", value, name in only_added_to(code)
         else:
             of_script |= carried
-    yield from ((path, script[path]) for name in of_script if (path := f"__main__.{name}") in script)
+            read_by_script |= carried - only_added_to(code)
+    paths = {f"__main__.{name}": name not in read_by_script for name in of_script}
+    yield from ((path, script[path], is_record) for path, is_record in paths.items() if path in script)
 
 
-def _attributes() -> Iterator[tuple[str, Any]]:
+def _attributes() -> Iterator[tuple[str, Any, bool]]:
     """Of users' objects, such as a trainer, but for those that say themselves what their state is."""
     seen: set[int] = set()
     for path, value in (*variables_of_script(), *users_locals()):
         yield from _attributes_of(path, value, seen, 0)
 
 
-def _attributes_of(path: str, thing: Any, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
+def _attributes_of(path: str, thing: Any, seen: set[int], depth: int) -> Iterator[tuple[str, Any, bool]]:
     kind = type(thing)
     is_object = issubclass(kind, NAMESPACES) or (is_of_users_class(thing) and not issubclass(kind, types.FunctionType))
     if not is_object or id(thing) in seen or depth >= _MAXIMUM_DEPTH or len(seen) >= _LOOKED_AT_OBJECTS:
@@ -180,7 +196,7 @@ def _attributes_of(path: str, thing: Any, seen: set[int], depth: int) -> Iterato
     except Exception:  # noqa: BLE001 - metaclasses and the like that fail when they are asked
         return
     for name, value in found.items():
-        yield f"{path}.{name}", value
+        yield f"{path}.{name}", value, True
         yield from _attributes_of(f"{path}.{name}", value, seen, depth + 1)
 
 

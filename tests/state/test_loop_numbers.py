@@ -84,6 +84,17 @@ def in_variables(directory: Path) -> None:
                 break
 
 
+def in_containers_that_are_read(directory: Path) -> None:
+    run, losses, by_sample, last = Run(directory), [0.0], {0: 0.0}, [0.0]
+    for loader in run.epochs():
+        for batch in loader:
+            losses.append(run.step(batch))
+            by_sample[int(batch[0]) + 1] = sum(losses[-3:]) + by_sample[0]
+            last[0] = last[0] + 1.0
+            if run.save():
+                break
+
+
 def in_a_function_within(directory: Path) -> None:
     run, baseline = Run(directory), 0.0
 
@@ -146,6 +157,7 @@ IN_VARIABLES = (
 )
 FOUND: dict[Callable[[Path], None], list[str]] = {
     in_variables: [f"in_variables.{name}" for name in IN_VARIABLES],
+    in_containers_that_are_read: [f"in_containers_that_are_read.{name}" for name in ("by_sample", "last", "losses")],
     in_a_function_within: ["in_a_function_within.baseline"],
     in_a_trainer: ["Trainer.epsilon", "Trainer.progress.best"],
     in_a_namespace: ["in_a_namespace.state.seen"],
@@ -202,6 +214,30 @@ def records(directory: Path) -> None:
             if run.save():
                 break
     assert losses == [*by_step.values()] == history["train"]
+
+
+def a_flag_that_stops(directory: Path) -> None:
+    run, stop_requested = Run(directory), False
+    for loader in run.epochs():
+        for batch in loader:
+            stop_requested = stop_requested or run.step(batch) > 0
+            if run.save() and stop_requested:
+                break
+
+
+class Meter:
+    def __init__(self) -> None:
+        self.total = 0.0
+
+
+def meters(directory: Path) -> None:
+    """Made when they are first asked for."""
+    run, found = Run(directory), defaultdict(Meter)
+    for loader in run.epochs():
+        for batch in loader:
+            found["loss"].total += run.step(batch)
+            if run.save():
+                break
 
 
 class Best:
@@ -263,7 +299,16 @@ def test_said_once_in_each_process(loop: Callable[[Path], None], tmp_path: Path)
 
 @pytest.mark.parametrize(
     "loop",
-    [as_the_checkpoint_has_it, made_in_each_round, times, records, saved_as_stateful, numbers_that_stay],
+    [
+        as_the_checkpoint_has_it,
+        made_in_each_round,
+        times,
+        records,
+        a_flag_that_stops,
+        meters,
+        saved_as_stateful,
+        numbers_that_stay,
+    ],
     ids=lambda loop: loop.__name__,
 )
 def test_passed_over(loop: Callable[[Path], None], tmp_path: Path) -> None:
