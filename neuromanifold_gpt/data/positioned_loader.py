@@ -108,8 +108,9 @@ class PositionedLoader(DataLoader[Any]):
             self.variables_at_first_pass = variables_beside_state(self.objects_of_position())
         number = position.begin_pass()
         self._asking_thread = threading.get_ident()
-        self._look_at(around, itself[0](), _who_asks(), goes_on)
-        around = []  # they hold this
+        if is_first or goes_on:
+            self._look_at(around, itself[0](), _who_asks(), goes_on)
+        del around  # it holds this generator
         self._held_back.pass_begins(_who_asks())
         moves, epoch, is_whole = position.moves, position.epoch, not self.batches_consumed
         try:

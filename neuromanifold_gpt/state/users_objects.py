@@ -156,9 +156,7 @@ def progress_of_generator(generator: types.GeneratorType[Any, Any, Any]) -> dict
     code = frame.f_code
     of_others = {*code.co_freevars, *(code.co_varnames[:1] if code.co_varnames[:1] == ("self",) else ())}
     read = read_for_more(code, frame.f_lasti) - of_others
-    iterators = [
-        thing for thing in gc.get_referents(generator) if type(thing) is types.GeneratorType or is_iterator(thing)
-    ]
+    iterators = [thing for thing in gc.get_referents(generator) if is_iterator(thing)]
     return {
         **{name: value for name, value in variables.items() if name in read},
         **{f"iterator {number}": iterator for number, iterator in enumerate(iterators)},
@@ -167,7 +165,7 @@ def progress_of_generator(generator: types.GeneratorType[Any, Any, Any]) -> dict
 
 
 def is_iterator(thing: Any) -> bool:
-    """Whether it is an iterator of Python itself, or of ``itertools``."""
+    """Whether it is an iterator of Python itself, such as a generator, or of ``itertools``."""
     kind = type(thing)
     return module_name_of(kind) in ("builtins", "itertools", "_collections") and hasattr(kind, "__next__")
 

@@ -399,8 +399,8 @@ def an_iterator_that_is_not_asked(directory: Path) -> None:
 
 
 def parameters_that_others_have(directory: Path) -> None:
-    network, free = nn.Linear(3, 3), [nn.Parameter(torch.ones(3))]
-    weights = dict(network.named_parameters())
+    network = nn.Linear(3, 3)
+    weights, free = dict(network.named_parameters()), [nn.Parameter(torch.ones(3)), network.weight]
     for save, _ in saving(directory):
         for weight in weights.values():
             weight.data.add_(1)
