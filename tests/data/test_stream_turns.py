@@ -166,10 +166,10 @@ class BeginsAgainByCursor(IterableDataset):
     """The same, and how far it is shows in an object of each pass."""
 
     def __init__(self):
-        self.start, self.cursor = 0, None
+        self.start = self.cursor = None
 
     def __iter__(self):
-        self.cursor, self.start = Cursor(self.start), 0
+        self.cursor, self.start = self.start or Cursor(0), None
         while self.cursor.position < SIZE:
             self.cursor.position += 1
             yield self.cursor.position
@@ -178,7 +178,7 @@ class BeginsAgainByCursor(IterableDataset):
         return {"position": self.cursor.position}
 
     def load_state_dict(self, state):
-        self.start = state["position"]
+        self.start = Cursor(state["position"])
 
 
 class HasStateWithinPasses(BeginsAgainByCursor):
