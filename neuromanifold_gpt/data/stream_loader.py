@@ -34,6 +34,10 @@ class ResumableStreamLoader(PositionedLoader):
     again up to the position. Numbers, strings and flags that ``collate_fn`` changes in itself go with the position of
     each stream.
 
+    Without workers, a pass begins with what the one before has left in the stream, also after a resume: numbers,
+    strings, flags, and lists, dicts, sets, tensors and arrays of them. Something is read ahead, so that the end of an
+    epoch shows with its last batch: one sample, with ``drop_last`` one batch. A pass that is left loses it.
+
     With ``torch.distributed``, what a rank reads is the dataset's affair too, and each rank has a position of its own.
 
     Args:
