@@ -12,6 +12,7 @@ import operator
 import types
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from neuromanifold_gpt.data.consumers import generators_at
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.state.loop_carried import held_back_by
 from neuromanifold_gpt.state.plain_reading import values_in
-from neuromanifold_gpt.state.users_objects import is_iterator, variables_of_frame
+from neuromanifold_gpt.state.users_objects import attributes_of, is_iterator, is_of_users_class, variables_of_frame
 
 _MOST_LOOKS = 10  # for one loader: a look at all objects takes some 50 ms
 _LOOKED_AT_ITEMS = (100, 100, 10, 10)  # of the variables, of what they hold, and so on
@@ -152,3 +153,9 @@ def _tensors_in(values: Iterable[Any], depth: int) -> Iterator[Any]:
                 yield value
         elif depth + 1 < len(_LOOKED_AT_ITEMS):
             yield from _tensors_in(values_in(value), depth + 1)
+            if depth == 0 and is_of_users_class(value):  # what its ``self`` collects
+                yield from _tensors_in(filter(_is_container, (attributes_of(value) or {}).values()), depth)
+
+
+def _is_container(value: Any) -> bool:
+    return issubclass(type(value), list | dict | deque)

@@ -42,6 +42,23 @@ class Prefetcher:
         yield batch
 
 
+class Buckets:
+    """As detectron2 groups images."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader, self.scale = loader, torch.ones(2)
+        self.buckets: list[list[Any]] = [[], []]
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, batch in enumerate(self.loader):
+            bucket = self.buckets[number in (0, 3)]
+            bucket.append(batch)
+            self.scale = self.scale + 1
+            if len(bucket) == 2:
+                yield [*bucket]
+                bucket.clear()
+
+
 def one_ahead(loader: Any) -> Iterator[Any]:
     batches = iter(loader)
     current = next(batches)
@@ -114,6 +131,7 @@ def row_by_row(loader: Any) -> Iterator[Any]:
 
 HELD_BACK: list[tuple[Callable[[Any], Any], int, str]] = [
     (Prefetcher, 1, r"Prefetcher.__iter__ holds batches back \(next_batch\)"),
+    (Buckets, 1, r"Buckets.__iter__ .*\(self\)"),
     (one_ahead, 1, r"one_ahead .*\(ahead\)"),
     (shuffled, 2, r"shuffled .*\(buffer\)"),
     (shuffled, 5, r"shuffled .*\(in a loop\)"),
