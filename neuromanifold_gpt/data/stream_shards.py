@@ -207,7 +207,7 @@ class Shard:
         with tqdm(total=samples, desc="Reading the stream again", disable=hidden, file=sys.stderr) as bar:
             while self._samples < samples and self._next_sample() is not _NOTHING:
                 bar.update()
-        ids = self._start.get("ids")
+        ids = self._start["ids"]
         self._is_other = self._samples < samples or (bool(samples and ids) and ids != self._digest_of_ids())
         if samples and self._ids is not None and self.when_read_again is not None:
             self._look_ahead()  # as when the position was saved

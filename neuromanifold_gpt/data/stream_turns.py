@@ -123,12 +123,11 @@ class StreamTurns:
     def _restore(self, values: dict[str, Any]) -> None:
         for owned in (self._dataset, self._collate_fn):
             owned.restore_values(values)
-        if "containers" in values:
-            self._contents.restore(values["containers"])
+        self._contents.restore(values["containers"])
 
     def _restore_between_passes(self, values: dict[str, Any]) -> None:
         self._restore(values)
-        saved, stream = values.get("stream"), self._loader.dataset
+        saved, stream = values["stream"], self._loader.dataset
         if saved is None or self._workers or not is_stateful(stream):
             return
         self._last_batch = saved["epoch"], saved["shard"]
@@ -162,7 +161,7 @@ class StreamTurns:
         """
         if is_stateful(self._loader.dataset) and not self._workers:
             return
-        at_beginning = progress["values_at_beginning"].get("not_kept", [])
+        at_beginning = progress["values_at_beginning"]["not_kept"]
         not_kept = at_beginning if self._is_under_way(progress) else self._contents.not_kept()
         names = [name for name in not_kept if name not in self._said]
         if names:

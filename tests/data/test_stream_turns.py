@@ -266,21 +266,6 @@ def test_a_pass_begins_as_the_one_before_was_left(name, batches, tmp_path):
         assert str(later_states) == str(states[done:]), f"after {done} passes"
 
 
-def test_positions_of_earlier_releases_are_taken():
-    loader = made(Packing())
-    whole = [batch.tolist() for batch in loader]
-    loader.set_epoch(1)
-    next(iter(loader))
-    state = loader.state_dict()
-    state["shards"] = [{key: value for key, value in state["shards"][0].items() if key != "ids"}]
-    state["values_at_beginning"] = {}
-    del state["values_if_left"]
-    resumed = made(Packing())
-    resumed.load_state_dict(state)
-    with pytest.warns(ReadAgainWarning):
-        assert [batch.tolist() for batch in resumed] == whole[1:]
-
-
 @pytest.mark.parametrize("name", ["packs", "lists", "dict of lists", "deques"])
 def test_a_stream_that_is_read_again_begins_with_what_was_left_in_it(name):
     whole, states = [], []
