@@ -134,12 +134,8 @@ class UsersParts:
         return {path: shown for path, shown in found.items() if shown != RESULT and path not in passed_over}
 
     def _values(self) -> dict[str, str]:
-        trainer, module, saved, kept = (
-            self._trainer,
-            self._trainer.lightning_module,
-            self._saved(),
-            self._kept(),
-        )
+        trainer, module = self._trainer, self._trainer.lightning_module
+        saved, kept = self._saved(), self._kept()
         found: dict[str, str] = {}
         if not is_overridden("on_save_checkpoint", module):
             found = values_beside_state(module, with_followed=False, ignored=_OF_EVERY_MODULE, kept=saved)
