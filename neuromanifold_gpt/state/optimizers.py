@@ -106,10 +106,12 @@ def keep_saved_dtypes(optimizer: torch.optim.Optimizer, loaded: Mapping[str, Any
     takes strings apart.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states = getattr(optimizer, "state", {})  # one that wraps another may have none
     for index, parameter in enumerate(parameters):
+        state = states.get(parameter, {})
         for key, saved in loaded["state"].get(index, {}).items():
-            if key in optimizer.state[parameter]:
-                optimizer.state[parameter][key] = _as_saved(optimizer.state[parameter][key], saved)
+            if key in state:
+                state[key] = _as_saved(state[key], saved)
 
 
 def _as_saved(cast: Any, saved: Any) -> Any:

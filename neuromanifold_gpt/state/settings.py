@@ -24,7 +24,7 @@ _IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
 
 def optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """What the optimizer was built with, to be stored beside its state."""
-    plain = {key: _plain(value) for key, value in sorted(optimizer.defaults.items())}
+    plain = {key: _plain(value) for key, value in sorted(getattr(optimizer, "defaults", {}).items())}
     known = {key: value for key, value in plain.items() if value is not ... and key not in _IMPLEMENTATION}
     return {CLASS_KEY: type(optimizer).__name__, DEFAULTS_KEY: known}
 

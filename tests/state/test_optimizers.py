@@ -693,3 +693,28 @@ class TestSettings:
                 lambda parameters: optim.AdamW(parameters, betas=[0.9, 0.95]),
                 lambda parameters: optim.AdamW(parameters, betas=[0.8, 0.95]),
             )
+
+
+class Wraps:
+    """Another optimizer, as many Lookahead wrappers do: not derived from torch's, and without ``state``."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.param_groups = optimizer, optimizer.param_groups
+
+    def state_dict(self):
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state):
+        self.optimizer.load_state_dict(state)
+        self.param_groups = self.optimizer.param_groups
+
+
+def test_a_wrapper_without_state_is_restored(tmp_path):
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    saved = save_checkpoint(tmp_path, step=1, model=model, optimizers=[Wraps(optimizer)])
+    other = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    load_checkpoint(saved).restore(model=model, optimizers=[Wraps(other)])
+    assert other.state[model.weight]["momentum_buffer"].equal(optimizer.state[model.weight]["momentum_buffer"])
