@@ -131,17 +131,22 @@ class _Function:
                 yield rounds
 
     def adds_at(self, number: int) -> bool:
-        """Whether a variable is loaded there to add to what it holds: ``x.append(...)``, ``x[key] = ...``."""
-        following = self.instructions[number + 1 : number + 2]
+        """Whether a variable is loaded there to add to what it holds (``x.append(...)``, ``x[key] = ...``), to count
+        that, or to return it.
+        """
+        if number and self.instructions[number - 1].argval == "len":
+            return True
+        following = self.instructions[number + 1 :]
         if following and following[0].opname in ("LOAD_METHOD", "LOAD_ATTR") and following[0].argval in _ADDING:
             return True
         on_stack = 1
-        for instruction in self.instructions[number + 1 :]:
-            if instruction.opname == "STORE_SUBSCR":
-                return on_stack == 2  # it, and a key
-            if not instruction.opname.startswith("LOAD_"):
+        for instruction in following:
+            if instruction.opname in ("STORE_SUBSCR", "RETURN_VALUE"):
+                return on_stack == (2 if instruction.opname == "STORE_SUBSCR" else 1)  # it, and a key
+            if instruction.opname.startswith("LOAD_"):
+                on_stack += instruction.opname != "LOAD_ATTR"
+            elif instruction.opname not in ("SWAP", "POP_TOP"):  # iterators of loops that are left
                 return False
-            on_stack += instruction.opname != "LOAD_ATTR"
         return False
 
     def exits_of(self, rounds: range) -> set[int]:

@@ -1,5 +1,6 @@
 """What only one of two runs does, between a save or a restore and the next batch, is said."""
 
+import gc
 import itertools
 import random
 import warnings
@@ -20,6 +21,7 @@ BATCHES = 4  # of an epoch
 @pytest.fixture(autouse=True)
 def own_generators():
     before = capture_rng_state()
+    gc.collect()  # a loader of another test is no sign that its training goes on
     yield
     restore_rng_state(before)
 
