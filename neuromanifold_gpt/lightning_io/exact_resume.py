@@ -199,7 +199,7 @@ class ExactResume(Callback):
             "inexact": inexact_here(trainer, loop.point) + self._tracker.inexact_here(loop.point, loop.fit_loop),
             "scheduler_classes": [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs],
             "settings": self._settings.current(),
-            "constants": self._tracker.constants(),
+            "constants": {**self._tracker.constants(), **self._loader_epochs.shown_data()},
         }
 
     def _on_boundary(self, trainer: Trainer, point: str) -> None:
@@ -259,6 +259,8 @@ class ExactResume(Callback):
             warn_of_other_modes(changed)
         self._validation.go_to(own_state(loaded["validation"]))  # first: training may share a dataset with it
         self._loader_epochs.resumed()
+        if trainer.is_global_zero:
+            self._loader_epochs.compare_data(loaded.get("constants", {}))
         middle_of_epoch = loaded["point"] not in (BETWEEN_EPOCHS, EPOCH_END)
         if middle_of_epoch or trainer.current_epoch == 0:  # else Lightning makes a new iterator by itself
             self._data.go_on_in_epoch(own_state(loaded["data"]))

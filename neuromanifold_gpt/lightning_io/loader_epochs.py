@@ -20,6 +20,7 @@ from neuromanifold_gpt.lightning_io.loader_parts import data_of
 from neuromanifold_gpt.state.rng import capture_rng_state, restore_rng_state
 
 _FIELDS = {"training": "_last_train_dl_reload_epoch", "validation": "_last_val_dl_reload_epoch"}
+_PREFIX = "data."  # of paths in the manifest
 _IS_DUE = {"training": "_should_reload_train_dl", "validation": "_should_reload_val_dl"}
 
 
@@ -42,6 +43,25 @@ class LoaderEpochs:
             name: {"epoch": getattr(loop, _FIELDS[name]), **self._asked.get(name, {})}
             for name, loop in self._loops.items()
         }
+
+    def shown_data(self) -> dict[str, str]:
+        """What shows the training data, for the manifest; nothing where it is made anew by epochs."""
+        data = self._data.get("training")
+        return (
+            {}
+            if data is None or "training" in self._asked
+            else {_PREFIX + path: data.texts[path] for path in data.texts}
+        )
+
+    def compare_data(self, constants: Mapping[str, str]) -> None:
+        """Compare with :meth:`shown_data` of the save, which is among other values there.
+
+        Warns:
+            DataOrderWarning: it is other data.
+        """
+        if (data := self._data.get("training")) is not None and "training" not in self._asked:
+            saved = {path: shown for path, shown in constants.items() if path.startswith(_PREFIX)}
+            data.warn_of_others({path.removeprefix(_PREFIX): shown for path, shown in saved.items()})
 
     def loaded(self, saved: Mapping[str, dict[str, Any]]) -> None:
         """A checkpoint has these :meth:`current`: until it is resumed from, loaders are asked for as they were then."""
@@ -78,7 +98,8 @@ class LoaderEpochs:
         set_up()
         if loop._combined_loader is not before:
             self._look_at_data(name)
-            self._asked[name] = {"rng": rng, "data": self._data[name].texts}
+            if self._fit_loop.trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+                self._asked[name] = {"rng": rng, "data": self._data[name].texts}
 
     def _look_at_data(self, name: str) -> None:
         """But for what a process has kept from the time before, such as tables that are made when they are needed."""

@@ -73,7 +73,8 @@ def data_of(loaders: list[Any], known: list[Any]) -> OwnedState:
     parts: dict[str, Any] = {}
     for number, loader in enumerate(loaders):
         of_it = loader.data_parts() if isinstance(loader, PositionedLoader) else parts_of_stock_loader(loader)
-        parts.update((f"{number}.{name}", part) for name, part in (of_it or {"iterable": loader}).items())
+        named = sorted((of_it or {"iterable": loader}).items(), key=lambda pair: pair[0] != "dataset")  # it gives names
+        parts.update((f"{number}.{name}", part) for name, part in named)
     return OwnedState(parts, tuple(known))
 
 

@@ -111,15 +111,23 @@ def test_they_are_nothing_to_say_where_an_epoch_begins(tmp_path: Path):
     assert resumed.history == [entry for entry in whole.history if entry[0] >= 5]
 
 
-def test_a_part_that_is_drawn_once_is_drawn_again_as_it_was(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("kind", "name"), [(RandomPart, "0.dataset.indices"), (RandomPartOfStock, "0.dataset.indices")]
+)
+def test_another_part_than_at_the_save_is_said(kind: type[RandomPart], name: str, tmp_path: Path):
     options = {"max_steps": 9, "reload_dataloaders_every_n_epochs": 0}
-    whole = train(tmp_path / "a", RandomPart(), **options)
-    torch.manual_seed(1)
+    train(tmp_path / "a", kind(), **options)
     random.seed(1)
+    with pytest.warns(DataOrderWarning, match=f"the data is other than at the save.*: {name}. "):
+        train(tmp_path / "b", kind(), by_step(tmp_path / "a")[8].model_path, **options)
+
+
+def test_the_same_data_is_not(tmp_path: Path):
+    options = {"max_steps": 9, "reload_dataloaders_every_n_epochs": 0}
+    train(tmp_path / "a", SameSamples(), **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error", DataOrderWarning)
-        resumed = train(tmp_path / "b", RandomPart(), by_step(tmp_path / "a")[8].model_path, **options)
-    assert resumed.history == [entry for entry in whole.history if entry[0] >= 8]
+        train(tmp_path / "b", SameSamples(), by_step(tmp_path / "a")[8].model_path, **options)
 
 
 class Labels(ToyModule):
