@@ -36,13 +36,21 @@ class ShownData:
     def __init__(self, owned: OwnedState) -> None:
         self.texts = {path: shown for path, value in owned.attributes() if (shown := _shown(value)) is not None}
 
-    def warn_of_others(self, saved: Mapping[str, str]) -> None:
-        """Compare with the ``texts`` of a save; what only one of them has was made on the way.
+    def under(self, prefix: str) -> dict[str, str]:
+        """``texts`` with something in front of the paths, to be stored among others."""
+        return {prefix + path: text for path, text in self.texts.items()}
+
+    def warn_of_others(self, saved: Mapping[str, str], prefix: str = "") -> None:
+        """Compare with those of a save; what only one of them has was made on the way.
+
+        Args:
+            saved: with what :meth:`under` gave then, and others.
+            prefix: as then.
 
         Warns:
             DataOrderWarning: names what differs.
         """
-        others = sorted(path for path in saved.keys() & self.texts.keys() if saved[path] != self.texts[path])
+        others = sorted(path for path, text in self.texts.items() if saved.get(prefix + path, text) != text)
         if others:
             warnings.warn(
                 f"the data is other than at the save, so other samples follow: {listed(others)}. Make it as it was "

@@ -47,11 +47,7 @@ class LoaderEpochs:
     def shown_data(self) -> dict[str, str]:
         """What shows the training data, for the manifest; nothing where it is made anew by epochs."""
         data = self._data.get("training")
-        return (
-            {}
-            if data is None or "training" in self._asked
-            else {_PREFIX + path: data.texts[path] for path in data.texts}
-        )
+        return {} if data is None or "training" in self._asked else data.under(_PREFIX)
 
     def compare_data(self, constants: Mapping[str, str]) -> None:
         """Compare with :meth:`shown_data` of the save, which is among other values there.
@@ -60,8 +56,7 @@ class LoaderEpochs:
             DataOrderWarning: it is other data.
         """
         if (data := self._data.get("training")) is not None and "training" not in self._asked:
-            saved = {path: shown for path, shown in constants.items() if path.startswith(_PREFIX)}
-            data.warn_of_others({path.removeprefix(_PREFIX): shown for path, shown in saved.items()})
+            data.warn_of_others(constants, _PREFIX)
 
     def loaded(self, saved: Mapping[str, dict[str, Any]]) -> None:
         """A checkpoint has these :meth:`current`: until it is resumed from, loaders are asked for as they were then."""
@@ -97,8 +92,10 @@ class LoaderEpochs:
         before = loop._combined_loader
         set_up()
         if loop._combined_loader is not before:
-            self._look_at_data(name)
-            if self._fit_loop.trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+            reloads = self._fit_loop.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+            if reloads or name == "training":
+                self._look_at_data(name)
+            if reloads:
                 self._asked[name] = {"rng": rng, "data": self._data[name].texts}
 
     def _look_at_data(self, name: str) -> None:

@@ -231,8 +231,7 @@ class LoadedCheckpoint:
         saved = self._values_of_save(DATA_KEY)
         for number, loader in enumerate(loaders):
             if has_position(loader):
-                of_it = [(path, shown) for path, shown in saved.items() if path.startswith(f"{number}.")]
-                loader.shown_data.warn_of_others({path.partition(".")[2]: shown for path, shown in of_it})
+                loader.shown_data.warn_of_others(saved, f"{number}.")
 
     def _values_of_save(self, key: str) -> dict[str, str]:
         """Those of the manifest, which rank 0 wrote; on other ranks none."""
