@@ -17,24 +17,6 @@ SIZE = 23
 CUT = 3
 
 
-class Endless(IterableDataset):
-    """Goes on where it was left."""
-
-    def __init__(self):
-        self.next = 0
-
-    def __iter__(self):
-        while True:
-            self.next += 1
-            yield self.next
-
-    def state_dict(self):
-        return {"next": self.next}
-
-    def load_state_dict(self, state):
-        self.next = state["next"]
-
-
 class EndlessWithoutState(IterableDataset):
     def __init__(self):
         self.next = 0
@@ -43,6 +25,16 @@ class EndlessWithoutState(IterableDataset):
         while True:
             self.next += 1
             yield self.next
+
+
+class Endless(EndlessWithoutState):
+    """Goes on where it was left."""
+
+    def state_dict(self):
+        return {"next": self.next}
+
+    def load_state_dict(self, state):
+        self.next = state["next"]
 
 
 class Packing(IterableDataset):
