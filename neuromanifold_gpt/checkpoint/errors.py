@@ -98,6 +98,10 @@ class RetentionWarning(CheckpointWarning):
     """A retention policy left files in place that it might have removed."""
 
 
+class StepsNotComparedWarning(CheckpointWarning):
+    """Steps behind a save cannot be noted or read: those that are taken again are compared with nothing."""
+
+
 class UnlockedDirectoryWarning(CheckpointWarning):
     """The file system has no locks: a second writer would not be noticed."""
 

@@ -44,6 +44,7 @@ from neuromanifold_gpt.state.modules import (
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
 from neuromanifold_gpt.state.rng import gather_across_ranks, own_state, restore_own_rng_state
 from neuromanifold_gpt.state.settings import DEFAULTS_KEY, warn_of_ignored_settings
+from neuromanifold_gpt.state.steps_taken_again import compare_steps, note_steps
 
 
 class ExactResume(Callback):
@@ -200,6 +201,7 @@ class ExactResume(Callback):
             "scheduler_classes": [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs],
             "settings": self._settings.current(),
             "constants": {**self._tracker.constants(), **self._loader_epochs.shown_data()},
+            "steps": note_steps(trainer.optimizers) if trainer.is_global_zero else None,
         }
 
     def _on_boundary(self, trainer: Trainer, point: str) -> None:
@@ -281,6 +283,8 @@ class ExactResume(Callback):
         self._optimizer_settings = []
         self._tracker.restore_beside_state(trainer, loaded)
         restore_own_rng_state(loaded["rng_states"])
+        if "saved_as" in loaded and trainer.is_global_zero:
+            compare_steps(loaded["saved_as"], trainer.optimizers)
 
     def _restore_where_nothing_is_left(self, trainer: Trainer) -> None:
         """The program goes on behind ``fit`` as it did where this trained."""

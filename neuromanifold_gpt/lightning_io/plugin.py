@@ -67,6 +67,7 @@ class SeparatedCheckpointIO(CheckpointIO):
             return
         resume = dict(checkpoint.get(RESUME_KEY, {}))
         constants = resume.pop("constants", {})  # of the manifest: the files have what training depends on
+        steps = resume.pop("steps", None)
         content = {**checkpoint, RESUME_KEY: resume} if resume else checkpoint
         model, optimizer = split(content, clean_names=self.clean_names)
         if optimizer is not None and not resume:
@@ -82,7 +83,10 @@ class SeparatedCheckpointIO(CheckpointIO):
             environment=current_environment(_device_type(model["state_dict"]), world_size),
             details={DETAILS_KEY: constants} if constants else {},
         )
-        note_as_intact(write_checkpoint(paths_of_model_file(model_path), staged))
+        saved = write_checkpoint(paths_of_model_file(model_path), staged)
+        note_as_intact(saved)
+        if steps is not None:
+            steps.saved_as(saved)
 
     def _say_what_is_missing(self) -> None:
         """Once, and when the first file is written: at the resume it is too late."""
@@ -123,7 +127,9 @@ class SeparatedCheckpointIO(CheckpointIO):
         if RESUME_KEY in content:
             manifest = checkpoint.manifest
             content[RESUME_KEY].update(
-                environment=manifest.environment, constants=manifest.details.get(DETAILS_KEY, {})
+                environment=manifest.environment,
+                constants=manifest.details.get(DETAILS_KEY, {}),
+                saved_as=checkpoint,
             )
         return content
 

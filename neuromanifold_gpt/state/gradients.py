@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.checkpoint.foreign import clean_name
+from neuromanifold_gpt.state import steps_taken_again
 from neuromanifold_gpt.state.gradient_additions import follow, note_step
 from neuromanifold_gpt.state.modules import listed, unwrap
 
@@ -151,6 +152,7 @@ def _mark_used(optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs
         for parameter in group["params"]:
             if parameter.grad is not None:
                 _mark(parameter.grad)
+    steps_taken_again.note_step(optimizer)
 
 
 register_optimizer_step_post_hook(_mark_used)

@@ -41,6 +41,7 @@ from neuromanifold_gpt.state.own_generators import by_number, restore_generators
 from neuromanifold_gpt.state.rng import own_state, rank_and_world_size, restore_own_rng_state
 from neuromanifold_gpt.state.save import DATA_KEY, Stateful, as_list, as_stateful, without_generators
 from neuromanifold_gpt.state.settings import check_classes, warn_of_ignored_settings
+from neuromanifold_gpt.state.steps_taken_again import compare_steps
 from neuromanifold_gpt.state.stock_loaders import warn_of_seeds_of_iterators
 from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_other_values, with_what_they_read
 from neuromanifold_gpt.state.users_objects import has_position
@@ -187,6 +188,8 @@ class LoadedCheckpoint:
             restore_own_rng_state(self.rng_states)
             warn_of_seeds_of_iterators(loaders, self.loader_states or [])
             follow_up_to_batch("restore", loaders, schedulers, self._values_of_save(LOOP_NUMBERS_KEY))
+        if self.checkpoint is not None and optimizers and strict and rank_and_world_size()[0] == 0:
+            compare_steps(self.checkpoint, optimizers)
         return self
 
     def _restore_beside_state(
