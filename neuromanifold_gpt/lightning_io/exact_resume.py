@@ -29,6 +29,7 @@ from neuromanifold_gpt.lightning_io.other_callbacks import (
     refuse_tuners,
     warn_of_a_later_fit,
 )
+from neuromanifold_gpt.lightning_io.plugin import writes_separated
 from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker
 from neuromanifold_gpt.lightning_io.state_loading import load_by_names, load_doubles, own_names_hook
 from neuromanifold_gpt.lightning_io.trainer_settings import TrainerSettings
@@ -201,8 +202,9 @@ class ExactResume(Callback):
             "scheduler_classes": [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs],
             "settings": self._settings.current(),
             "constants": {**self._tracker.constants(), **self._loader_epochs.shown_data()},
-            "steps": note_steps(trainer.optimizers) if trainer.is_global_zero else None,
         }
+        if trainer.is_global_zero and writes_separated(trainer):
+            checkpoint[RESUME_KEY]["steps"] = note_steps(trainer.optimizers)  # now: a thread may write later
 
     def _on_boundary(self, trainer: Trainer, point: str) -> None:
         self._tracker.reached(trainer, point)

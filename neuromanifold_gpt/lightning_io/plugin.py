@@ -151,11 +151,7 @@ def install_plugin(trainer: Trainer) -> None:
     Raises:
         CheckpointError: it has a plugin of another kind.
     """
-    innermost: CheckpointIO | None = trainer.strategy._checkpoint_io
-    wrapper: _WrappingCheckpointIO | None = None
-    while isinstance(innermost, _WrappingCheckpointIO):  # AsyncCheckpointIO and the like
-        wrapper = innermost
-        innermost = wrapper.checkpoint_io
+    innermost, wrapper = _innermost(trainer)
     if innermost is None or type(innermost) is TorchCheckpointIO:
         innermost = SeparatedCheckpointIO()
         if wrapper is not None:
@@ -168,3 +164,18 @@ def install_plugin(trainer: Trainer) -> None:
             f"{type(innermost).__name__}. Remove that plugin, or use ModelCheckpoint with it."
         )
     innermost.clean_names = True
+
+
+def writes_separated(trainer: Trainer) -> bool:
+    """Whether what a trainer saves goes through :class:`SeparatedCheckpointIO`."""
+    return isinstance(_innermost(trainer)[0], SeparatedCheckpointIO)
+
+
+def _innermost(trainer: Trainer) -> tuple[CheckpointIO | None, _WrappingCheckpointIO | None]:
+    """The plugin that writes, and what wraps it, if anything does."""
+    innermost: CheckpointIO | None = trainer.strategy._checkpoint_io
+    wrapper: _WrappingCheckpointIO | None = None
+    while isinstance(innermost, _WrappingCheckpointIO):  # AsyncCheckpointIO and the like
+        wrapper = innermost
+        innermost = wrapper.checkpoint_io
+    return innermost, wrapper

@@ -28,6 +28,7 @@ from neuromanifold_gpt.lightning_io.callback import SeparatedCheckpoint
 from neuromanifold_gpt.lightning_io.exact_resume import ExactResume
 from neuromanifold_gpt.lightning_io.stop_signals import StopOnSignal, StoppedBySignal
 from neuromanifold_gpt.lightning_io.unified_io import DurableUnifiedIO
+from neuromanifold_gpt.state import steps_taken_again
 from neuromanifold_gpt.training.config import TrainConfig
 from neuromanifold_gpt.training.errors import ConfigError
 from neuromanifold_gpt.training.last_step import SaveLastStep
@@ -51,6 +52,7 @@ def train(config: TrainConfig) -> int:
         CheckpointLockedError: another process trains in ``config.out_dir``.
     """
     _quiet_lightning()
+    _show_steps_taken_again()
     device = _device(config)
     directory = _writable_directory(config.out_dir)
     with lock_directory(directory):  # before metrics.csv and the logs are touched
@@ -239,3 +241,14 @@ def _quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.")
+
+
+class _Printing(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"The {self.format(record).removeprefix('the ')}.", flush=True)
+
+
+def _show_steps_taken_again() -> None:
+    if not steps_taken_again.logger.handlers:
+        steps_taken_again.logger.setLevel(logging.INFO)
+        steps_taken_again.logger.addHandler(_Printing())

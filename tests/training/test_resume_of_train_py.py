@@ -33,6 +33,11 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(uninterrupt
             stopped = re.search(f"Stopped by {number.name} after step (\\d+), which is saved", output)
             assert stopped, output
             assert f"checkpoint-step{int(stopped[1]):06d}-optimizer.pt" in data_files(out_dir)
+        assert "InexactResumeWarning" not in output
+        said = re.search(
+            r"^The \d+ optimizer steps behind checkpoint-step\d+ that were noted have", output, re.MULTILINE
+        )
+        assert (said is not None) == (number_of_stop == 3), output  # a process before it has lost steps behind a save
     finished = train(out_dir)
     assert finished.returncode == 0, finished.stderr
     assert "Resuming from step" in finished.stdout
