@@ -130,7 +130,9 @@ def test_every_parameter_counts(tmp_path: Path, name: str) -> None:
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         save_checkpoint(tmp_path, step=1, model=model, optimizers=optimizer)
         if with_gradient:
-            dict(model.named_parameters())[name].grad = torch.ones_like(dict(model.named_parameters())[name])
+            parameter = dict(model.named_parameters())[name]
+            indices = torch.arange(parameter.numel()).reshape(parameter.shape)
+            parameter.grad = (indices >= parameter.numel() // 2).to(parameter.dtype)
         optimizer.step()
         return (tmp_path / STEPS_NAME).read_text().splitlines()[1:]
 
@@ -153,6 +155,7 @@ def test_two_directories_at_one_step_and_one_later(tmp_path: Path) -> None:
     for directory in ("last", "best"):
         save_checkpoint(tmp_path / directory, step=1, model=model, optimizers=optimizer)
     optimizer.step()
+    assert {(tmp_path / name / STEPS_NAME).exists() for name in ("last", "best")} == {True}
     save_checkpoint(tmp_path / "last", step=2, model=model, optimizers=optimizer)
     optimizer.step()
     optimizer.step()
