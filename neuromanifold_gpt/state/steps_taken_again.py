@@ -200,6 +200,8 @@ def compare_steps(checkpoint: Checkpoint, optimizers: Sequence[torch.optim.Optim
 def note_step(optimizer: torch.optim.Optimizer) -> None:
     """To be called after each step."""
     first = _first_parameter(optimizer) if _followed else None
+    if first is not None and first.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # of a CUDA graph, in which nothing can be read; this was not run on a GPU
     counting = [steps for steps in [*_followed] if steps.counts(first)]
     if counting:
         digest = _digest_of_weights(optimizer)

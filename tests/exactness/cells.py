@@ -9,6 +9,7 @@ from .table import (
     hostile,
     interruptions,
     loops,
+    lost_steps,
     models,
     optimization,
     own_state,
@@ -19,7 +20,7 @@ from .table import (
     variables,
 )
 
-CELLS: list[Cell] = [
+_CELLS = [
     *interruptions.CELLS,
     *data.CELLS,
     *streams.CELLS,
@@ -34,6 +35,7 @@ CELLS: list[Cell] = [
     *train_flags.CELLS,
     *hostile.CELLS,
 ]
+CELLS: list[Cell] = [*_CELLS, *lost_steps.losing_steps(_CELLS)]
 CELLS_BY_NAME: dict[str, Cell] = {cell.name: cell for cell in CELLS}
 assert len(CELLS_BY_NAME) == len(CELLS), "two cells have the same name"
 
