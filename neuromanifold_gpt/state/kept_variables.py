@@ -12,10 +12,10 @@ import types
 from collections.abc import Iterator
 from typing import Any, cast
 
-from neuromanifold_gpt.state.plain_reading import attribute_dict, module_name_of, slots_of, values_of_slots
+from neuromanifold_gpt.state.plain_reading import attribute_dict, module_name_of, parts_of, slots_of, values_of_slots
 from neuromanifold_gpt.state.shared_values import is_shared_number, number_in, set_number
 from neuromanifold_gpt.state.stored_values import is_single_value
-from neuromanifold_gpt.state.users_objects import is_users_module, variables_of_function
+from neuromanifold_gpt.state.users_objects import is_users_module
 
 
 def keeps_variables(thing: Any) -> bool:
@@ -39,8 +39,8 @@ def kept_variables(thing: Any) -> dict[str, Any]:
 def variables_at(thing: Any) -> dict[str, Any]:
     """:func:`kept_variables`; of a function, also lists, objects and the like in its defaults and all around it."""
     kept = kept_variables(thing)
-    around = variables_of_function(thing) if _is_users_function(thing) else {}
-    return {**{name: value for name, value in around.items() if not is_single_value(value)}, **kept}
+    around = parts_of(thing) if _is_users_function(thing) else ()
+    return {**{name: value for name, value in around if not is_single_value(value)}, **kept}
 
 
 def set_variable(thing: Any, name: str, value: Any) -> None:

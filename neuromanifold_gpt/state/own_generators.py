@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextvars
-import functools
 import threading
 import types
 import warnings
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,16 +19,13 @@ from neuromanifold_gpt.state.hooks import hooks_of
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.plain_reading import CONTAINERS, FUNCTIONS
 from neuromanifold_gpt.state.stock_loaders import parts_of_stock_loader
 from neuromanifold_gpt.state.users_locals import is_data, users_locals
 from neuromanifold_gpt.state.users_objects import NAMESPACES, has_position, is_of_users_class
 from neuromanifold_gpt.state.users_variables import users_variables
 
-_SEARCHED = (
-    *(dict, types.MappingProxyType, list, tuple, deque, *NAMESPACES),
-    *(contextvars.ContextVar, threading.local),
-    *(types.FunctionType, types.MethodType, types.BuiltinMethodType, types.GeneratorType, functools.partial),
-)
+_SEARCHED = (*CONTAINERS, *FUNCTIONS, *NAMESPACES, contextvars.ContextVar, threading.local, types.GeneratorType)
 # Of the model, what it owns is searched with it; of the others, what decides batches is in the position in the data.
 _SEARCHED_ELSEWHERE = (nn.Module, Dataset, DataLoader, Sampler)
 

@@ -29,7 +29,7 @@ from neuromanifold_gpt.state.kept_variables import (
     take_back,
     variables_at,
 )
-from neuromanifold_gpt.state.searched_parts import is_opaque, parts_of
+from neuromanifold_gpt.state.searched_parts import is_opaque, searched_parts
 from neuromanifold_gpt.state.shared_values import is_shared_number, number_in
 from neuromanifold_gpt.state.stored_values import UNKNOWN, as_it_was, is_scalar, is_single_value, stored
 from neuromanifold_gpt.state.users_objects import is_stateful
@@ -222,7 +222,7 @@ class OwnedState:
             return []
         if keeps_variables(thing):
             self._owners[path] = thing
-        return list(parts_of(thing))
+        return list(searched_parts(thing))
 
     def values(self, *, at_a_glance: bool = False) -> dict[str, Any]:
         """All single values and, if ``thorough``, flat containers, by path.

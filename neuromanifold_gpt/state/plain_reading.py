@@ -7,11 +7,14 @@ give other answers, or fail.
 from __future__ import annotations
 
 import contextlib
+import functools
 import types
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+CONTAINERS = (dict, types.MappingProxyType, list, tuple, deque)
+FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinMethodType, functools.partial)
 _QUALIFIED_NAME: Any = vars(type)["__qualname__"]
 
 
@@ -86,6 +89,35 @@ def slots_of(kind: type) -> tuple[tuple[str, types.MemberDescriptorType], ...]:
             if isinstance(member, types.MemberDescriptorType):
                 found[name] = member
     return tuple(found.items())
+
+
+def _variables_of_function(function: types.FunctionType) -> dict[str, Any]:
+    """What it keeps: variables of the functions around it, defaults of its arguments, and its attributes."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    around = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}  # not filled yet
+    defaults = {f"default {number}": value for number, value in enumerate(function.__defaults__ or ())}
+    return {**around, **defaults, **(function.__kwdefaults__ or {}), **vars(function)}
+
+
+def parts_of(thing: Any) -> Iterable[tuple[Any, Any]]:
+    """What an object, container or function refers to, by name; of a dict by key, of a list by number.
+
+    Of other things, such as a set, no more than their attributes.
+    """
+    kind = type(thing)
+    if issubclass(kind, dict):
+        return dict.items(thing)
+    if issubclass(kind, types.MappingProxyType):
+        return thing.items()
+    if issubclass(kind, list | tuple | deque):
+        return enumerate(values_in(thing))
+    if issubclass(kind, types.FunctionType):
+        return _variables_of_function(thing).items()
+    if issubclass(kind, types.MethodType | types.BuiltinMethodType):
+        return [("self", thing.__self__)]
+    if issubclass(kind, functools.partial | functools.partialmethod):
+        return [("func", thing.func), ("args", thing.args), ("keywords", thing.keywords)]
+    return all_attributes(thing).items()
 
 
 def values_in(container: Any) -> Iterator[Any]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import enum
-import functools
 import threading
 import types
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,8 @@ from torch import Tensor, nn
 from neuromanifold_gpt.state.flat_values import SCALARS
 from neuromanifold_gpt.state.generators import Generator
 from neuromanifold_gpt.state.metrics import is_metric
-from neuromanifold_gpt.state.plain_reading import all_attributes
-from neuromanifold_gpt.state.users_objects import variables_of_function, variables_of_generator
+from neuromanifold_gpt.state.plain_reading import CONTAINERS, parts_of
+from neuromanifold_gpt.state.users_objects import variables_of_generator
 
 _OPAQUE = (str, bytes, int, float, complex, type, types.ModuleType, Tensor, np.ndarray, enum.Enum, type(None))
 # What refers to the whole run, and is reached from it: a data module, of which ``collate_fn`` is a method, say.
@@ -38,34 +36,24 @@ def is_opaque(thing: Any) -> bool:
     return issubclass(type(thing), _OPAQUE) or _is_trainer(thing) or _is_trained(thing)
 
 
-def parts_of(thing: Any) -> Iterator[tuple[str, Any]]:
-    """What an object, container or function refers to, by name."""
+def searched_parts(thing: Any) -> Iterator[tuple[str, Any]]:
+    """What is searched of what it refers to, by name."""
     kind = type(thing)
-    if issubclass(kind, dict | types.MappingProxyType):
-        if _is_searched(thing, thing.values()):
-            for number, (key, value) in enumerate(thing.items()):  # parameters are keys too: their text costs
-                yield (str(key) if type(key) in SCALARS else f"{type(key).__name__} {number}"), value
-    elif issubclass(kind, list | tuple | deque):
-        if _is_searched(thing, thing):
-            yield from ((str(number), value) for number, value in enumerate(thing))
-    elif kind is types.FunctionType:
-        yield from variables_of_function(thing).items()
-    elif kind is types.GeneratorType:
+    if kind is types.GeneratorType:
         yield from (variables_of_generator(thing) or {}).items()
-    elif kind in (types.MethodType, types.BuiltinMethodType):
-        yield "self", thing.__self__
     elif issubclass(kind, contextvars.ContextVar):
         yield "value", thing.get(None)
     elif issubclass(kind, threading.local):
         yield from thing.__dict__.items()  # of this thread
-    elif issubclass(kind, functools.partial):
-        yield from (("func", thing.func), ("args", thing.args), ("keywords", thing.keywords))
-    else:
-        yield from all_attributes(thing).items()
+    elif not _holds_data(thing):
+        is_dict = issubclass(kind, dict | types.MappingProxyType)
+        for number, (key, part) in enumerate(parts_of(thing)):  # parameters are keys too: their text costs
+            yield (f"{type(key).__name__} {number}" if is_dict and type(key) not in SCALARS else str(key)), part
 
 
-def _is_searched(container: Collection[Any], values: Iterable[Any]) -> bool:
-    return len(container) <= MAXIMUM_ITEMS or issubclass(type(next(iter(values))), Generator)
+def _holds_data(thing: Any) -> bool:
+    is_long = issubclass(type(thing), CONTAINERS) and len(thing) > MAXIMUM_ITEMS
+    return is_long and not issubclass(type(next(iter(parts_of(thing)))[1]), Generator)
 
 
 def _is_trained(thing: Any) -> bool:

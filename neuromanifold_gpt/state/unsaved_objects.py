@@ -21,7 +21,7 @@ from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.flat_values import equal
 from neuromanifold_gpt.state.generators import Generator
 from neuromanifold_gpt.state.modules import listed
-from neuromanifold_gpt.state.plain_reading import all_attributes, bases_of, values_in, variables_of_class
+from neuromanifold_gpt.state.plain_reading import bases_of, parts_of, variables_of_class
 from neuromanifold_gpt.state.rng import distributed
 from neuromanifold_gpt.state.shown_values import holds_tensors, shown_tensors, shown_value
 from neuromanifold_gpt.state.stock_loaders import is_stock_loader
@@ -34,7 +34,6 @@ from neuromanifold_gpt.state.users_objects import (
     is_of_the_run,
     is_of_users_class,
     is_over_stock_loader,
-    variables_of_function,
 )
 
 _FUNCTIONS = (types.FunctionType, functools.partial)
@@ -238,18 +237,15 @@ def _with_parts(path: str, value: Any, seen: set[int], depth: int) -> Iterator[t
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     kind = type(value)
-    if issubclass(kind, types.FunctionType):
-        if is_users_code(value.__globals__):
-            yield from ((f".{name}", part) for name, part in variables_of_function(value).items())
-    elif issubclass(kind, functools.partial):
+    if kind is types.FunctionType and not is_users_code(value.__globals__):
+        return
+    if issubclass(kind, functools.partial):
         yield from ((f".{name}", part) for name, part in value.keywords.items())
         yield from ((f"[{number}]", part) for number, part in enumerate(value.args))
-    elif issubclass(kind, dict):
-        yield from ((f"[{key!r}]", part) for key, part in dict.items(value) if isinstance(key, str | int))
-    elif issubclass(kind, list | tuple | deque):
-        yield from ((f"[{number}]", part) for number, part in enumerate(values_in(value)))
-    elif _has_attributes(value) or issubclass(kind, NAMESPACES):
-        yield from ((f".{name}", part) for name, part in all_attributes(value).items())
+    elif issubclass(kind, _CONTAINERS):
+        yield from ((f"[{key!r}]", part) for key, part in parts_of(value) if isinstance(key, str | int))
+    elif _has_attributes(value) or issubclass(kind, (*NAMESPACES, types.FunctionType)):
+        yield from ((f".{name}", part) for name, part in parts_of(value))
 
 
 def _has_attributes(value: Any) -> bool:

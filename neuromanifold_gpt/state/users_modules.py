@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import types
-from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -14,17 +12,13 @@ import numpy as np
 from torch import Tensor
 
 from neuromanifold_gpt.state.plain_reading import (
-    all_attributes,
     bases_of,
     module_name_of,
+    parts_of,
     variables_of_class,
     variables_of_module,
 )
-from neuromanifold_gpt.state.users_objects import (
-    is_of_users_class,
-    is_users_file,
-    variables_of_function,
-)
+from neuromanifold_gpt.state.users_objects import is_users_file
 
 Variables = dict[str, Any]
 _NOT_FOLLOWED = (str, bytes, int, float, complex, type(None), Tensor, np.ndarray)
@@ -167,24 +161,16 @@ def _parts(value: Any, variables: Variables) -> Iterator[Any]:
     if issubclass(kind, type):
         if module_name_of(value) == variables.get("__name__"):
             yield from variables_of_class(value).values()
-    elif issubclass(kind, dict | types.MappingProxyType):
-        yield from value.values()
-    elif issubclass(kind, list | tuple | deque | set | frozenset):
+    elif issubclass(kind, set | frozenset):
         yield from value
-    elif issubclass(kind, types.FunctionType):
-        yield from variables_of_function(value).values()
     elif issubclass(kind, types.MethodType):
         yield from (value.__self__, value.__func__)
-    elif issubclass(kind, types.BuiltinMethodType):
-        yield value.__self__
-    elif issubclass(kind, functools.partial | functools.partialmethod):
-        yield from (value.func, value.args, value.keywords)
     elif issubclass(kind, staticmethod | classmethod):
         yield value.__func__
     elif issubclass(kind, property):
         yield from (value.fget, value.fset)
-    elif is_of_users_class(value) or hasattr(kind, "__call__"):  # noqa: B004 - of libraries: transforms, memos, modules
-        yield from all_attributes(value).values()
+    else:
+        yield from (part for _, part in parts_of(value))
 
 
 def _imported_by(code: types.CodeType, variables: Variables) -> Iterator[Variables]:

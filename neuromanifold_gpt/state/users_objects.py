@@ -26,9 +26,11 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.state.loop_carried import read_for_more
 from neuromanifold_gpt.state.plain_reading import (
+    FUNCTIONS,
     all_attributes,
     bases_of,
     module_name_of,
+    parts_of,
     values_in,
     variables_of_class,
     variables_of_module,
@@ -111,12 +113,8 @@ def attributes_of(thing: Any) -> dict[str, Any] | None:
         return _progress_of_iterator(thing)
     if issubclass(kind, _BaseDataLoaderIter):
         return {"batches": thing._num_yielded}
-    if issubclass(kind, functools.partial):
-        return {"func": thing.func, "args": thing.args, "keywords": thing.keywords}
-    if kind in (types.MethodType, types.BuiltinMethodType):
-        return {"self": thing.__self__}
-    if kind is types.FunctionType:
-        return variables_of_function(thing)
+    if issubclass(kind, FUNCTIONS):
+        return dict(parts_of(thing))
     if issubclass(kind, _LOOKED_AT_ELSEWHERE):
         return None
     if not issubclass(kind, NAMESPACES) and not is_of_users_class(thing) and not _is_optimizer_or_so(kind):
@@ -125,14 +123,6 @@ def attributes_of(thing: Any) -> dict[str, Any] | None:
     if any(_is_file(cast(Any, type(value))) for value in found.values()):
         return None
     return {name: value for name, value in found.items() if not is_a_time(name, value)}
-
-
-def variables_of_function(function: types.FunctionType) -> dict[str, Any]:
-    """What it keeps: variables of the functions around it, defaults of its arguments, and its attributes."""
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    around = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}  # not filled yet
-    defaults = {f"default {number}": value for number, value in enumerate(function.__defaults__ or ())}
-    return {**around, **defaults, **(function.__kwdefaults__ or {}), **vars(function)}
 
 
 def variables_of_generator(generator: types.GeneratorType[Any, Any, Any]) -> dict[str, Any] | None:
