@@ -187,7 +187,7 @@ def _attributes() -> Iterator[tuple[str, Any, bool]]:
 
 def _attributes_of(path: str, thing: Any, seen: set[int], depth: int) -> Iterator[tuple[str, Any, bool]]:
     kind = type(thing)
-    is_object = issubclass(kind, NAMESPACES) or (is_of_users_class(thing) and not issubclass(kind, types.FunctionType))
+    is_object = issubclass(kind, NAMESPACES) or is_of_users_class(thing)
     if not is_object or id(thing) in seen or depth >= _MAXIMUM_DEPTH or len(seen) >= _LOOKED_AT_OBJECTS:
         return
     seen.add(id(thing))

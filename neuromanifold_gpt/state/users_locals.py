@@ -35,7 +35,7 @@ def users_locals() -> Iterator[tuple[str, Any]]:
     names: Counter[str] = Counter()
     for path, value in found.values():
         kind = type(value)
-        is_object = is_of_users_class(value) and not issubclass(kind, types.FunctionType)
+        is_object = is_of_users_class(value)
         class_name = qualified_name_of(kind).replace(".<locals>", "") if is_object else "locals"
         name = class_name if is_object and kinds[id(kind)] == 1 else f"{class_name}.{path}"
         names[name] += 1  # a function may run within itself
