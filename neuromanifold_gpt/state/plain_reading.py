@@ -115,7 +115,7 @@ def parts_of(thing: Any) -> Iterable[tuple[Any, Any]]:
         return _variables_of_function(thing).items()
     if issubclass(kind, types.MethodType | types.BuiltinMethodType):
         return [("self", thing.__self__)]
-    if issubclass(kind, functools.partial | functools.partialmethod):
+    if issubclass(kind, functools.partial):
         return [("func", thing.func), ("args", thing.args), ("keywords", thing.keywords)]
     return all_attributes(thing).items()
 

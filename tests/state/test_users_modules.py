@@ -63,7 +63,7 @@ def bound():
 """,
     "held": """
 import functools
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from users_program import parts, pieces
 from users_program.pieces import Compose
 def closed_over(function):
@@ -73,6 +73,8 @@ by_dict, by_list, by_set = {"": parts.function}, [parts.function], {parts.functi
 by_partial, by_memo = functools.partial(parts.function, 1), functools.cache(parts.function)
 by_class, by_instance, by_method = {"": parts.Part}, Compose([parts.Part()]), parts.Part().method
 by_namespace, by_closure, by_registry = SimpleNamespace(f=parts.function), closed_over(parts.function), {}
+by_bound_function = MethodType(closed_over(parts.function), 1)
+class by_partial_method: called = functools.partialmethod(parts.function)
 del parts, pieces
 """,
     "parts": "def function(*a): pass\nclass Part:\n    def method(self): pass",
@@ -112,6 +114,7 @@ def test_of_functions_methods_and_what_they_import(program: dict[str, ModuleType
 
 
 HOLDERS = ["dict", "list", "set", "partial", "memo", "class", "instance", "method", "namespace", "closure"]
+HOLDERS += ["bound_function", "partial_method"]
 
 
 @pytest.mark.parametrize("holder", [*[f"by_{holder}" for holder in HOLDERS], "defaulting"])
