@@ -27,6 +27,7 @@ from neuromanifold_gpt.checkpoint.storage import LocalStorage, read_errors
 from neuromanifold_gpt.checkpoint.writer import resolve_directory, stage_checkpoint, write_checkpoint
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY, is_trainer_checkpoint, split
 from neuromanifold_gpt.state.rng import rank_and_world_size
+from neuromanifold_gpt.state.steps_taken_again import steps_are_behind
 from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY
 
 
@@ -86,7 +87,7 @@ class SeparatedCheckpointIO(CheckpointIO):
         saved = write_checkpoint(paths_of_model_file(model_path), staged)
         note_as_intact(saved)
         if steps is not None:
-            steps.saved_as(saved)
+            steps_are_behind(saved, steps)
 
     def _say_what_is_missing(self) -> None:
         """Once, and when the first file is written: at the resume it is too late."""

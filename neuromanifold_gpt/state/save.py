@@ -34,7 +34,7 @@ from neuromanifold_gpt.state.optimizers import named_optimizer_state
 from neuromanifold_gpt.state.own_generators import by_number, generators_around, of_positions
 from neuromanifold_gpt.state.rank_differences import shown_on_this_rank, warn_of_other_ranks
 from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks, rank_and_world_size
-from neuromanifold_gpt.state.steps_taken_again import note_steps
+from neuromanifold_gpt.state.steps_taken_again import note_steps, steps_are_behind
 from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_values_left_out, with_what_they_read
 from neuromanifold_gpt.state.users_objects import has_position
 
@@ -172,8 +172,8 @@ def save_checkpoint(
     saved = _on_rank_0(save) if distributed() else save()
     if not save_model_only:
         follow_up_to_batch("save", as_list(loaders), as_list(schedulers))
-        if rank_and_world_size()[0] == 0:
-            note_steps(as_list(optimizers)).saved_as(saved)
+        if optimizers and rank_and_world_size()[0] == 0:
+            steps_are_behind(saved, note_steps(as_list(optimizers)))
     return saved
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -70,11 +71,12 @@ class _Steps:
             _followed.remove(self)
 
 
-class NotedSteps(_Steps):
+class _NotedSteps(_Steps):
     """Those behind a save, from its capture on. They are written once it is complete."""
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         super().__init__(optimizers)
+        self.key = next(_keys)
         self._lines: list[str] = []
         self._path: Path | None = None
         self._pairs: list[str] = []
@@ -89,16 +91,11 @@ class NotedSteps(_Steps):
                 self._write()
 
     def saved_as(self, checkpoint: Checkpoint) -> None:
-        """The save is complete.
-
-        Warns:
-            StepsNotComparedWarning: they cannot be written.
-        """
+        """The save is complete."""
         with _lock:
             self._path = checkpoint.directory / STEPS_NAME
             self._pairs = [checkpoint.manifest.pair]
-            _known_here.add(checkpoint.manifest.pair)
-            for other in [steps for steps in _followed if isinstance(steps, NotedSteps) and steps is not self]:
+            for other in [steps for steps in _followed if isinstance(steps, _NotedSteps) and steps is not self]:
                 if other._path == self._path and other.number == self.number and other.share_with(self):
                     self._pairs += other._pairs  # two names for the same step
                 if other._path == self._path or (other.number > self.number and other.share_with(self)):
@@ -167,17 +164,33 @@ class _StepsAgain(_Steps):
 
 
 _followed: list[_Steps] = []
+_keys = itertools.count()
 _lock = threading.RLock()  # a save may be completed by another thread than the one that trains
 _known_here: set[str] = set()  # what this process has saved or restored
 
 
-def note_steps(optimizers: Sequence[torch.optim.Optimizer]) -> NotedSteps:
-    """From the capture of a save on."""
+def note_steps(optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    """From the capture of a save on.
+
+    Returns:
+        A key, for :func:`steps_are_behind`.
+    """
     for steps in [steps for steps in _followed if steps.are_over()]:
         steps.end()
-    noted = NotedSteps(optimizers)
+    noted = _NotedSteps(optimizers)
     _followed.append(noted)
-    return noted
+    return noted.key
+
+
+def steps_are_behind(checkpoint: Checkpoint, key: int) -> None:
+    """The save whose steps have that key is complete.
+
+    Warns:
+        StepsNotComparedWarning: they cannot be written.
+    """
+    _known_here.add(checkpoint.manifest.pair)
+    for steps in [steps for steps in _followed if isinstance(steps, _NotedSteps) and steps.key == key]:
+        steps.saved_as(checkpoint)
 
 
 def compare_steps(checkpoint: Checkpoint, optimizers: Sequence[torch.optim.Optimizer]) -> None:

@@ -174,6 +174,17 @@ def test_two_names_for_one_step(tmp_path: Path) -> None:
     assert {*(tmp_path / STEPS_NAME).read_text().splitlines()[0].split()} == {s.manifest.pair for s in saved}
 
 
+def test_a_save_without_optimizers_leaves_the_notes(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    save_checkpoint(tmp_path, step=1, model=model, optimizers=optimizer)
+    optimizer.step()
+    save_checkpoint(tmp_path, step=1, model=model, name="weights")
+    save_checkpoint(tmp_path, step=1, model=model, optimizers=optimizer, name="model only", save_model_only=True)
+    optimizer.step()
+    assert len((tmp_path / STEPS_NAME).read_text().splitlines()) == 1 + 2
+
+
 def test_other_optimizers_are_not_noted(tmp_path: Path) -> None:
     model, other = nn.Linear(1, 1), nn.Linear(1, 1)
     save_checkpoint(tmp_path, step=1, model=model, optimizers=torch.optim.SGD(model.parameters(), 0.1))
