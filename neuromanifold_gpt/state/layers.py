@@ -7,14 +7,13 @@ import inspect
 import re
 import types
 from collections import Counter, defaultdict
-from typing import Any, cast
+from typing import Any
 
 import xxhash
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.plain_reading import bases_of
 
 _IN_PLACE = re.compile(r",? ?inplace=\w+")  # which decides nothing
@@ -28,20 +27,19 @@ def settings_of_layers(module: nn.Module) -> dict[str, str]:
     of_class: dict[str, Counter[str]] = defaultdict(Counter)
     for part in module.modules():
         kind = type_before_parametrizations(part)
-        if isinstance(part, LazyModuleMixin):
+        if issubclass(kind, LazyModuleMixin):
             return {}
-        if kind.__module__.startswith("torch.nn.modules.") and not is_metric(part):
-            of_class[kind.__name__][_settings(part)] += 1
+        if kind.__module__.startswith("torch.nn.modules."):
+            of_class[kind.__name__][_settings(part, kind)] += 1
     found = {f"settings of {name}": _digest(sorted(texts.items())) for name, texts in of_class.items()}
     kinds = sorted((name, texts.total()) for name, texts in of_class.items())
     return {**found, KINDS: _digest(kinds)} if found else {}
 
 
-def _settings(layer: nn.Module) -> str:
+def _settings(layer: nn.Module, kind: type) -> str:
     """As it shows itself, which leaves out some, such as what a loss is given."""
     attributes = vars(layer)
-    names = _arguments(cast(Any, type_before_parametrizations(layer)))
-    given = {name: _shown(attributes[name]) for name in names if name in attributes}
+    given = {name: _shown(attributes[name]) for name in _arguments(kind) if name in attributes}
     try:
         text = _IN_PLACE.sub("", layer.extra_repr())
     except Exception:  # noqa: BLE001 - of a layer whose weights were taken out, say

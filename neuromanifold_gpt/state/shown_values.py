@@ -16,6 +16,7 @@ import xxhash
 from torch import Tensor, nn
 
 from neuromanifold_gpt.state.flat_values import spaced
+from neuromanifold_gpt.state.layers import settings_of_layers
 from neuromanifold_gpt.state.metrics import metric_state, metrics_of
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
 from neuromanifold_gpt.state.plain_reading import attribute_dict, values_in
@@ -28,6 +29,7 @@ from neuromanifold_gpt.state.users_objects import (
 )
 
 RESULT = "a result with its graph"
+NUMBERS = (bool, int, float)
 _HOLDS_DEPTH = 3
 _LOOKED_AT_ITEMS = (100, 10, 10, 10, 10)  # of a container or object, of one in it, and so on; deeper, its length
 _LOOKED_AT_IN_ALL = 10_000
@@ -125,7 +127,7 @@ class _Look:
         kind = type(value)  # isinstance() would ask proxies
         if issubclass(kind, np.generic):
             value, kind = value.item(), type(value.item())
-        if issubclass(kind, bool | int | float):
+        if issubclass(kind, NUMBERS):
             is_short = issubclass(kind, float) or abs(value) < 1 << 64
             return repr(value) if is_short else _text_digest(hash(value))
         if issubclass(kind, complex):
@@ -173,10 +175,7 @@ class _Look:
         if issubclass(type(value), nn.Module):  # that is no part of the one that is saved: an average, a teacher
             tensors = [tensor.detach() for tensor in (*value.parameters(), *value.buffers())]
             metrics = [metric for metric in metrics_of(value).values() if id(metric) not in self._kept]
-            users_parts = [part for part in value.modules() if is_of_users_class(part)]
-            plain = [thing for part in users_parts for thing in plain_attributes(part).values()]
-            numbers = [thing for thing in plain if type(thing) in (bool, int, float)]  # tensors may be results
-            shown = [*tensors, *map(metric_state, metrics), *numbers]
+            shown = [_settings_of_module(value), *map(metric_state, metrics), *tensors]
             return self._at_items(shown, shown, depth)
         if self._left <= 0:
             return ""  # before its attributes are gathered
@@ -193,6 +192,14 @@ class _Look:
         shown = [self.at(item, depth + 1) for item in items]
         is_passed_over = isinstance(container, dict) if not items else not any(shown)
         return None if is_passed_over else f"{len(container)} {_text_digest([shown, keys])}"
+
+
+def _settings_of_module(module: nn.Module) -> int:
+    """A number that shows those of torch's layers, and numbers in attributes; tensors there may be results."""
+    users_parts = [part for part in module.modules() if is_of_users_class(part)]
+    plain = [thing for part in users_parts for thing in plain_attributes(part).values()]
+    numbers = [thing for thing in plain if type(thing) in NUMBERS]
+    return int(_text_digest([settings_of_layers(module), numbers]), 16)
 
 
 def plain_attributes(module: nn.Module) -> dict[str, Any]:
