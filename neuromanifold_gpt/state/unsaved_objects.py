@@ -23,8 +23,12 @@ from neuromanifold_gpt.state.generators import Generator
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.plain_reading import bases_of, parts_of, variables_of_class
 from neuromanifold_gpt.state.rng import distributed
-from neuromanifold_gpt.state.shown_values import holds_tensors, shown_tensors, shown_value
+from neuromanifold_gpt.state.shown_values import holds_tensors, plain_attributes, shown_tensors, shown_value
 from neuromanifold_gpt.state.stock_loaders import is_stock_loader
+from neuromanifold_gpt.state.unsaved_attributes import (
+    attributes_of_module,
+    own_attributes,
+)
 from neuromanifold_gpt.state.users_locals import users_locals, values_carried_by_loops, variables_of_script
 from neuromanifold_gpt.state.users_modules import is_users_code
 from neuromanifold_gpt.state.users_objects import (
@@ -63,12 +67,13 @@ def note_saved(things: Iterable[Any]) -> None:
 def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
     """Modules, other objects with ``state_dict``, and loaders that the functions that run, or the script, hold.
 
-    Of what they carry from one round of a loop to the next also tensors, arrays, and what holds such, and iterators.
+    Of what they carry from one round of a loop to the next also tensors, arrays, and what holds such, and iterators;
+    of modules the attributes that are such.
 
     Args:
         kept: identities of those that are saved, and of their parts.
     """
-    found = {}
+    found: dict[str, Any] = {}
     values = [_owner_of(value) for value in values_carried_by_loops()]
     carried = {id(value) for value in values if not issubclass(type(value), _FUNCTIONS) and not _has_state(value)}
     seen: set[int] = set()
@@ -80,10 +85,15 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
             if id(part) in kept or _is_saved(part):
                 continue
             is_carried, is_loader = id(value) in carried, has_position(part) or is_stock_loader(part)
+            has_state = _has_state(part)
             has_tensors = is_carried and depth == depth_of_tensors and holds_tensors(part, of_others)
             goes_on = is_carried and _is_followed_iterator(part)
-            if is_loader or _has_state(part) or has_tensors or goes_on:
+            if is_loader or has_state or has_tensors or goes_on:
                 found[name] = part
+            for attribute, thing in _attributes_of_module(part, is_whole=has_state):
+                is_elsewhere = id(thing) in kept or _is_saved(thing) or (id(thing) in seen and _has_attributes(thing))
+                if not is_elsewhere:
+                    found[f"{name}.{attribute}"] = thing
     return found
 
 
@@ -246,6 +256,19 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"[{key!r}]", part) for key, part in parts_of(value) if isinstance(key, str | int))
     elif _has_attributes(value) or issubclass(kind, (*NAMESPACES, types.FunctionType)):
         yield from ((f".{name}", part) for name, part in parts_of(value))
+    elif issubclass(kind, nn.Module) and not _is_saved(value):
+        parts = {**(plain_attributes(value) if is_of_users_class(value) else {}), **_parts_apart(value)}
+        yield from ((f".{name}", part) for name, part in parts.items())
+
+
+def _parts_apart(module: nn.Module) -> dict[str, Any]:
+    """Of one around others that are saved: the wrapper of a learner its teacher. Else it has its parts."""
+    return {} if _has_state(module) else module._modules
+
+
+def _attributes_of_module(thing: Any, *, is_whole: bool) -> Iterator[tuple[str, Any]]:
+    if issubclass(type(thing), nn.Module) and "_modules" in vars(thing):  # else it is half made
+        yield from attributes_of_module(thing) if is_whole else own_attributes(thing)
 
 
 def _has_attributes(value: Any) -> bool:

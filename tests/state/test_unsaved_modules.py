@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from neuromanifold_gpt import load_checkpoint, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
@@ -56,6 +59,174 @@ def changed(network: nn.Module) -> None:
     with torch.no_grad():
         for tensor in (*network.parameters(), *network.buffers()):
             tensor.add_(1)
+
+
+class Learner(nn.Module):
+    """Wraps what is saved, beside a teacher and numbers of its own."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.teacher = network, copy.deepcopy(network)
+        self.register_buffer("center", torch.zeros(2))
+        self.mean, self.temperature = torch.zeros(2), 1.0
+        self.networks_beside = [nn.Linear(1, 1)]
+        self.optimizer = torch.optim.SGD(self.networks_beside[0].parameters(), 0.1, momentum=0.9)
+        self.replay: deque[Tensor] = deque(maxlen=4)
+        self.results: dict[str, Tensor] = {}
+        self.result: Tensor | None = None
+
+
+def stepped(learner: Learner) -> None:
+    network = learner.networks_beside[0]
+    with torch.no_grad():
+        before = copy.deepcopy(network.state_dict())
+    network(torch.ones(1)).sum().backward()
+    learner.optimizer.step()
+    network.load_state_dict(before)
+
+
+LEARNER_CHANGES: dict[str, Callable[[Learner], Any]] = {
+    "teacher": lambda learner: changed(learner.teacher),
+    "center": lambda learner: learner.center.add_(1),
+    "mean": lambda learner: learner.mean.add_(1),
+    "temperature": lambda learner: setattr(learner, "temperature", 0.5),
+    "networks_beside[0]": lambda learner: changed(learner.networks_beside[0]),
+    "optimizer": stepped,
+    "replay": lambda learner: learner.replay.append(torch.ones(2)),
+}
+
+
+class TestAModuleAroundTheSavedOne:
+    @pytest.mark.parametrize("name", LEARNER_CHANGES)
+    def test_its_other_parts_are_said(self, name: str, training: Training, said: Callable[[], str]) -> None:
+        learner = Learner(training.model)
+        learner.replay.append(torch.zeros(2))
+        stepped(learner)
+        training.save()
+        LEARNER_CHANGES[name](learner)
+        training.save()
+        assert f"Learner.{name}" in said()
+
+    def test_behind_a_restore_too(self, training: Training, said: Callable[[], str]) -> None:
+        learner = Learner(training.model)
+        changed(learner.teacher)
+        training.save()
+        learner = Learner(training.model)
+        training.restore()
+        changed(learner.network)
+        training.save()
+        assert "were others at the save" in (text := said())
+        assert "Learner.teacher" in text
+
+    def test_containers_of_torch(self, training: Training, said: Callable[[], str]) -> None:
+        networks = nn.ModuleDict({"student": training.model, "teacher": nn.Linear(2, 2)})
+        training.save()
+        changed(networks["teacher"])
+        training.save()
+        assert ".networks.teacher. If" in said()
+
+    def test_but_not_what_is_saved_in_it(self, training: Training, said: Callable[[], str]) -> None:
+        learner = Learner(training.model)
+        training.stateful = {"teacher": learner.teacher}
+        training.save()
+        changed(learner.network)
+        changed(learner.teacher)
+        training.save()
+        assert said() == ""
+
+    def test_nor_what_the_state_of_another_has(self, training: Training, said: Callable[[], str]) -> None:
+        learner = Learner(training.model)
+
+        class Runner:
+            def state_dict(self) -> dict[str, Any]:
+                return {"teacher": learner.teacher.state_dict(), "center": learner.center, "mean": learner.mean}
+
+            def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+        training.stateful = {"runner": Runner()}
+        training.save()
+        changed(learner.teacher)
+        learner.center += 1
+        learner.mean += 1
+        training.save()
+        assert said() == ""
+
+    def test_nor_results(self, training: Training, said: Callable[[], str]) -> None:
+        learner = Learner(training.model)
+        for _ in range(3):
+            learner.result = training.model(torch.randn(2))
+            learner.results = {"logits": learner.result}
+            training.save()
+        assert said() == ""
+
+    @pytest.mark.parametrize("wrapped", [nn.DataParallel, torch.compile, nn.Sequential])
+    def test_nor_one_that_only_passes_on(
+        self, wrapped: Callable[[nn.Module], nn.Module], training: Training, said: Callable[[], str]
+    ) -> None:
+        outer = wrapped(training.model)
+        for _ in range(2):
+            changed(training.model)
+            outer.train(not outer.training)
+            training.save()
+        assert said() == ""
+
+    def test_an_average_of_it(self, training: Training, said: Callable[[], str]) -> None:
+        average = AveragedModel(training.model)
+        training.save()
+        average.update_parameters(training.model)
+        training.save()
+        assert ".average. If" in said()
+
+
+class RegularizedLoss(nn.Module):
+    """Remembers what was predicted for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets = torch.zeros(3, 2)
+        self.loss = torch.tensor(0.0)
+        self.logits: Tensor | None = None
+        self.inner: nn.Module | None = None
+
+
+class TestALossBesideTheModel:
+    @pytest.mark.parametrize("is_within", [False, True])
+    def test_tensors_in_its_attributes(self, is_within: bool, training: Training, said: Callable[[], str]) -> None:
+        loss = inner = RegularizedLoss()
+        if is_within:
+            loss = RegularizedLoss()
+            loss.inner = inner
+        training.save()
+        inner.targets[1] += 1
+        training.save()
+        assert ("loss.inner.targets. If" if is_within else ": RegularizedLoss.targets. If") in said()
+
+    def test_also_if_an_object_has_it(self, training: Training, said: Callable[[], str]) -> None:
+        class Runner:
+            loss = nn.Identity()
+
+        runner = Runner()
+        runner.loss = RegularizedLoss()
+        training.save()
+        runner.loss.targets = runner.loss.targets + 1
+        training.save()
+        assert "Runner.loss.targets. If" in said()
+
+    def test_but_not_results(self, training: Training, said: Callable[[], str]) -> None:
+        loss = RegularizedLoss()
+        for _ in range(3):
+            loss.logits = training.model(torch.randn(3, 2))
+            loss.loss = loss.logits.detach().mean()
+            training.save()
+        assert said() == ""
+
+    def test_nor_what_is_given_to_stateful(self, training: Training, said: Callable[[], str]) -> None:
+        loss = RegularizedLoss()
+        training.stateful = {"loss": loss}
+        training.save()
+        loss.targets += 1
+        training.save()
+        assert said() == ""
 
 
 LAYER_CHANGES: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], nn.Module]]] = {
