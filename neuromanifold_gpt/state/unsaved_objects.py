@@ -26,6 +26,7 @@ from neuromanifold_gpt.state.rng import distributed
 from neuromanifold_gpt.state.shown_values import holds_tensors, plain_attributes, shown_tensors, shown_value
 from neuromanifold_gpt.state.stock_loaders import is_stock_loader
 from neuromanifold_gpt.state.unsaved_attributes import (
+    attributes_of_data,
     attributes_of_module,
     own_attributes,
 )
@@ -68,12 +69,13 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
     """Modules, other objects with ``state_dict``, and loaders that the functions that run, or the script, hold.
 
     Of what they carry from one round of a loop to the next also tensors, arrays, and what holds such, and iterators;
-    of modules the attributes that are such.
+    of modules, and of data that no loader has, the attributes that are such.
 
     Args:
         kept: identities of those that are saved, and of their parts.
     """
     found: dict[str, Any] = {}
+    datasets: dict[str, Any] = {}
     values = [_owner_of(value) for value in values_carried_by_loops()]
     carried = {id(value) for value in values if not issubclass(type(value), _FUNCTIONS) and not _has_state(value)}
     seen: set[int] = set()
@@ -90,11 +92,13 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
             goes_on = is_carried and _is_followed_iterator(part)
             if is_loader or has_state or has_tensors or goes_on:
                 found[name] = part
+            if is_carried and issubclass(type(part), Dataset) and is_of_users_class(part):
+                datasets[name] = part
             for attribute, thing in _attributes_of_module(part, is_whole=has_state):
                 is_elsewhere = id(thing) in kept or _is_saved(thing) or (id(thing) in seen and _has_attributes(thing))
                 if not is_elsewhere:
                     found[f"{name}.{attribute}"] = thing
-    return found
+    return {**found, **attributes_of_data(datasets, found)}
 
 
 def names_of_variables() -> set[str]:

@@ -1,4 +1,4 @@
-"""Modules beside the one that is saved: what they keep, a plain loop is told."""
+"""Modules beside the one that is saved, and data that no loader holds: what they keep, a plain loop is told."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from neuromanifold_gpt import load_checkpoint, save_checkpoint
+from neuromanifold_gpt import ResumableDataLoader, load_checkpoint, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 
 
@@ -271,3 +272,76 @@ class TestSettingsOfLayersBesideTheModel:
         training.save()
         assert said() == ""
         assert not layers[1].training
+
+
+class Replay(Dataset[Tensor]):
+    def __init__(self) -> None:
+        self.seen: deque[Tensor] = deque([torch.zeros(2)], maxlen=8)
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.seen)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.seen[index]
+
+
+class SavedReplay(Replay):
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": [*self.seen]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen.extend(state["seen"])
+
+
+class TestDataThatTheLoopDrawsFromItself:
+    def train(self, training: Training, replay: Any, loader: Any = None) -> Any:
+        """``loader`` is a variable that holds one."""
+        for step in range(2):
+            replay.seen.append(torch.full((2,), float(step)))
+            training.save()
+        return loader
+
+    @pytest.mark.parametrize("kind", [Replay, SavedReplay])
+    def test_is_said(self, kind: type[Replay], training: Training, said: Callable[[], str]) -> None:
+        self.train(training, kind())
+        assert "Replay.seen. If" in said()
+
+    def test_also_if_an_object_has_it(self, training: Training, said: Callable[[], str]) -> None:
+        class Agent:
+            def __init__(self) -> None:
+                self.replay = Replay()
+
+        agent = Agent()
+        for step in range(2):
+            agent.replay.seen.append(torch.full((2,), float(step)))
+            training.save()
+        assert "Agent.replay.seen. If" in said()
+
+    @pytest.mark.parametrize("hold", [DataLoader, ResumableDataLoader])
+    def test_but_not_if_a_loader_has_it(
+        self, hold: Callable[[Any], Any], training: Training, said: Callable[[], str]
+    ) -> None:
+        replay = Replay()
+        self.train(training, replay, hold(replay))
+        self.train(training, replay, hold(Subset(replay, [0])))
+        assert "replay" not in said()
+
+    def test_nor_if_it_is_saved(self, training: Training, said: Callable[[], str]) -> None:
+        replay = SavedReplay()
+        training.stateful = {"replay": replay}
+        self.train(training, replay)
+        assert said() == ""
+
+    def test_nor_numbers_that_the_loop_may_set(self, training: Training, said: Callable[[], str]) -> None:
+        replay = Replay()
+        for replay.epoch in range(2):
+            training.save()
+        assert said() == ""
+
+    def test_nor_what_each_round_makes_anew(self, training: Training, said: Callable[[], str]) -> None:
+        for step in range(2):
+            replay = Replay()
+            replay.seen.append(torch.full((2,), float(step)))
+            training.save()
+        assert said() == ""
