@@ -80,8 +80,9 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
     carried = {id(value) for value in values if not issubclass(type(value), _FUNCTIONS) and not _has_state(value)}
     seen: set[int] = set()
     of_others = saved_parameters() | _parameters_of_saved_optimizers()
-    for path, variable in (*variables_of_script(), *users_locals()):
-        value = _owner_of(variable)
+    variables = [(path, _owner_of(variable)) for path, variable in (*variables_of_script(), *users_locals())]
+    objects = {id(value) for _, value in variables if _has_attributes(value)}  # they are looked at by their own names
+    for path, value in variables:
         depth_of_tensors = 1 if _has_attributes(value) else 0  # of attributes, each has a name
         for name, part, depth in _with_parts(path, value, seen, 0):
             if id(part) in kept or _is_saved(part):
@@ -95,8 +96,7 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
             if is_carried and issubclass(type(part), Dataset) and is_of_users_class(part):
                 datasets[name] = part
             for attribute, thing in _attributes_of_module(part, is_whole=has_state):
-                is_elsewhere = id(thing) in kept or _is_saved(thing) or (id(thing) in seen and _has_attributes(thing))
-                if not is_elsewhere:
+                if not (id(thing) in kept or id(thing) in objects or _is_saved(thing)):
                     found[f"{name}.{attribute}"] = thing
     return {**found, **attributes_of_data(datasets, found)}
 

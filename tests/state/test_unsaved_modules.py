@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset, Subset
+from torchmetrics import Metric
 
 from neuromanifold_gpt import ResumableDataLoader, load_checkpoint, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
@@ -152,6 +153,24 @@ class TestAModuleAroundTheSavedOne:
         training.save()
         assert said() == ""
 
+    def test_nor_what_is_saved_apart(self, training: Training, said: Callable[[], str]) -> None:
+        learner = Learner(training.model)
+        parts: dict[str, Any] = {"model": learner.networks_beside[0], "optimizers": learner.optimizer}
+        for _ in range(2):
+            stepped(learner)
+            save_checkpoint(training.directory / "apart", step=1, name="a", **parts)
+            training.save()
+        assert "Learner" not in said()
+
+    def test_nor_what_the_saved_one_holds_twice(self, training: Training, said: Callable[[], str]) -> None:
+        training.model.beside = [nn.Linear(1, 1)]  # type: ignore[assignment]
+        training.model.__class__ = type("Holder", (nn.Sequential,), {"__module__": __name__})
+        outer = nn.Sequential(training.model)
+        training.save()
+        changed(outer[0].beside[0])
+        training.save()
+        assert ": beside. If" in said()
+
     def test_nor_results(self, training: Training, said: Callable[[], str]) -> None:
         learner = Learner(training.model)
         for _ in range(3):
@@ -220,6 +239,41 @@ class TestALossBesideTheModel:
             loss.loss = loss.logits.detach().mean()
             training.save()
         assert said() == ""
+
+    def test_nor_who_uses_it(self, training: Training, said: Callable[[], str]) -> None:
+        class Runner:
+            def __init__(self, loss: nn.Module) -> None:
+                self.weights, self.seen, self.loss = torch.ones(2), 0, loss
+
+            def run(self) -> None:
+                self.seen += 1
+                training.save()
+
+        loss = RegularizedLoss()
+        runner = Runner(loss)
+        loss.runner, loss.hook = runner, runner.run  # type: ignore[assignment]
+        for _ in range(2):
+            runner.run()
+        assert said() == ""
+
+    def test_nor_metrics_twice(self, training: Training, said: Callable[[], str]) -> None:
+        class Counts(Metric):
+            def __init__(self) -> None:
+                super().__init__()
+                self.add_state("of_classes", torch.zeros(2))
+
+            def update(self) -> None:
+                self.of_classes += 1
+
+            def compute(self) -> Tensor:
+                return self.of_classes
+
+        counts = Counts()
+        for _ in range(2):
+            counts.update()
+            training.save()
+        assert "Counts. If" in (text := said())
+        assert "of_classes" not in text
 
     def test_nor_what_is_given_to_stateful(self, training: Training, said: Callable[[], str]) -> None:
         loss = RegularizedLoss()
@@ -325,7 +379,7 @@ class TestDataThatTheLoopDrawsFromItself:
         replay = Replay()
         self.train(training, replay, hold(replay))
         self.train(training, replay, hold(Subset(replay, [0])))
-        assert "replay" not in said()
+        assert "seen" not in said()
 
     def test_nor_if_it_is_saved(self, training: Training, said: Callable[[], str]) -> None:
         replay = SavedReplay()
