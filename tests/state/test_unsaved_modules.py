@@ -71,7 +71,7 @@ class Learner(nn.Module):
         self.network, self.teacher = network, copy.deepcopy(network)
         self.register_buffer("center", torch.zeros(2))
         self.mean, self.temperature = torch.zeros(2), 1.0
-        self.networks_beside = [nn.Linear(1, 1)]
+        self.networks_beside = [nn.Linear(2, 2)]
         self.optimizer = torch.optim.SGD(self.networks_beside[0].parameters(), 0.1, momentum=0.9)
         self.replay: deque[Tensor] = deque(maxlen=4)
         self.results: dict[str, Tensor] = {}
@@ -82,7 +82,7 @@ def stepped(learner: Learner) -> None:
     network = learner.networks_beside[0]
     with torch.no_grad():
         before = copy.deepcopy(network.state_dict())
-    network(torch.ones(1)).sum().backward()
+    network(torch.ones(2)).sum().backward()
     learner.optimizer.step()
     network.load_state_dict(before)
 
