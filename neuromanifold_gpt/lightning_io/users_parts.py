@@ -60,10 +60,11 @@ class UsersParts:
         self._constants = FollowedValues(self._shown_constants())
         self._constants.pass_over(self._numbers_of_others())
         self._saved_constants = SavedValues({})
+        self._is_resumed = False
 
     def look(self) -> None:
-        """What was not there when training began, begins as it is now."""
-        self._unsaved.look(self._values())
+        """The first step is done: what was not there when training began, begins as it is now."""
+        self._unsaved.set_up(self._values(), only_none=self._is_resumed)
         self.constants()
 
     def constants(self) -> dict[str, str]:
@@ -90,6 +91,8 @@ class UsersParts:
         Warns:
             InexactResumeWarning: names what was otherwise at the save.
         """
+        self._unsaved.set_up(self._values(), only_none=False)
+        self._is_resumed = True
         self._constants.pass_over(self._numbers_of_others())
         self._saved_constants = SavedValues(constants)
         self.constants()
@@ -146,7 +149,7 @@ class UsersParts:
         found.update(variables_beside_state([*what_trains(trainer), *self._of_position()], kept, with_script=True))
         for path, value in self._attributes():
             name = path.rpartition(".")[2]
-            if not is_a_time(name, value) and (shown := shown_value(value, kept)) is not None:
+            if not is_a_time(name, value) and (shown := shown_value(value, kept, names_code=True)) is not None:
                 found[path] = shown
         return found
 

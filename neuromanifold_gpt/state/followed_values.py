@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.modules import listed
+from neuromanifold_gpt.state.shown_code import NONE, code_in
 from neuromanifold_gpt.state.shown_values import RESULT
 
 _REMEDY = (
     "If training depends on them, save them: in a module by persistent buffers or get_extra_state, in other objects by "
     "a state_dict that Lightning calls or that you give to stateful=."
 )
+_REMEDY_FOR_CODE = " Which function or layer is used, let a number decide that is saved."
 
 
 class FollowedValues:
@@ -29,9 +31,27 @@ class FollowedValues:
         self.look(before)
 
     def look(self, now: Mapping[str, str]) -> None:
-        """What was not there before, such as a table that is built when it is first needed, begins as it is now."""
-        self._before = {**now, **self._before}
+        """What was not there before, such as a table that is built when it is first needed, begins as it is now.
+
+        So does what was ``None``, but for functions and the like.
+        """
+        begun = {path: shown for path, shown in self._before.items() if shown != NONE or code_in(now.get(path))}
+        self._before = {**now, **begun}
         self.passed_over.update(path for path, shown in now.items() if shown == RESULT)
+
+    def set_up(self, now: Mapping[str, str], *, only_none: bool) -> None:
+        """Functions and the like begin as they are now, since hooks set them until the first step.
+
+        Args:
+            now: what is shown.
+            only_none: only those that were ``None``, as is what the first step makes.
+        """
+        before = self._before
+        of_code = {path for path in now.keys() & before.keys() if code_in(now[path]) != code_in(before[path])}
+        self._before = {
+            path: shown for path, shown in before.items() if path not in of_code or (only_none and shown != NONE)
+        }
+        self.look(now)
 
     def pass_over(self, paths: Iterable[str]) -> None:
         """These do not count, such as settings that the program gives."""
@@ -40,7 +60,7 @@ class FollowedValues:
     def changed(self, now: Mapping[str, str]) -> list[str]:
         """Which are other than at the beginning, and are not passed over."""
         self.look(now)
-        return sorted(path for path in now.keys() - self.passed_over if self._before[path] != now[path])
+        return sorted(path for path in now.keys() - self.passed_over if _is_a_change(self._before[path], now[path]))
 
     def warn_if_changed(self, now: Mapping[str, str]) -> None:
         """Say which have changed.
@@ -49,12 +69,20 @@ class FollowedValues:
             InexactResumeWarning: names those that it did not name before.
         """
         if new := self.changed(now):
+            is_code = any(code_in(self._before[path]) != code_in(now[path]) for path in new)
             warnings.warn(
-                f"values change in training that no checkpoint has: {listed(new)}. {_REMEDY}",
+                f"values change in training that no checkpoint has: {listed(new)}. {_REMEDY}"
+                f"{_REMEDY_FOR_CODE if is_code else ''}",
                 InexactResumeWarning,
                 stacklevel=4,
             )
         self.pass_over(new)
+
+
+def _is_a_change(before: str, now: str) -> bool:
+    if NONE in (before, now):
+        return bool(code_in(before) or code_in(now))
+    return before != now
 
 
 class SavedValues:

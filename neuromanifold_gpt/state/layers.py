@@ -15,6 +15,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from neuromanifold_gpt.state.plain_reading import bases_of
+from neuromanifold_gpt.state.shown_code import NONE, class_of_layer, with_code
 
 _IN_PLACE = re.compile(r",? ?inplace=\w+")  # which decides nothing
 _DECIDE_NOTHING = {"inplace", "enable_nested_tensor", "mask_check"}  # the last two how an evaluation is computed
@@ -34,6 +35,38 @@ def settings_of_layers(module: nn.Module) -> dict[str, str]:
     found = {f"settings of {name}": _digest(sorted(texts.items())) for name, texts in of_class.items()}
     kinds = sorted((name, texts.total()) for name, texts in of_class.items())
     return {**found, KINDS: _digest(kinds)} if found else {}
+
+
+def layers_by_path(module: nn.Module) -> dict[str, str]:
+    """Which layer there is at each path, and the names of those within it that no state dict shows.
+
+    Those that appear or vanish with parameters are noticed when a state dict is loaded.
+    """
+    found: dict[str, str] = {}
+    _add_layers(module, "", found, {})
+    return {path[1:] or f"which layers {type(module).__name__} has": shown for path, shown in found.items()}
+
+
+def _add_layers(layer: nn.Module, path: str, found: dict[str, str], seen: dict[int, tuple[str, bool]]) -> bool:
+    """Whether a state dict shows it."""
+    children = dict(layer._modules.items())  # of scripted modules it is no dict
+    compiled = children.get("_orig_mod")
+    if compiled is not None:
+        return _add_layers(compiled, path, found, seen)
+    if is_metric(layer):
+        return True
+    if id(layer) not in seen:
+        has_state = next(layer.parameters(), None) is not None or any(True for _ in layer.buffers())
+        seen[id(layer)] = path, has_state
+        within = children.items() if type(layer).get_extra_state is nn.Module.get_extra_state else ()
+        names = [name for name, part in within if part is None or not _add_layers(part, f"{path}.{name}", found, seen)]
+        found.update((f"{path}.{name}", NONE) for name, part in within if part is None)
+        code = f"{class_of_layer(layer)} {names}"
+    else:
+        code = class_of_layer(layer)
+    first_path, has_state = seen[id(layer)]  # a layer may be at several
+    found[path] = f"{code} {first_path}" if has_state else with_code(code, first_path)
+    return has_state
 
 
 def _settings(layer: nn.Module, kind: type) -> str:

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from neuromanifold_gpt.state.metrics import is_metric
 
-OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+OF_EVERY_MODULE = frozenset({*vars(nn.Module()), "_compiled_call_impl"})
 
 
 class ModuleValues:

@@ -5,6 +5,7 @@ never fails.
 
 from __future__ import annotations
 
+import types
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
@@ -21,6 +22,7 @@ from neuromanifold_gpt.state.metrics import metric_state, metrics_of
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
 from neuromanifold_gpt.state.plain_reading import attribute_dict, values_in
 from neuromanifold_gpt.state.shared_values import array_in, is_shared_number, number_in
+from neuromanifold_gpt.state.shown_code import NONE, code_in, code_of, is_plain_layer, with_code
 from neuromanifold_gpt.state.users_objects import (
     attributes_of,
     is_a_time,
@@ -45,6 +47,7 @@ def shown_value(
     is_setting: bool = False,
     is_data: bool = False,
     is_carried: bool = False,
+    names_code: bool = False,
     items: int = _LOOKED_AT_IN_ALL,
 ) -> str | None:
     """What shows whether a value has changed.
@@ -56,13 +59,16 @@ def shown_value(
         is_setting: texts and users' objects are passed over: from one run to another, they differ as settings do.
         is_data: of larger tensors and arrays fewer elements are looked at: they may lie in a mapped file.
         is_carried: tensors that belong to a graph, and parameters, are looked at too: the next step needs them.
+        names_code: functions, classes and the like, see ``shown_code.py``, and whether it is ``None``, count too.
 
     Returns:
         ``None`` of what is no number, text, tensor, array, or container or object with such; of an empty dict, as
         tables are before they are filled; and of what is kept. :data:`RESULT` of tensors that belong to a graph.
     """
     try:
-        return _Look(kept, is_setting, is_data, is_carried, items).at(value, 0)
+        if names_code and value is None:
+            return NONE
+        return _Look(kept, is_setting, is_data, is_carried, names_code, items).at(value, 0)
     except Exception:  # noqa: BLE001 - tensors of other libraries, what a thread changes: no look is worth a run
         return None
 
@@ -119,8 +125,10 @@ def kept_by(module: nn.Module) -> set[int]:
 
 
 class _Look:
-    def __init__(self, kept: Collection[int], is_setting: bool, is_data: bool, is_carried: bool, items: int) -> None:
-        self._kept, self._left = kept, items
+    def __init__(
+        self, kept: Collection[int], is_setting: bool, is_data: bool, is_carried: bool, names_code: bool, items: int
+    ) -> None:
+        self._kept, self._left, self._names_code = kept, items, names_code
         self._is_setting, self._is_data, self._is_carried = is_setting, is_data, is_carried
 
     def at(self, value: Any, depth: int) -> str | None:
@@ -152,15 +160,26 @@ class _Look:
         if issubclass(kind, set | frozenset):
             if len(value) > _LOOKED_AT_OF_SETS:
                 return str(len(value))
-            shown = sorted(text for item in value if (text := self.at(item, len(_LOOKED_AT_ITEMS))) is not None)
-            return f"{len(value)} {_text_digest(shown)}" if shown or not value else None
+            texts = sorted(text for item in value if (text := self.at(item, len(_LOOKED_AT_ITEMS))) is not None)
+            return f"{len(value)} {_text_digest(texts)}" if texts or not value else None
         if issubclass(kind, list | tuple | deque):
             return self._at_items(value, values_in(value), depth)
         if is_shared_number(value):
             return None if id(value) in self._kept else self.at(number_in(value), depth)
         if (shared := array_in(value)) is not None:
             return self.at(shared, depth)
-        return self._at_object(value, depth)
+        shown = self._at_object(value, depth)
+        return self._with_code(value, shown) if self._names_code else shown
+
+    def _with_code(self, value: Any, shown: str | None) -> str | None:
+        if is_plain_layer(value):
+            return with_code(code_of(value) or "", None)
+        if id(value) in self._kept:  # of layers in a list, which; what they are is looked at where they are
+            return str(id(value)) if issubclass(type(value), nn.Module) else shown
+        code = code_of(value, self._kept)
+        if code is not None and issubclass(type(value), types.MethodType) and id(value.__self__) in self._kept:
+            return with_code(code, None)
+        return shown if code is None else with_code(f"{code} {code_in(shown)}", shown)
 
     def _elements(self, size: int, depth: int) -> int:
         """How many of a tensor or array are looked at."""
@@ -191,7 +210,9 @@ class _Look:
         self._left -= len(items)
         shown = [self.at(item, depth + 1) for item in items]
         is_passed_over = isinstance(container, dict) if not items else not any(shown)
-        return None if is_passed_over else f"{len(container)} {_text_digest([shown, keys])}"
+        text = f"{len(container)} {_text_digest([shown, keys])}"
+        code = [name for name in map(code_in, shown) if name]
+        return None if is_passed_over else with_code(_text_digest(code), text) if code else text
 
 
 def _settings_of_module(module: nn.Module) -> int:

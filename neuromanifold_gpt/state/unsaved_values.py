@@ -14,14 +14,16 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from neuromanifold_gpt.state.followed_values import FollowedValues, SavedValues
 from neuromanifold_gpt.state.hooks import hooks_of
-from neuromanifold_gpt.state.layers import settings_of_layers
+from neuromanifold_gpt.state.layers import layers_by_path, settings_of_layers
 from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.module_values import is_kept_by_others, non_persistent_buffers
 from neuromanifold_gpt.state.modules import unwrap
 from neuromanifold_gpt.state.optimizer_values import parameters_of_no_module, values_of_optimizers, values_of_schedulers
+from neuromanifold_gpt.state.shown_code import OF_CLASS, own_methods
 from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, kept_by, plain_attributes, shown_value
 from neuromanifold_gpt.state.stock_loaders import warn_of_passes_under_way, warn_of_workers_that_stay
 from neuromanifold_gpt.state.unsaved_objects import (
@@ -65,9 +67,16 @@ def values_beside_state(
     all_kept = kept_by(module) | {id(thing) for thing in kept}
     for path, value, is_followed in _values(module, ignored, as_settings):
         if with_followed or not is_followed:
-            found[path] = shown_value(value, all_kept, is_setting=as_settings)
+            found[path] = shown_value(value, all_kept, is_setting=as_settings, names_code=not as_settings)
     if as_settings:
         found.update(settings_of_layers(module))
+    else:
+        for path, hooks in hooks_of(module):
+            of_users = [hook for hook in hooks if is_users_module(getattr(hook, "__module__", None))]
+            found[path] = shown_value(of_users, all_kept)
+        found.update(layers_by_path(module))
+        for name, part in module.named_modules():
+            found.update((f"{name}.{method}", OF_CLASS) for method in own_methods(part))
     if with_followed:
         found.update((path, shown_value(buffer)) for path, buffer in non_persistent_buffers(module.named_modules()))
     return {path.lstrip("."): shown for path, shown in found.items() if shown is not None}
@@ -171,6 +180,8 @@ def _values(module: nn.Module, ignored: Collection[str], as_settings: bool) -> I
     for owner, part in module.named_modules():
         if is_metric(part) or type(part).get_extra_state is not nn.Module.get_extra_state:
             continue
+        if isinstance(part, LazyModuleMixin):  # it begins with its first batch
+            continue
         of_library = is_kept_by_others(part)
         for name, value in plain_attributes(part).items() if not (of_library and as_settings) else ():
             if name in ignored or (as_settings and issubclass(type(value), Mapping) and not holds_tensors(value)):
@@ -181,8 +192,6 @@ def _values(module: nn.Module, ignored: Collection[str], as_settings: bool) -> I
         return
     for name, parameter in module.named_parameters():
         yield from ((f"{name}.{attribute}", value, False) for attribute, value in vars(parameter).items())
-    for path, hooks in hooks_of(module):
-        yield path, [hook for hook in hooks if is_users_module(getattr(hook, "__module__", None))], False
 
 
 def _is_derived(part: nn.Module, name: str) -> bool:
