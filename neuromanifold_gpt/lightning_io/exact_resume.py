@@ -19,10 +19,10 @@ from neuromanifold_gpt.lightning_io.boundaries import BETWEEN_EPOCHS, EPOCH_END,
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY
 from neuromanifold_gpt.lightning_io.data_position import DataPosition
 from neuromanifold_gpt.lightning_io.epoch_setup import set_up_epoch_again, warn_of_epoch_hooks
+from neuromanifold_gpt.lightning_io.frozen_parameters import FrozenParameters
 from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs
 from neuromanifold_gpt.lightning_io.loader_warnings import warn_of_shared_loaders
 from neuromanifold_gpt.lightning_io.other_callbacks import (
-    freezes_by_itself,
     inexact_here,
     keep_current_scores,
     keep_stopped,
@@ -35,13 +35,7 @@ from neuromanifold_gpt.lightning_io.state_loading import load_by_names, load_dou
 from neuromanifold_gpt.lightning_io.trainer_settings import TrainerSettings
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
 from neuromanifold_gpt.state.gradients import capture_gradients, restore_gradients
-from neuromanifold_gpt.state.modules import (
-    module_modes,
-    parameter_names,
-    restore_modes,
-    warn_if_rounded,
-    warn_of_other_modes,
-)
+from neuromanifold_gpt.state.modules import parameter_names, warn_if_rounded
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
 from neuromanifold_gpt.state.rng import gather_across_ranks, own_state, restore_own_rng_state
 from neuromanifold_gpt.state.settings import DEFAULTS_KEY, warn_of_ignored_settings
@@ -75,6 +69,7 @@ class ExactResume(Callback):
         self._optimizer_settings: list[dict[str, Any]] = []
         self._name_hook: Any = None
         self._listeners: list[Callable[[Trainer], None]] = []
+        self._frozen = FrozenParameters()
 
     @classmethod
     def of(cls, trainer: Trainer) -> ExactResume:
@@ -129,6 +124,7 @@ class ExactResume(Callback):
         self._settings = TrainerSettings(trainer)
         warn_of_shared_loaders(trainer)
         self._tracker.training_begins(trainer)
+        self._frozen.training_begins(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """A batch has been fetched; what callbacks set at the beginning of an epoch is set."""
@@ -197,7 +193,7 @@ class ExactResume(Callback):
             **{key: [rank[key] for rank in ranks] for key in ranks[0]},
             # Before the first step after a resume, the loaded ones are not in place yet.
             "callback_metrics": dict(sorted({**(self._loaded or {}).get("callback_metrics", {}), **monitored}.items())),
-            "modes": module_modes(pl_module),
+            "modes": self._frozen.modes(pl_module),
             "inexact": inexact_here(trainer, loop.point) + self._tracker.inexact_here(loop.point, loop.fit_loop),
             "scheduler_classes": [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs],
             "settings": self._settings.current(),
@@ -258,9 +254,7 @@ class ExactResume(Callback):
         assert loaded is not None, "the loop resumes only from a checkpoint that was loaded"
         for reason in loaded["inexact"]:
             warnings.warn(f"this resume is not exact: {reason}.", InexactResumeWarning, stacklevel=2)
-        changed = restore_modes(trainer.lightning_module, loaded["modes"])
-        if not freezes_by_itself(trainer):
-            warn_of_other_modes(changed)
+        self._frozen.restore(trainer, loaded["modes"])
         self._validation.go_to(own_state(loaded["validation"]))  # first: training may share a dataset with it
         self._loader_epochs.resumed()
         if trainer.is_global_zero:

@@ -1,0 +1,72 @@
+"""Gradual unfreezing is restored, and silent; a program that begins otherwise than that of the save is told."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from neuromanifold_gpt import ResumableDataLoader, SeparatedCheckpoint
+
+SAID = "this run had set otherwise: "
+
+
+class Unfreezes(LightningModule):
+    """The first layer is frozen until a step, and by the program perhaps another one."""
+
+    def __init__(self, step: int, also: str = "") -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1))
+        self.step = step
+        self.layers[0].requires_grad_(False)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name != also)
+
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+        self.layers[0].requires_grad_(self.global_step >= self.step)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.layers(batch).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        return ResumableDataLoader(torch.arange(1.0, 9.0).unsqueeze(1))
+
+
+def fit(directory: Path, module: LightningModule, max_steps: int) -> list[str]:
+    """What is said of frozen parameters."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Trainer(
+            callbacks=[SeparatedCheckpoint(directory, every_n_train_steps=2)],
+            max_steps=max_steps,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            accelerator="cpu",
+        ).fit(module, ckpt_path="last")
+    texts = [str(warning.message) for warning in caught if SAID in str(warning.message)]
+    return [text.partition(SAID)[2] for text in texts]
+
+
+def test_what_training_has_unfrozen_is_not_said(tmp_path: Path) -> None:
+    fit(tmp_path, Unfreezes(3), 4)
+    for max_steps in (6, 8):  # the second resume is from a save of a resumed run
+        module = Unfreezes(3)
+        assert fit(tmp_path, module, max_steps) == []
+        assert module.layers[0].weight.requires_grad
+
+
+def test_what_the_program_freezes_otherwise_is_said(tmp_path: Path) -> None:
+    fit(tmp_path, Unfreezes(3), 4)
+    fit(tmp_path, Unfreezes(3), 6)
+    module = Unfreezes(3, also="layers.2.weight")
+    assert fit(tmp_path, module, 8) == ["layers.2.weight."]
+    assert module.layers[2].weight.requires_grad
+    assert fit(tmp_path, Unfreezes(3), 10) == []
