@@ -37,9 +37,11 @@ def named_optimizer_state(
         optimizer: any ``torch.optim.Optimizer``.
         names: name of each parameter by ``id``, see :func:`modules.parameter_names`. A parameter that is not in it is
             named by its place, ``unnamed.<group>.<index>``.
-        state: its state dict, where someone has gathered that already.
+        state: its state dict, where someone has gathered that already; empty on ranks that did not get it.
     """
     state = optimizer.state_dict() if state is None else state
+    if not state:
+        return {}
     return {**add_names(state, group_names(optimizer, names)), **optimizer_settings(optimizer)}
 
 
@@ -96,9 +98,12 @@ def load_matched_state(optimizer: torch.optim.Optimizer, matched: Mapping[str, A
 
 
 def without_names(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy without ``param_names``, which torch would otherwise put into the optimizer's groups."""
+    """A copy without ``param_names``, which torch would otherwise put into the optimizer's groups.
+
+    What is loaded takes out of it what other ranks have, if the optimizer is sharded.
+    """
     groups = [{key: value for key, value in group.items() if key != NAMES_KEY} for group in state["param_groups"]]
-    return {**state, "param_groups": groups}
+    return {**state, "state": dict(state["state"]), "param_groups": groups}
 
 
 def keep_saved_dtypes(optimizer: torch.optim.Optimizer, loaded: Mapping[str, Any]) -> None:
@@ -108,7 +113,7 @@ def keep_saved_dtypes(optimizer: torch.optim.Optimizer, loaded: Mapping[str, Any
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states = getattr(optimizer, "state", {})  # one that wraps another may have none
     for index, parameter in enumerate(parameters):
-        state = states.get(parameter, {})
+        state = states.get(parameter) or {}  # sharded, it is that of another rank
         for key, saved in loaded["state"].get(index, {}).items():
             if key in state:
                 state[key] = _as_saved(state[key], saved)
