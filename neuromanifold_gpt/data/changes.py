@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from torch.nn.parameter import is_lazy
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.state.kept_variables import variables_at
@@ -23,12 +24,12 @@ from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.searched_parts import MAXIMUM_ITEMS
 from neuromanifold_gpt.state.shared_values import array_in
 from neuromanifold_gpt.state.shown_values import shown_value
-from neuromanifold_gpt.state.users_objects import NAMESPACES, is_of_users_class, is_users_module
+from neuromanifold_gpt.state.users_objects import NAMESPACES, is_iterator, is_of_users_class, is_users_module
 
 _WATCHED_ELEMENTS = 1 << 16
 _USERS = (Dataset, Sampler, *NAMESPACES)
 _CONTAINERS = (list, tuple, deque, dict)
-_NONE, _CALLED = "none", "called"
+_NONE, _CALLED, _REFERS_TO = "none", "called", "refers to"
 
 
 class ChangesBesidePosition:
@@ -126,8 +127,12 @@ class ChangesBesidePosition:
 def shown_attributes(owned: OwnedState) -> dict[str, str]:
     """What shows whether containers and callables have changed, by path, but for what is among the values."""
     found = {}
-    in_position, looked_at = owned.values(), {id(owner) for _, owner in _looked_at(owned)}
+    in_position, owners = owned.values(), dict(_looked_at(owned))
+    looked_at = {id(owner) for owner in owners.values()}
+    begun_again = _begun_again(owners)
     for path, value in looked_at_attributes(owned):
+        if _is_under_way(value) and path.rpartition(".")[0] in begun_again:
+            continue
         if value is None or path not in in_position:
             shown = _shown(_without_attributes(value, looked_at))
             found.update({path: shown} if shown is not None else {})
@@ -163,6 +168,17 @@ def looked_at_attributes(owned: OwnedState) -> Iterator[tuple[str, Any]]:
         yield from ((f"{path}.{name}", value) for name, value in {**of_classes, **variables_at(owner)}.items())
 
 
+def _begun_again(owners: Mapping[str, Any]) -> set[str]:
+    """Paths of samplers, whose iterators are put at their position; with a stream, of all."""
+    kinds = {path: type(owner) for path, owner in owners.items()}
+    has_stream = any(issubclass(kind, IterableDataset) for kind in kinds.values())
+    return {path for path, kind in kinds.items() if has_stream or issubclass(kind, Sampler)}
+
+
+def _is_under_way(value: Any) -> bool:
+    return is_iterator(value) or issubclass(type(value), _BaseDataLoaderIter)
+
+
 def _without_attributes(value: Any, looked_at: set[int]) -> Any:
     """A list or dict in which objects that are looked at by themselves, such as transforms, are their names."""
     kind = type(value)
@@ -192,7 +208,13 @@ def _shown(value: Any) -> str | None:
         return shown_value(value, is_data=True)
     if value is None:
         return _NONE
-    return f"{_CALLED} {kind.__qualname__} {_identity(value)}" if callable(value) else None
+    if _is_under_way(value):
+        return shown_value(value)
+    if callable(value):
+        return f"{_CALLED} {kind.__qualname__} {_identity(value)}"
+    if issubclass(kind, Dataset | Sampler):  # which of several
+        return f"{_REFERS_TO} {kind.__qualname__} {id(value)}"
+    return f"{_REFERS_TO} {kind.__qualname__}" if is_of_users_class(value) else None
 
 
 def _identity(value: Any) -> Any:
