@@ -32,14 +32,18 @@ from neuromanifold_gpt.lightning_io.other_callbacks import (
 from neuromanifold_gpt.lightning_io.plugin import writes_separated
 from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker
 from neuromanifold_gpt.lightning_io.state_loading import load_by_names, load_doubles, own_names_hook
+from neuromanifold_gpt.lightning_io.tensors_of_ranks import shown_tensors_of_rank
 from neuromanifold_gpt.lightning_io.trainer_settings import TrainerSettings
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
 from neuromanifold_gpt.state.gradients import capture_gradients, restore_gradients
 from neuromanifold_gpt.state.modules import parameter_names, warn_if_rounded
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
+from neuromanifold_gpt.state.rank_differences import warn_of_other_ranks
 from neuromanifold_gpt.state.rng import gather_across_ranks, own_state, restore_own_rng_state
 from neuromanifold_gpt.state.settings import DEFAULTS_KEY, warn_of_ignored_settings
 from neuromanifold_gpt.state.steps_taken_again import compare_steps, note_steps
+
+_OF_RANK = "tensors of the rank"  # compared, not saved
 
 
 class ExactResume(Callback):
@@ -186,8 +190,10 @@ class ExactResume(Callback):
                 "loader_epochs": loop.loader_epochs,
                 "epoch_metrics": loop.epoch_metrics,
                 "gradients": capture_gradients(pl_module, all_of_them=True) if loop.open_window else {},
+                _OF_RANK: shown_tensors_of_rank(trainer),
             }
         )
+        warn_of_other_ranks(pl_module, [rank.pop(_OF_RANK) for rank in ranks])
         checkpoint[RESUME_KEY] = {
             "point": loop.point,
             **{key: [rank[key] for rank in ranks] for key in ranks[0]},

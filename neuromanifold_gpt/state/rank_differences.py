@@ -58,7 +58,7 @@ def warn_of_other_ranks(model: nn.Module, shown: Sequence[Mapping[str, str | Non
         warnings.warn(
             f"ranks have not the same, and only that of rank 0 is saved: {listed(others)}. A resume gives all ranks "
             "what rank 0 had. Save when they are alike (behind an average over the ranks, say), or gather what each "
-            "rank has in the state_dict of an object in stateful=.",
+            "rank has in the state_dict of an object in stateful=, in Lightning in on_save_checkpoint.",
             InexactResumeWarning,
             stacklevel=3,
         )
