@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.modules import listed
-from neuromanifold_gpt.state.shown_code import NONE, code_in
+from neuromanifold_gpt.state.shown_code import NONE, WITH_TENSORS, code_in
 from neuromanifold_gpt.state.shown_values import RESULT
 
 _REMEDY = (
@@ -33,9 +33,9 @@ class FollowedValues:
     def look(self, now: Mapping[str, str]) -> None:
         """What was not there before, such as a table that is built when it is first needed, begins as it is now.
 
-        So does what was ``None``, but for functions and the like.
+        So does what was ``None``, but for functions and the like, and a layer that gets its first tensors.
         """
-        begun = {path: shown for path, shown in self._before.items() if shown != NONE or code_in(now.get(path))}
+        begun = {path: shown for path, shown in self._before.items() if not _begins(shown, now.get(path, shown))}
         self._before = {**now, **begun}
         self.passed_over.update(path for path, shown in now.items() if shown == RESULT)
 
@@ -77,6 +77,12 @@ class FollowedValues:
                 stacklevel=4,
             )
         self.pass_over(new)
+
+
+def _begins(before: str, now: str) -> bool:
+    if WITH_TENSORS in (before[: len(WITH_TENSORS)], now[: len(WITH_TENSORS)]):
+        return not (before.startswith(WITH_TENSORS) and now.startswith(WITH_TENSORS))
+    return before == NONE and not code_in(now)
 
 
 def _is_a_change(before: str, now: str) -> bool:

@@ -15,11 +15,12 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from neuromanifold_gpt.state.plain_reading import bases_of
-from neuromanifold_gpt.state.shown_code import NONE, class_of_layer, with_code
+from neuromanifold_gpt.state.shown_code import NONE, WITH_TENSORS, class_of_layer, with_code
 
 _IN_PLACE = re.compile(r",? ?inplace=\w+")  # which decides nothing
 _DECIDE_NOTHING = {"inplace", "enable_nested_tensor", "mask_check"}  # the last two how an evaluation is computed
 _PLAIN = (bool, int, float, str)
+_LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 KINDS = "which layers there are"
 
 
@@ -48,7 +49,7 @@ def layers_by_path(module: nn.Module) -> dict[str, str]:
 
 
 def _add_layers(layer: nn.Module, path: str, found: dict[str, str], seen: dict[int, tuple[str, bool]]) -> bool:
-    """Whether a state dict shows it."""
+    """Whether a state dict shows it, or there is nothing to show."""
     children = dict(layer._modules.items())  # of scripted modules it is no dict
     compiled = children.get("_orig_mod")
     if compiled is not None:
@@ -56,8 +57,7 @@ def _add_layers(layer: nn.Module, path: str, found: dict[str, str], seen: dict[i
     if is_metric(layer):
         return True
     if id(layer) not in seen:
-        has_state = next(layer.parameters(), None) is not None or any(True for _ in layer.buffers())
-        seen[id(layer)] = path, has_state
+        seen[id(layer)] = path, any(map(_has_tensors, layer.modules()))
         within = children.items() if type(layer).get_extra_state is nn.Module.get_extra_state else ()
         names = [name for name, part in within if part is None or not _add_layers(part, f"{path}.{name}", found, seen)]
         found.update((f"{path}.{name}", NONE) for name, part in within if part is None)
@@ -65,8 +65,15 @@ def _add_layers(layer: nn.Module, path: str, found: dict[str, str], seen: dict[i
     else:
         code = class_of_layer(layer)
     first_path, has_state = seen[id(layer)]  # a layer may be at several
-    found[path] = f"{code} {first_path}" if has_state else with_code(code, first_path)
-    return has_state
+    found[path] = f"{WITH_TENSORS}{code} {first_path}" if has_state else with_code(code, first_path)
+    return has_state or (not children and issubclass(type(layer), _LISTS))
+
+
+def _has_tensors(layer: nn.Module) -> bool:
+    """Or may have, as users' own layers with buffers that are ``None`` until a first batch."""
+    registered = [*layer._parameters.values(), *layer._buffers.values()]
+    is_of_torch = type_before_parametrizations(layer).__module__.startswith("torch.")
+    return any(tensor is not None or not is_of_torch for tensor in registered)
 
 
 def _settings(layer: nn.Module, kind: type) -> str:

@@ -22,6 +22,7 @@ from neuromanifold_gpt.state.users_objects import is_of_the_run, is_of_users_cla
 
 NONE = "none"
 _CODE, _END = "code ", " | "
+WITH_TENSORS = "with tensors "  # a layer: where one appears, or vanishes, the state dict shows that
 OF_CLASS = f"{_CODE}of its class{_END}"  # a method
 _BUILT_IN = (
     types.BuiltinMethodType,

@@ -230,6 +230,40 @@ def test_a_change_in_the_first_step_behind_a_resume_is_said(tmp_path: Path) -> N
     assert said(tmp_path, Module(double), Changes(gives(functional.relu), step=4), max_steps=8) == "kept"
 
 
+class Grows(Module):
+    """The program makes what the state dict needs, before it is loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool, self.book, self.late = nn.ModuleList(), Book(), None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.grow(len([name for name in checkpoint["state_dict"] if name.startswith("pool.")]) // 2)
+
+    def grow(self, size: int) -> None:
+        while len(self.pool) < size:
+            self.pool.append(nn.Linear(1, 1))
+        self.late = nn.Linear(1, 1) if size else None
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.grow(self.global_step // 3)
+        if self.global_step == 3:
+            self.book.codes = torch.ones(1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.layer.parameters(), 0.01)
+
+
+class Book(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("codes", None)
+
+
+def test_layers_with_weights_that_appear_are_in_the_state_dict(tmp_path: Path) -> None:
+    assert said(tmp_path, Grows(), max_steps=8) == ""
+
+
 def test_a_compiled_part_is_the_part(tmp_path: Path) -> None:
     def compile_layer(module: Any) -> None:
         module.layer = torch.compile(module.layer, backend="eager")
