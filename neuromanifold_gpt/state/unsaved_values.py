@@ -23,7 +23,7 @@ from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.module_values import is_kept_by_others, non_persistent_buffers
 from neuromanifold_gpt.state.modules import unwrap
 from neuromanifold_gpt.state.optimizer_values import parameters_of_no_module, values_of_optimizers, values_of_schedulers
-from neuromanifold_gpt.state.shown_code import OF_CLASS, own_methods
+from neuromanifold_gpt.state.shown_code import NONE, OF_CLASS, own_methods
 from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, kept_by, plain_attributes, shown_value
 from neuromanifold_gpt.state.stock_loaders import warn_of_passes_under_way, warn_of_workers_that_stay
 from neuromanifold_gpt.state.unsaved_objects import (
@@ -129,7 +129,8 @@ def warn_of_other_values(module: nn.Module, saved: Mapping[str, str], kept: Coll
         InexactResumeWarning: the module has other values than at the save.
     """
     module = unwrap(module)
-    _followed[module] = FollowedValues(_with_variables(module, kept)[0])
+    now = _with_variables(module, kept)[0]
+    _followed[module] = FollowedValues({path: shown for path, shown in now.items() if shown != NONE})  # to be set up
     _saved[module] = SavedValues(saved)
     _saved[module].warn_of_others(values_beside_state(module, kept=kept, as_settings=True), stacklevel=3)
 
