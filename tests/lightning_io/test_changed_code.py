@@ -154,11 +154,18 @@ def test_layers_and_methods_by_their_names(names: str, change: Any, tmp_path: Pa
 def test_which_of_its_own_methods_and_layers(tmp_path: Path) -> None:
     module = Module()
     module.kept, module.list, module.now = module.forward, [module.heads[0]], module.heads[0]
+    module.one = module.heads[0].forward
 
     def change(module: Any) -> None:
         module.kept, module.list[0], module.now = module.other, module.heads[1], module.heads[1]
+        module.one = module.heads[1].forward
 
-    assert said(tmp_path, module, Changes(change)) == "kept; list; now"
+    assert said(tmp_path, module, Changes(change)) == "kept; list; now; one"
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.5, None), (None, 0.5), (None, torch.ones(2)), (torch.ones(2), None)])
+def test_numbers_and_tensors_that_come_or_go_are_as_before(before: Any, after: Any, tmp_path: Path) -> None:
+    assert said(tmp_path, Module(before), Changes(gives(after))) == ""
 
 
 def test_what_a_callback_holds_in_the_process_that_changes_it(tmp_path: Path) -> None:
