@@ -69,4 +69,5 @@ def test_what_the_program_freezes_otherwise_is_said(tmp_path: Path) -> None:
     module = Unfreezes(3, also="layers.2.weight")
     assert fit(tmp_path, module, 8) == ["layers.2.weight."]
     assert module.layers[2].weight.requires_grad
-    assert fit(tmp_path, Unfreezes(3), 10) == []
+    assert fit(tmp_path, Unfreezes(3, also="layers.2.weight"), 10) == ["layers.2.weight."]
+    assert fit(tmp_path, Unfreezes(3), 12) == []
