@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.plain_reading import bases_of
 from neuromanifold_gpt.state.shown_code import NONE, WITH_TENSORS, class_of_layer, with_code
 
