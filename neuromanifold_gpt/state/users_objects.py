@@ -14,6 +14,7 @@ import re
 import sys
 import sysconfig
 import types
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,7 @@ _MAXIMUM_DEPTH = 4  # enumerate(tqdm(zip(loader, other)))
 _REFERENCES_OF_FRAME = 3  # to its dict of variables: its own, a variable and an argument
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 _WITHOUT_STATE_DICT = ("torch.quasirandom",)  # and yet with a state
+_LOOKS = itertools.count()
 _LIBRARIES = (*_OF_THE_RUN, "torch", "torchmetrics")
 # The position in the data has what they change, or the loader says so. Modules are shown by their tensors.
 _LOOKED_AT_ELSEWHERE = (type, nn.Module, Dataset, DataLoader, Sampler)
@@ -110,7 +112,7 @@ def attributes_of(thing: Any) -> dict[str, Any] | None:
     if kind.__module__ in _WITHOUT_STATE_DICT:
         return all_attributes(thing)
     if is_iterator(thing):
-        return _progress_of_iterator(thing)
+        return progress_of_iterator(thing)
     if issubclass(kind, _BaseDataLoaderIter):
         return {"batches": thing._num_yielded}
     if issubclass(kind, FUNCTIONS):
@@ -225,13 +227,31 @@ def is_of_the_run(kind: type) -> bool:
     return str(module_name_of(kind)).partition(".")[0] in _OF_THE_RUN
 
 
-def _progress_of_iterator(iterator: Any) -> dict[str, Any]:
+def progress_of_iterator(iterator: Any) -> dict[str, Any]:
     """Of one of ``itertools`` that goes through others, also of these."""
     if isinstance(iterator, itertools.count):
         return {"next": repr(iterator)}
+    if isinstance(iterator, itertools.cycle) and (place := _place_in_cycle(iterator)) is not None:
+        return {"place": place}
     referents = [part for found in gc.get_referents(iterator) for part in (found if type(found) is tuple else [found])]
     others = [found for found in referents if isinstance(found, Iterator)]
     return {"left": operator.length_hint(iterator, -1), **{str(number): other for number, other in enumerate(others)}}
+
+
+def _place_in_cycle(cycle: itertools.cycle[Any]) -> int | None:
+    """How many it has given of its present pass; ``None`` in the first, where the iterator it goes through shows that.
+
+    From Python 3.14 on nothing shows it: then the place is another one at each look.
+    """
+    try:
+        with warnings.catch_warnings():  # deprecated from Python 3.12 on
+            warnings.simplefilter("ignore", DeprecationWarning)
+            _, (iterator,), (kept, gives_again) = cast(Any, cycle.__reduce__())
+    except TypeError:
+        is_over = all(operator.length_hint(part, 1) == 0 for part in gc.get_referents(cycle) if is_iterator(part))
+        return next(_LOOKS) if is_over else None
+    left = operator.length_hint(iterator, -1)
+    return len(kept) - left if gives_again else 0 if left == 0 else None
 
 
 def is_users_module(name: Any) -> bool:

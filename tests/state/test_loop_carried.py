@@ -22,6 +22,7 @@ from tqdm import tqdm
 from neuromanifold_gpt import ResumableDataLoader, latest_checkpoint, load_checkpoint, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.loop_carried import carried_by_loops
+from neuromanifold_gpt.state.users_objects import progress_of_iterator
 
 ROUNDS = 4
 
@@ -266,6 +267,15 @@ def turns(directory: Path) -> None:
         save()
 
 
+def turns_in_a_later_pass(directory: Path) -> None:
+    tasks = itertools.cycle("abc")
+    for _ in "abcd":
+        next(tasks)
+    for save, _ in saving(directory):
+        assert next(tasks)
+        save()
+
+
 SAID = {
     hidden_state: "locals.hidden_state.hidden",
     batch_ahead: "locals.batch_ahead.batch",
@@ -281,6 +291,7 @@ SAID = {
     a_generator: "locals.a_generator.strengths",
     steps_of_a_generator: "locals.steps_of_a_generator.prompts",
     turns: "Turns.tasks['next']",
+    turns_in_a_later_pass: "locals.turns_in_a_later_pass.tasks",
 }
 
 
@@ -398,6 +409,14 @@ def an_iterator_that_is_not_asked(directory: Path) -> None:
             assert next(numbers) + next(rising)
 
 
+def whole_turns(directory: Path) -> None:
+    """At each save the cycle is where it begins."""
+    tasks = itertools.cycle("ab")
+    for save, _ in saving(directory):
+        assert next(tasks) + next(tasks) == "ab"
+        save()
+
+
 def parameters_that_others_have(directory: Path) -> None:
     network = nn.Linear(3, 3)
     weights, free = dict(network.named_parameters()), [nn.Parameter(torch.ones(3)), network.weight]
@@ -418,6 +437,7 @@ PASSED_OVER = [
     batches_of_loaders_that_are_saved,
     an_iterator_of_each_round,
     an_iterator_that_is_not_asked,
+    whole_turns,
 ]
 
 
@@ -435,6 +455,22 @@ class TestWarnings:
             warnings.simplefilter("error")
             loop(tmp_path)
         gc.collect()  # while a loader is alive, its training counts as under way
+
+
+class OfPython314(itertools.cycle):  # type: ignore[type-arg]
+    """Which does not show where it is."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError
+
+
+def test_a_cycle_that_does_not_show_its_place_goes_on_at_each_look() -> None:
+    tasks = OfPython314([1, 2])
+    assert next(tasks) == 1
+    assert progress_of_iterator(tasks)["left"] == -1
+    for _ in range(2):
+        next(tasks)
+    assert progress_of_iterator(tasks) != progress_of_iterator(tasks)
 
 
 def trains(directory: Path, steps: int, begin: Callable[[], Any]) -> None:
