@@ -75,6 +75,7 @@ class Gap:
     beginning: Beginning
     schedulers: Sequence[Any] = ()
     loop_numbers: Mapping[str, str] = field(default_factory=dict)  # at the save
+    counts: frozenset[str] = frozenset()  # of the checkpoint
     is_over: bool = False
 
     def __post_init__(self) -> None:
@@ -151,7 +152,7 @@ class BeforeNextBatch:
         if gap.beginning == "save":
             self._end_gap_of_save(moved, is_certain, goes_on)
         elif gap.beginning == "restore":
-            LOOP_NUMBERS.training_goes_on(self, gap.loop_numbers, stacklevel=4)
+            LOOP_NUMBERS.training_goes_on(self, gap.loop_numbers, gap.counts, stacklevel=4)
             self._at_start = moved
             self._follow_step("restore", moved, is_told=is_certain)
         else:
@@ -196,6 +197,7 @@ def follow_up_to_batch(
     loaders: Iterable[Any],
     schedulers: Sequence[Any],
     loop_numbers: Mapping[str, str] | None = None,
+    counts: Iterable[int | None] = (),
 ) -> None:
     """Up to the next batch of one of those that are this package's.
 
@@ -203,9 +205,10 @@ def follow_up_to_batch(
         beginning: what there was.
         loaders, schedulers: that were given to it.
         loop_numbers: of the checkpoint, if it was a restore.
+        counts: that it has, of steps and epochs.
     """
     own = list(filter(has_position, loaders))
-    gap = Gap(beginning, schedulers, loop_numbers or {}) if own else None
+    gap = Gap(beginning, schedulers, loop_numbers or {}, frozenset(map(str, counts))) if own else None
     for loader in own:
         loader.follow_up_to_batch(gap)
 

@@ -57,6 +57,10 @@ class FollowedValues:
         """These do not count, such as settings that the program gives."""
         self.passed_over.update(paths)
 
+    def first(self, path: str) -> str:
+        """What was shown of it first."""
+        return self._before[path]
+
     def changed(self, now: Mapping[str, str]) -> list[str]:
         """Which are other than at the beginning, and are not passed over."""
         self.look(now)

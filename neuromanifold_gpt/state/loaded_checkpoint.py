@@ -187,7 +187,8 @@ class LoadedCheckpoint:
         if self.rng_states:
             restore_own_rng_state(self.rng_states)
             warn_of_seeds_of_iterators(loaders, self.loader_states or [])
-            follow_up_to_batch("restore", loaders, schedulers, self._values_of_save(LOOP_NUMBERS_KEY))
+            numbers, counts = self._values_of_save(LOOP_NUMBERS_KEY), (self.global_step, self.epoch)
+            follow_up_to_batch("restore", loaders, schedulers, numbers, counts)
         if self.checkpoint is not None and optimizers and strict and rank_and_world_size()[0] == 0:
             compare_steps(self.checkpoint, optimizers)
         return self

@@ -50,18 +50,25 @@ def _carried(code: types.CodeType, offset: int) -> tuple[frozenset[str], frozens
     return frozenset(carried), frozenset(set_in_loops)
 
 
-@functools.lru_cache(maxsize=1000)
 def only_added_to(code: types.CodeType) -> frozenset[str]:
     """Variables to which a function adds items and of which it otherwise reads none in its loops: records."""
+    added, read = added_and_read(code, in_loops_only=True)
+    return added - read
+
+
+@functools.lru_cache(maxsize=1000)
+def added_and_read(code: types.CodeType, *, in_loops_only: bool) -> tuple[frozenset[str], frozenset[str]]:
+    """Variables to which a function adds items, and those that it reads otherwise."""
     function = _Function(code)
+    numbers = range(len(function.instructions))
     in_loops = {number for rounds in function.all_loops() for number in rounds}
     added: set[str] = set()
     read: set[str] = set()
-    for number in in_loops:
+    for number in in_loops if in_loops_only else numbers:
         for action, name in _accesses(function.instructions[number]):
             if action == "LOAD":
                 (added if function.adds_at(number) else read).add(name)
-    return frozenset(added - read)
+    return frozenset(added), frozenset(read)
 
 
 @functools.lru_cache(maxsize=1000)

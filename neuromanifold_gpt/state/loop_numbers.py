@@ -17,7 +17,7 @@ import types
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,13 @@ from neuromanifold_gpt.state.followed_values import FollowedValues
 from neuromanifold_gpt.state.kept_variables import names_set_by
 from neuromanifold_gpt.state.loop_carried import carried_by_loops, only_added_to, set_by_loops
 from neuromanifold_gpt.state.modules import listed
+from neuromanifold_gpt.state.plain_reading import FUNCTIONS, module_name_of, qualified_name_of, variables_of_class
+from neuromanifold_gpt.state.script_functions import (
+    code_of_script,
+    names_only_added_to,
+    names_read_by_functions,
+    names_set_by_signals,
+)
 from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, shown_value
 from neuromanifold_gpt.state.users_locals import users_frames, users_locals, variables_of_script
 from neuromanifold_gpt.state.users_objects import (
@@ -38,6 +45,7 @@ from neuromanifold_gpt.state.users_objects import (
     is_stateful,
     variables_of_frame,
 )
+from neuromanifold_gpt.state.users_variables import names_in_class
 
 LOOP_NUMBERS_KEY = "loop_numbers"  # of a manifest's details
 _NUMBERS = (bool, int, float, complex, np.generic, Tensor, tuple, set)
@@ -46,6 +54,9 @@ _STOPS = re.compile(r"stop|interrupt|preempt|exit|quit|terminat|shutdown|signal|
 _MAXIMUM_DEPTH = 3  # of objects in objects, and dicts in dicts
 _LOOKED_AT = 100  # of one dict
 _LONGEST_TEXT = 100
+_DIGEST = re.compile(r"[0-9a-f]{16}")
+_KEYS = " keys"  # behind how many a dict has
+_FELL = " (fell)"
 _LOOKED_AT_OBJECTS = 1000
 _CLOCKS = (time.time, time.perf_counter)
 _STARTED_SEC = [clock() - 60 for clock in _CLOCKS]  # a program may look at its clock before it imports this
@@ -71,14 +82,17 @@ class LoopNumbers:
     def at_save(self) -> dict[str, str]:
         """Which have changed since training began, as they are now."""
         now = _shown(carried_only=True)
-        return {path: now[path] for path in self._followed.changed(now)}
+        changed = self._followed.changed(now)
+        told = [path for path in changed if not _is_memo(path, now, changed)]
+        return {path: _marked(now[path], self._followed.first(path)) for path in told}
 
-    def training_goes_on(self, asked: Any, saved: Mapping[str, str], stacklevel: int) -> None:
+    def training_goes_on(self, asked: Any, saved: Mapping[str, str], counts: Collection[str], stacklevel: int) -> None:
         """The first batch behind a restore is asked for.
 
         Args:
             asked: as for :meth:`training_begins`.
             saved: what :meth:`at_save` gave; on ranks that did not write it, nothing.
+            counts: that the checkpoint has, as they are shown.
             stacklevel: of who asks.
 
         Warns:
@@ -86,7 +100,7 @@ class LoopNumbers:
         """
         now = _shown(carried_only=False)
         self._followed, self._asked = FollowedValues(_shown(carried_only=True)), weakref.ref(asked)
-        others = sorted(path for path in saved.keys() & now.keys() if not _goes_on(saved[path], now[path]))
+        others = sorted(path for path in saved.keys() & now.keys() if not _goes_on(saved[path], now[path], counts))
         if others:
             warnings.warn(
                 "numbers that the loop carries from round to round were others at the save: "
@@ -101,13 +115,32 @@ class LoopNumbers:
 LOOP_NUMBERS = LoopNumbers()
 
 
-def _goes_on(saved: str, now: str) -> bool:
-    """Whether it is as at the save, or the next whole number: a count that is raised behind the save."""
-    return saved == now or (saved.isdecimal() and now.isdecimal() and int(now) == int(saved) + 1)
+def _goes_on(saved: str, now: str, counts: Collection[str]) -> bool:
+    """Whether it is as at the save, or the next whole number: a count that is raised behind the save; or one that the
+    checkpoint has, and a variable around the loop had not yet (``step = train_one_epoch(step)``).
+    """
+    if not (saved.isdecimal() and now.isdecimal()):
+        return saved.removesuffix(_FELL) == now
+    return int(now) in (int(saved), int(saved) + 1) or (now in counts and int(saved) < int(now))
+
+
+def _marked(now: str, first: str) -> str:
+    """Of a number that has fallen by one: where it begins anew, it is no count that was raised."""
+    has_fallen = now.isdecimal() and first.isdecimal() and int(first) == int(now) + 1
+    return now + _FELL if has_fallen else now
+
+
+def _is_memo(path: str, now: Mapping[str, str], changed: Collection[str]) -> bool:
+    """Whether it shows how many items a dict of the script has, of which none has changed: functions may remember
+    there what they would come to again.
+    """
+    is_number_of_keys = path.startswith("__main__.") and now[path].endswith(_KEYS)
+    return is_number_of_keys and not any(other.startswith(f"{path}.") for other in changed)
 
 
 def _described(path: str, saved: str, now: str) -> str:
-    is_digest = " " in saved.removesuffix(" keys") or len(saved) == len(now) == 16
+    saved = saved.removesuffix(_FELL)
+    is_digest = " " in saved.removesuffix(_KEYS) or (_DIGEST.fullmatch(saved) and _DIGEST.fullmatch(now))
     return path if is_digest else f"{path} (then {saved}, now {now})"
 
 
@@ -115,7 +148,8 @@ def _shown(*, carried_only: bool) -> dict[str, str]:
     found: dict[str, str] = {}
     for path, value, is_record in (*_variables(carried_only), *_attributes()):
         found.update(_numbers_at(path, value, is_record, 0))
-    return found
+    flags = names_set_by_signals()
+    return {path: shown for path, shown in found.items() if flags.isdisjoint(path.split("."))}
 
 
 def _numbers_at(path: str, value: Any, is_record: bool, depth: int) -> Iterator[tuple[str, str]]:
@@ -127,7 +161,9 @@ def _numbers_at(path: str, value: Any, is_record: bool, depth: int) -> Iterator[
         yield path, "None"  # as it is before the first
     elif kind is str and len(value) <= _LONGEST_TEXT and "/" not in value:  # a phase, not a path
         yield path, repr(value)
-    elif issubclass(kind, dict) and depth < _MAXIMUM_DEPTH and not _is_by_number(value):
+    elif issubclass(kind, FUNCTIONS) and depth == 0:  # those in dicts may be memos
+        yield path, _named(value)
+    elif issubclass(kind, dict) and depth < _MAXIMUM_DEPTH and not (is_record and _is_by_number(value)):
         items = [*dict.items(value)][:_LOOKED_AT]  # threads may change it
         shown = [[*_numbers_at(f"{path}.{key}", part, True, depth + 1)] for key, part in items]
         if all(shown):
@@ -137,6 +173,17 @@ def _numbers_at(path: str, value: Any, is_record: bool, depth: int) -> Iterator[
         text = None if holds_tensors(value) else shown_value(value, is_setting=True)
         if text is not None and text != RESULT:
             yield path, text
+
+
+def _named(function: Any) -> str:
+    """By its qualified name; of a partial also with what is plain among its arguments."""
+    kind = type(function)
+    if issubclass(kind, functools.partial):
+        some = [("", part) for part in function.args] + [(f"{name}=", part) for name, part in function.keywords.items()]
+        plain = [f"{name}{part!r}" for name, part in some if type(part) in (bool, int, float)]
+        return f"partial({','.join([_named(function.func), *plain])})"
+    is_any = issubclass(kind, FUNCTIONS)
+    return str(function.__qualname__) if is_any else qualified_name_of(function if issubclass(kind, type) else kind)
 
 
 def _is_by_number(value: dict[Any, Any]) -> bool:
@@ -157,15 +204,12 @@ def _variables(carried_only: bool) -> Iterator[tuple[str, Any, bool]]:
     Also whether nothing but adding to it is done with one.
     """
     script = dict(variables_of_script())
-    of_script = {
-        name
-        for value in script.values()
-        if type(value) is types.FunctionType
-        for name in _globals_set_by(value.__code__)
-    }
+    of_script: set[str] = set().union(*map(_globals_set_by, code_of_script()))
+    running: set[types.CodeType] = set()
     read_by_script: set[str] = set()
     for frame in reversed([*users_frames(functions_only=False)]):
         code, carried, is_set = frame.f_code, carried_by_loops(frame), set_by_loops(frame)
+        running.add(code)
         if code.co_flags & inspect.CO_OPTIMIZED:
             function, is_set = code.co_qualname.replace(".<locals>", ""), is_set | _set_by_functions_in(code)
             for name, value in variables_of_frame(frame).items():
@@ -174,12 +218,18 @@ def _variables(carried_only: bool) -> Iterator[tuple[str, Any, bool]]:
         else:
             of_script |= carried
             read_by_script |= carried - only_added_to(code)
-    paths = {f"__main__.{name}": name not in read_by_script for name in of_script}
-    yield from ((path, script[path], is_record) for path, is_record in paths.items() if path in script)
+    records = {f"__main__.{name}": name not in read_by_script for name in of_script}
+    added_to = names_only_added_to(running)
+    for name in names_read_by_functions() - of_script:  # which may change what these hold
+        if issubclass(type(script.get(f"__main__.{name}")), _CHANGED_WITHIN):
+            records[f"__main__.{name}"] = name in added_to
+    yield from ((path, script[path], is_record) for path, is_record in records.items() if path in script)
 
 
 def _attributes() -> Iterator[tuple[str, Any, bool]]:
-    """Of users' objects, such as a trainer, but for those that say themselves what their state is."""
+    """Of users' objects, such as a trainer, but for those that say themselves what their state is; and of classes of
+    the script.
+    """
     seen: set[int] = set()
     for path, value in (*variables_of_script(), *users_locals()):
         yield from _attributes_of(path, value, seen, 0)
@@ -187,17 +237,28 @@ def _attributes() -> Iterator[tuple[str, Any, bool]]:
 
 def _attributes_of(path: str, thing: Any, seen: set[int], depth: int) -> Iterator[tuple[str, Any, bool]]:
     kind = type(thing)
-    is_object = issubclass(kind, NAMESPACES) or is_of_users_class(thing)
-    if not is_object or id(thing) in seen or depth >= _MAXIMUM_DEPTH or len(seen) >= _LOOKED_AT_OBJECTS:
+    is_class = issubclass(kind, type)
+    is_searched = module_name_of(thing) == "__main__" if is_class else _is_object(thing)
+    if not is_searched or id(thing) in seen or depth >= _MAXIMUM_DEPTH or len(seen) >= _LOOKED_AT_OBJECTS:
         return
     seen.add(id(thing))
     try:
-        found = {} if is_stateful(kind) else attributes_of(thing) or {}
+        found = _attributes_of_class(thing) if is_class else {} if is_stateful(kind) else attributes_of(thing) or {}
     except Exception:  # noqa: BLE001 - metaclasses and the like that fail when they are asked
         return
     for name, value in found.items():
         yield f"{path}.{name}", value, True
         yield from _attributes_of(f"{path}.{name}", value, seen, depth + 1)
+
+
+def _is_object(thing: Any) -> bool:
+    return issubclass(type(thing), NAMESPACES) or is_of_users_class(thing)
+
+
+def _attributes_of_class(kind: type) -> dict[str, Any]:
+    """Of one that is used as a namespace (``class Config: temperature = 1.0``)."""
+    variables = variables_of_class(kind)
+    return {name: variables.get(name) for name in names_in_class(kind, len(variables))}
 
 
 def _set_by_functions_in(code: types.CodeType) -> frozenset[str]:

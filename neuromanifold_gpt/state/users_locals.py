@@ -11,8 +11,9 @@ from typing import Any
 
 from torch.utils.data import Dataset, Sampler
 
-from neuromanifold_gpt.state.loop_carried import carried_by_loops, globals_read_by
+from neuromanifold_gpt.state.loop_carried import carried_by_loops
 from neuromanifold_gpt.state.plain_reading import qualified_name_of
+from neuromanifold_gpt.state.script_functions import names_read_by_functions
 from neuromanifold_gpt.state.users_modules import is_users_code
 from neuromanifold_gpt.state.users_objects import is_of_users_class, variables_of_frame
 
@@ -55,15 +56,9 @@ def values_carried_by_loops() -> Iterator[Any]:
         is_function = frame.f_code.co_flags & inspect.CO_OPTIMIZED
         variables = variables_of_frame(frame) if is_function else frame.f_globals
         yield from (variables[name] for name in carried_by_loops(frame) if name in variables)
-    yield from _variables_that_functions_share(vars(sys.modules["__main__"]))
-
-
-def _variables_that_functions_share(script: dict[str, Any]) -> Iterator[Any]:
-    """Variables of the script that its functions read."""
-    functions = [value for value in script.values() if type(value) is types.FunctionType]
-    of_script = [function for function in functions if function.__globals__ is script]
-    names = frozenset().union(*(globals_read_by(function.__code__) for function in of_script))
-    yield from (script[name] for name in names if name in script)
+    script = dict(variables_of_script())
+    shared = (f"__main__.{name}" for name in names_read_by_functions())
+    yield from (script[path] for path in shared if path in script)
 
 
 def _arguments_passed_on(code: types.CodeType) -> tuple[str, ...]:

@@ -51,12 +51,12 @@ def _keeps_something(function: types.FunctionType) -> bool:
 
 
 def _of_class(path: str, kind: type) -> Iterator[tuple[str, Any]]:
-    for name in _names_in_class(kind, len(vars(kind))):
+    for name in names_in_class(kind, len(vars(kind))):
         yield from _at_variable(f"{path}.{name}", name, vars(kind).get(name), kind.__module__)
 
 
 @functools.lru_cache(maxsize=10_000)
-def _names_in_class(kind: type, _number_of_attributes: int) -> list[str]:
+def names_in_class(kind: type, _number_of_attributes: int) -> list[str]:
     """Without methods and the like, of which most classes have nothing else."""
     names = []
     for name, value in list(vars(kind).items()):

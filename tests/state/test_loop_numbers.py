@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import re
+import signal
 import time
 import warnings
 from collections import defaultdict, deque
@@ -49,6 +52,13 @@ class Run:
     def epochs(self) -> Iterator[ResumableDataLoader]:
         while not self._is_over:
             yield self._loader
+
+    def epoch(self) -> ResumableDataLoader:
+        return self._loader
+
+    @property
+    def is_over(self) -> bool:
+        return self._is_over
 
     def step(self, batch: torch.Tensor) -> float:
         self._optimizer.zero_grad()
@@ -143,6 +153,42 @@ def in_a_namespace(directory: Path) -> None:
                 break
 
 
+def in_turns(directory: Path) -> None:
+    """What falls by one, and begins anew, is no count that is raised behind the save."""
+    run, turn, left = Run(directory), 1, 9
+    for loader in run.epochs():
+        for batch in loader:
+            if turn and left:
+                run.step(batch)
+            turn, left = 0, 8
+            if run.save():
+                break
+
+
+def half(loss: float) -> float:
+    return 0.5 * loss
+
+
+def whole(loss: float) -> float:
+    return loss
+
+
+class Weighting:
+    def __init__(self) -> None:
+        self.by = functools.partial(math.pow, 1.0)
+
+
+def in_functions(directory: Path) -> None:
+    run, weigh, weighting = Run(directory), half, Weighting()
+    for loader in run.epochs():
+        for batch in loader:
+            if weigh(run.step(batch)) * weighting.by(1.0) > 0:
+                weigh = whole
+            weighting.by = functools.partial(math.pow, 1.0 + run.steps)
+            if run.save():
+                break
+
+
 IN_VARIABLES = (
     "best",
     "mean",
@@ -161,6 +207,8 @@ FOUND: dict[Callable[[Path], None], list[str]] = {
     in_a_function_within: ["in_a_function_within.baseline"],
     in_a_trainer: ["Trainer.epsilon", "Trainer.progress.best"],
     in_a_namespace: ["in_a_namespace.state.seen"],
+    in_turns: ["in_turns.turn (then 0, now 1)", "in_turns.left (then 8, now 9)"],
+    in_functions: ["weigh (then whole, now half)", "Weighting.by (then partial(pow,"],
 }
 
 
@@ -176,6 +224,43 @@ def as_the_checkpoint_has_it(directory: Path) -> None:
                 break
             rounds += 1
     assert steps == rounds + 1
+
+
+def train(run: Run, steps: int) -> int:
+    for batch in run.epoch():
+        run.step(batch)
+        steps += 1
+        if run.save():
+            break
+    return steps
+
+
+def in_a_variable_around_the_loop(directory: Path) -> None:
+    """That is behind, by all that this epoch has done, and is the checkpoint's step in the run that resumes."""
+    run = Run(directory)
+    steps = run.steps
+    while not run.is_over:
+        steps = train(run, steps)
+
+
+class Stop:
+    def __init__(self) -> None:
+        self.received, self.also = None, {"now": False}
+
+    def note(self, number: int, _: Any) -> None:
+        self.received = self.also["now"] = number
+
+
+def what_a_signal_sets(directory: Path) -> None:
+    run, stop = Run(directory), Stop()
+    handler = signal.signal(signal.SIGUSR1, stop.note)
+    for loader in run.epochs():
+        for batch in loader:
+            run.step(batch)
+            signal.raise_signal(signal.SIGUSR1)
+            if run.save() and stop.received:
+                break
+    signal.signal(signal.SIGUSR1, handler)
 
 
 def made_in_each_round(directory: Path) -> None:
@@ -303,6 +388,8 @@ def test_said_once_in_each_process(loop: Callable[[Path], None], tmp_path: Path)
     "loop",
     [
         as_the_checkpoint_has_it,
+        in_a_variable_around_the_loop,
+        what_a_signal_sets,
         made_in_each_round,
         times,
         records,
@@ -345,3 +432,70 @@ def test_variables_of_a_script(tmp_path: Path) -> None:
     assert "Warning" not in first
     assert f"{SAID}__main__.best (then " in second
     assert "; __main__.mean (then " in second
+
+
+OF_FUNCTIONS = """
+import functools
+import sys
+from collections import deque
+from pathlib import Path
+from tests.state.test_loop_numbers import Run
+
+settings, weights, by_sample, recent, hard = {"tau": 1.0}, [1.0, 1.0], {1: 1.0}, deque([0.0], maxlen=3), set()
+losses, by_step, history, report, known, lengths = [0.0], {0: 0.0}, {"train": []}, [0.0], {}, {}
+
+class Config:
+    temperature, epochs = 1.0, 3
+
+class Weights:
+    @staticmethod
+    def anneal():
+        settings["tau"] *= 0.9
+        weights[0] *= 0.9
+        by_sample[1] += 2.0
+
+    @property
+    def limit(self):
+        return sum(recent) + len(hard)
+
+@functools.wraps(print)
+def unused():
+    return losses
+
+def length(number):
+    if number not in lengths:
+        lengths[number] = number + 1
+    known[f"{number}"] = number
+    return lengths[number] + known[f"{number}"]
+
+def note(step, loss):
+    recent.append(loss)
+    hard.add(step)
+    by_step[step] = loss
+    history["train"].append(loss)
+    report.append(loss)
+    length(step)
+
+def main():
+    run = Run(Path(sys.argv[1]))
+    for loader in run.epochs():
+        for batch in loader:
+            loss = run.step(batch)
+            note(run.steps, loss)
+            Weights.anneal()
+            Config.temperature *= 0.9
+            if loss * Weights().limit < 0 or run.save():
+                break
+    print(sum(report))
+
+main()
+"""
+
+
+def test_what_functions_change_in_variables_and_classes_of_a_script(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(OF_FUNCTIONS)
+    first, second = (warm_process.run(program, tmp_path / "saved").stderr for _ in range(2))
+    assert "Warning" not in first
+    found = re.findall(r"__main__\.([\w.]*\w)", second.split(SAID)[1].split("If training")[0])
+    assert found == ["Config.temperature", "by_sample.1", "hard", "recent", "settings.tau", "weights"]

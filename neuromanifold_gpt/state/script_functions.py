@@ -1,0 +1,95 @@
+"""The functions of the script that runs, and what they do with its variables."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import itertools
+import signal
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from neuromanifold_gpt.state.loop_carried import added_and_read, globals_read_by
+from neuromanifold_gpt.state.plain_reading import attribute_dict, module_name_of, variables_of_class
+from neuromanifold_gpt.state.users_modules import is_users_code
+
+_ASK_TO_STOP = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT")
+_SIGNALS = [number for number in signal.Signals if number.name in _ASK_TO_STOP]  # not every system has them all
+_SETTING = ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF")
+
+
+def code_of_script() -> list[types.CodeType]:
+    """Of its functions, also those that decorators are around, and of the methods of its classes."""
+    script = vars(sys.modules["__main__"])
+    if not is_users_code(script):
+        return []
+    parts = [part for value in list(script.values()) for part in (value, *_methods_of(value))]
+    functions = [function for part in parts for function in _functions_in(part)]
+    return [function.__code__ for function in functions if function.__globals__ is script]
+
+
+def names_read_by_functions() -> frozenset[str]:
+    """Variables of the script that its functions read."""
+    return frozenset().union(*map(globals_read_by, code_of_script()))
+
+
+def names_only_added_to(running: set[types.CodeType]) -> frozenset[str]:
+    """Variables of the script to which its functions add items and of which they read none: records.
+
+    Args:
+        running: code of functions that run. Of these the loops count; what stands behind them, such as a report, does
+            not. What others do, loops may do by calling them.
+    """
+    added: set[str] = set()
+    read: set[str] = set()
+    for code in {part for whole in code_of_script() for part in _with_inner(whole)}:
+        some_added, some_read = added_and_read(code, in_loops_only=code in running)
+        added |= some_added
+        read |= some_read
+    return frozenset(added - read)
+
+
+def names_set_by_signals() -> frozenset[str]:
+    """Variables and attributes that handlers of signals set, such as a flag by which a loop stops."""
+    handlers = [signal.getsignal(number) for number in _SIGNALS]
+    functions = [handler.__func__ if type(handler) is types.MethodType else handler for handler in handlers]
+    return frozenset().union(
+        *(_names_set_in(function.__code__) for function in functions if type(function) is types.FunctionType)
+    )
+
+
+@functools.lru_cache(maxsize=100)
+def _names_set_in(code: types.CodeType) -> frozenset[str]:
+    """Also those of what it changes, and its keys (``stop["now"] = True``)."""
+    changed, _ = added_and_read(code, in_loops_only=False)
+    instructions = list(dis.get_instructions(code))
+    is_set = {step.argval for step in instructions if step.opname in _SETTING}
+    keys = {key.argval for key, step in itertools.pairwise(instructions) if step.opname == "STORE_SUBSCR"}
+    return changed | is_set | {key for key in keys if type(key) is str}
+
+
+def _methods_of(value: Any) -> Iterator[Any]:
+    if issubclass(type(value), type) and module_name_of(value) == "__main__":
+        yield from list(variables_of_class(value).values())
+
+
+def _functions_in(value: Any) -> Iterator[types.FunctionType]:
+    kind = type(value)
+    if kind is types.FunctionType:
+        yield value
+    elif kind is property:
+        yield from (part for part in (value.fget, value.fset) if type(part) is types.FunctionType)
+    elif kind in (staticmethod, classmethod) and type(value.__func__) is types.FunctionType:
+        yield value.__func__
+    wrapped = (attribute_dict(value) or {}).get("__wrapped__")
+    if type(wrapped) is types.FunctionType:
+        yield wrapped
+
+
+def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for part in code.co_consts:
+        if isinstance(part, types.CodeType):
+            yield from _with_inner(part)
