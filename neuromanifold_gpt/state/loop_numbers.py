@@ -182,6 +182,8 @@ def _named(function: Any) -> str:
         some = [("", part) for part in function.args] + [(f"{name}=", part) for name, part in function.keywords.items()]
         plain = [f"{name}{part!r}" for name, part in some if type(part) in (bool, int, float)]
         return f"partial({','.join([_named(function.func), *plain])})"
+    if issubclass(kind, types.MethodType):
+        return _named(function.__func__)
     is_any = issubclass(kind, FUNCTIONS)
     return str(function.__qualname__) if is_any else qualified_name_of(function if issubclass(kind, type) else kind)
 
@@ -231,7 +233,9 @@ def _attributes() -> Iterator[tuple[str, Any, bool]]:
     the script.
     """
     seen: set[int] = set()
-    for path, value in (*variables_of_script(), *users_locals()):
+    things = [*variables_of_script(), *users_locals()]
+    # Classes are the last: which member of an enumeration a variable holds, is shown by what that has.
+    for path, value in sorted(things, key=lambda pair: issubclass(type(pair[1]), type)):
         yield from _attributes_of(path, value, seen, 0)
 
 
@@ -248,7 +252,8 @@ def _attributes_of(path: str, thing: Any, seen: set[int], depth: int) -> Iterato
         return
     for name, value in found.items():
         yield f"{path}.{name}", value, True
-        yield from _attributes_of(f"{path}.{name}", value, seen, depth + 1)
+        if is_class or not issubclass(type(value), type):
+            yield from _attributes_of(f"{path}.{name}", value, seen, depth + 1)
 
 
 def _is_object(thing: Any) -> bool:

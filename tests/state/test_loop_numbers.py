@@ -435,6 +435,7 @@ def test_variables_of_a_script(tmp_path: Path) -> None:
 
 
 OF_FUNCTIONS = """
+import enum
 import functools
 import sys
 from collections import deque
@@ -446,6 +447,17 @@ losses, by_step, history, report, known, lengths = [0.0], {0: 0.0}, {"train": []
 
 class Config:
     temperature, epochs = 1.0, 3
+
+    class Data:
+        strength = 1
+
+class Phase(enum.Enum):
+    WARM = 1
+    MAIN = 2
+
+class State:
+    def __init__(self):
+        self.phases, self.phase = Phase, Phase.WARM
 
 class Weights:
     @staticmethod
@@ -477,13 +489,15 @@ def note(step, loss):
     length(step)
 
 def main():
-    run = Run(Path(sys.argv[1]))
+    run, state = Run(Path(sys.argv[1])), State()
     for loader in run.epochs():
         for batch in loader:
             loss = run.step(batch)
             note(run.steps, loss)
             Weights.anneal()
             Config.temperature *= 0.9
+            Config.Data.strength += 2
+            state.phase = Phase.MAIN
             if loss * Weights().limit < 0 or run.save():
                 break
     print(sum(report))
@@ -498,4 +512,6 @@ def test_what_functions_change_in_variables_and_classes_of_a_script(tmp_path: Pa
     first, second = (warm_process.run(program, tmp_path / "saved").stderr for _ in range(2))
     assert "Warning" not in first
     found = re.findall(r"__main__\.([\w.]*\w)", second.split(SAID)[1].split("If training")[0])
-    assert found == ["Config.temperature", "by_sample.1", "hard", "recent", "settings.tau", "weights"]
+    of_classes = ["Config.Data.strength", "Config.temperature"]
+    assert found == [*of_classes, "by_sample.1", "hard", "recent", "settings.tau", "weights"]
+    assert "; State.phase._value_ (then 2, now 1)" in second
