@@ -32,7 +32,7 @@ from neuromanifold_gpt.state.plain_reading import FUNCTIONS, module_name_of, qua
 from neuromanifold_gpt.state.script_functions import (
     code_of_script,
     names_only_added_to,
-    names_read_by_functions,
+    names_read_by,
     names_set_by_signals,
 )
 from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, shown_value
@@ -205,8 +205,8 @@ def _variables(carried_only: bool) -> Iterator[tuple[str, Any, bool]]:
 
     Also whether nothing but adding to it is done with one.
     """
-    script = dict(variables_of_script())
-    of_script: set[str] = set().union(*map(_globals_set_by, code_of_script()))
+    script, functions = dict(variables_of_script()), code_of_script()
+    of_script: set[str] = set().union(*map(_globals_set_by, functions))
     running: set[types.CodeType] = set()
     read_by_script: set[str] = set()
     for frame in reversed([*users_frames(functions_only=False)]):
@@ -221,8 +221,8 @@ def _variables(carried_only: bool) -> Iterator[tuple[str, Any, bool]]:
             of_script |= carried
             read_by_script |= carried - only_added_to(code)
     records = {f"__main__.{name}": name not in read_by_script for name in of_script}
-    added_to = names_only_added_to(running)
-    for name in names_read_by_functions() - of_script:  # which may change what these hold
+    added_to = names_only_added_to(functions, running)
+    for name in names_read_by(functions) - of_script:  # which may change what these hold
         if issubclass(type(script.get(f"__main__.{name}")), _CHANGED_WITHIN):
             records[f"__main__.{name}"] = name in added_to
     yield from ((path, script[path], is_record) for path, is_record in records.items() if path in script)

@@ -8,7 +8,7 @@ import itertools
 import signal
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from neuromanifold_gpt.state.loop_carried import added_and_read, globals_read_by
@@ -17,6 +17,7 @@ from neuromanifold_gpt.state.users_modules import is_users_code
 
 _ASK_TO_STOP = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT")
 _SIGNALS = [number for number in signal.Signals if number.name in _ASK_TO_STOP]  # not every system has them all
+_NO_FUNCTIONS = (types.ModuleType, str, int, float, bool, type(None), list, dict, tuple, set)
 _SETTING = ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF")
 
 
@@ -25,26 +26,32 @@ def code_of_script() -> list[types.CodeType]:
     script = vars(sys.modules["__main__"])
     if not is_users_code(script):
         return []
-    parts = [part for value in list(script.values()) for part in (value, *_methods_of(value))]
-    functions = [function for part in parts for function in _functions_in(part)]
-    return [function.__code__ for function in functions if function.__globals__ is script]
+    found: list[types.FunctionType] = []
+    for value in list(script.values()):
+        if issubclass(type(value), type) and module_name_of(value) == "__main__":
+            for part in list(variables_of_class(value).values()):
+                found.extend(_functions_in(part))
+        elif type(value) not in _NO_FUNCTIONS:
+            found.extend(_functions_in(value))
+    return [function.__code__ for function in found if function.__globals__ is script]
 
 
-def names_read_by_functions() -> frozenset[str]:
-    """Variables of the script that its functions read."""
-    return frozenset().union(*map(globals_read_by, code_of_script()))
+def names_read_by(functions: Iterable[types.CodeType]) -> frozenset[str]:
+    """Variables of the script that some of its functions read."""
+    return frozenset().union(*map(globals_read_by, functions))
 
 
-def names_only_added_to(running: set[types.CodeType]) -> frozenset[str]:
+def names_only_added_to(functions: Iterable[types.CodeType], running: set[types.CodeType]) -> frozenset[str]:
     """Variables of the script to which its functions add items and of which they read none: records.
 
     Args:
-        running: code of functions that run. Of these the loops count; what stands behind them, such as a report, does
-            not. What others do, loops may do by calling them.
+        functions: all of them.
+        running: those that run. Of these the loops count; what stands behind them, such as a report, does not. What
+            others do, loops may do by calling them.
     """
     added: set[str] = set()
     read: set[str] = set()
-    for code in {part for whole in code_of_script() for part in _with_inner(whole)}:
+    for code in [part for whole in functions for part in _with_inner(whole)]:
         some_added, some_read = added_and_read(code, in_loops_only=code in running)
         added |= some_added
         read |= some_read
@@ -70,22 +77,15 @@ def _names_set_in(code: types.CodeType) -> frozenset[str]:
     return changed | is_set | {key for key in keys if type(key) is str}
 
 
-def _methods_of(value: Any) -> Iterator[Any]:
-    if issubclass(type(value), type) and module_name_of(value) == "__main__":
-        yield from list(variables_of_class(value).values())
-
-
-def _functions_in(value: Any) -> Iterator[types.FunctionType]:
+def _functions_in(value: Any) -> list[types.FunctionType]:
     kind = type(value)
-    if kind is types.FunctionType:
-        yield value
-    elif kind is property:
-        yield from (part for part in (value.fget, value.fset) if type(part) is types.FunctionType)
-    elif kind in (staticmethod, classmethod) and type(value.__func__) is types.FunctionType:
-        yield value.__func__
-    wrapped = (attribute_dict(value) or {}).get("__wrapped__")
-    if type(wrapped) is types.FunctionType:
-        yield wrapped
+    if kind is property:
+        found = [value.fget, value.fset]
+    elif kind in (staticmethod, classmethod):
+        found = [value.__func__]
+    else:
+        found = [value, (attribute_dict(value) or {}).get("__wrapped__")]
+    return [part for part in found if type(part) is types.FunctionType]
 
 
 def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 from neuromanifold_gpt.state.loop_carried import carried_by_loops
 from neuromanifold_gpt.state.plain_reading import qualified_name_of
-from neuromanifold_gpt.state.script_functions import names_read_by_functions
+from neuromanifold_gpt.state.script_functions import code_of_script, names_read_by
 from neuromanifold_gpt.state.users_modules import is_users_code
 from neuromanifold_gpt.state.users_objects import is_of_users_class, variables_of_frame
 
@@ -57,7 +57,7 @@ def values_carried_by_loops() -> Iterator[Any]:
         variables = variables_of_frame(frame) if is_function else frame.f_globals
         yield from (variables[name] for name in carried_by_loops(frame) if name in variables)
     script = dict(variables_of_script())
-    shared = (f"__main__.{name}" for name in names_read_by_functions())
+    shared = (f"__main__.{name}" for name in names_read_by(code_of_script()))
     yield from (script[path] for path in shared if path in script)
 
 
