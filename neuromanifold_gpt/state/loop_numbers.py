@@ -221,10 +221,9 @@ def _variables(carried_only: bool) -> Iterator[tuple[str, Any, bool]]:
             of_script |= carried
             read_by_script |= carried - only_added_to(code)
     records = {f"__main__.{name}": name not in read_by_script for name in of_script}
-    added_to = names_only_added_to(functions, running)
-    for name in names_read_by(functions) - of_script:  # which may change what these hold
-        if issubclass(type(script.get(f"__main__.{name}")), _CHANGED_WITHIN):
-            records[f"__main__.{name}"] = name in added_to
+    for name in names_read_by(functions) - of_script - names_only_added_to(functions, running):
+        if issubclass(type(script.get(f"__main__.{name}")), _CHANGED_WITHIN):  # they may change what it holds
+            records[f"__main__.{name}"] = False
     yield from ((path, script[path], is_record) for path, is_record in records.items() if path in script)
 
 

@@ -436,14 +436,14 @@ def test_variables_of_a_script(tmp_path: Path) -> None:
 
 OF_FUNCTIONS = """
 import enum
-import functools
 import sys
 from collections import deque
 from pathlib import Path
+import torch
 from tests.state.test_loop_numbers import Run
 
 settings, weights, by_sample, recent, hard = {"tau": 1.0}, [1.0, 1.0], {1: 1.0}, deque([0.0], maxlen=3), set()
-losses, by_step, history, report, known, lengths = [0.0], {0: 0.0}, {"train": []}, [0.0], {}, {}
+by_step, history, report, known, lengths, last = {0: 0.0}, {"train": []}, [0.0], {}, {}, {}
 
 class Config:
     temperature, epochs = 1.0, 3
@@ -462,17 +462,17 @@ class State:
 class Weights:
     @staticmethod
     def anneal():
+        shrink()
         settings["tau"] *= 0.9
-        weights[0] *= 0.9
         by_sample[1] += 2.0
 
     @property
     def limit(self):
-        return sum(recent) + len(hard)
+        return sum(recent) + sum(hard)
 
-@functools.wraps(print)
-def unused():
-    return losses
+@torch.no_grad()
+def shrink():
+    weights[0] *= 0.9
 
 def length(number):
     if number not in lengths:
@@ -486,6 +486,7 @@ def note(step, loss):
     by_step[step] = loss
     history["train"].append(loss)
     report.append(loss)
+    last["loss"] = loss
     length(step)
 
 def main():
