@@ -134,12 +134,15 @@ def saved_by_others(changed: Mapping[str, Any], saved: Sequence[Any]) -> list[st
     states = [_state_of(thing) for thing in saved]
     by_thing = list(zip(saved, states, strict=True))
     tensors = shown_tensors([state for thing, state in by_thing if not _has_weights(thing)])
+    # A part of a module is known as such; one that equals it, such as a target network just after an update, is none.
+    of_no_module = [state for thing, state in by_thing if not issubclass(type(thing), nn.Module)]
     of_optimizers = set().union(*(shown_tensors(state) for thing, state in by_thing if _is_optimizer(thing)))
     within = {}
     for name, thing in changed.items():
         state, is_optimizer = _state_of(thing), _is_optimizer(thing)
         shown = shown_tensors(state if is_optimizer else thing)
-        if _is_within(state, states, 0) or (shown and shown <= (of_optimizers if is_optimizer else tensors)):
+        others = of_no_module if issubclass(type(thing), nn.Module) else states
+        if _is_within(state, others, 0) or (shown and shown <= (of_optimizers if is_optimizer else tensors)):
             within[name] = thing
     note_saved(within.values())
     return [*within]

@@ -198,6 +198,16 @@ class TestAModuleAroundTheSavedOne:
         assert ".average. If" in said()
 
 
+def test_a_network_that_equals_the_saved_one_at_each_save(training: Training, said: Callable[[], str]) -> None:
+    """The target of a DQN, saved just after it was updated: what is saved is the other one."""
+    target = copy.deepcopy(training.model)
+    for _ in range(2):
+        changed(training.model)
+        target.load_state_dict(training.model.state_dict())
+        training.save()
+    assert ".target" in said()
+
+
 class RegularizedLoss(nn.Module):
     """Remembers what was predicted for each sample."""
 
