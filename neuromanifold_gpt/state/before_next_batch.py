@@ -120,6 +120,9 @@ class BeforeNextBatch:
         self._not_told: frozenset[str] = frozenset()  # which of these training has used
         self._said: set[str] = set()
 
+    def __reduce__(self) -> tuple[type[BeforeNextBatch], tuple[()]]:
+        return BeforeNextBatch, ()  # a copy of the loader has begun nothing
+
     def begin(self, gap: Gap, *, is_over_in_pass: bool) -> None:
         """There was a save or a restore.
 

@@ -24,11 +24,13 @@ import numpy as np
 from torch import Tensor
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.flat_values import SCALARS
 from neuromanifold_gpt.state.followed_values import FollowedValues
 from neuromanifold_gpt.state.kept_variables import names_set_by
+from neuromanifold_gpt.state.loop_attributes import attributes_of_variables
 from neuromanifold_gpt.state.loop_carried import carried_by_loops, only_added_to, set_by_loops
 from neuromanifold_gpt.state.modules import listed
-from neuromanifold_gpt.state.plain_reading import FUNCTIONS, module_name_of, qualified_name_of, variables_of_class
+from neuromanifold_gpt.state.plain_reading import FUNCTIONS, qualified_name_of
 from neuromanifold_gpt.state.script_functions import (
     code_of_script,
     names_only_added_to,
@@ -36,16 +38,11 @@ from neuromanifold_gpt.state.script_functions import (
     names_set_by_signals,
 )
 from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, shown_value
-from neuromanifold_gpt.state.users_locals import users_frames, users_locals, variables_of_script
+from neuromanifold_gpt.state.users_locals import users_frames, variables_of_script
 from neuromanifold_gpt.state.users_objects import (
-    NAMESPACES,
-    attributes_of,
     is_a_time,
-    is_of_users_class,
-    is_stateful,
     variables_of_frame,
 )
-from neuromanifold_gpt.state.users_variables import names_in_class
 
 LOOP_NUMBERS_KEY = "loop_numbers"  # of a manifest's details
 _NUMBERS = (bool, int, float, complex, np.generic, Tensor, tuple, set)
@@ -57,7 +54,6 @@ _LONGEST_TEXT = 100
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 _KEYS = " keys"  # behind how many a dict has
 _FELL = " (fell)"
-_LOOKED_AT_OBJECTS = 1000
 _CLOCKS = (time.time, time.perf_counter)
 _STARTED_SEC = [clock() - 60 for clock in _CLOCKS]  # a program may look at its clock before it imports this
 
@@ -146,7 +142,7 @@ def _described(path: str, saved: str, now: str) -> str:
 
 def _shown(*, carried_only: bool) -> dict[str, str]:
     found: dict[str, str] = {}
-    for path, value, is_record in (*_variables(carried_only), *_attributes()):
+    for path, value, is_record in (*_variables(carried_only), *attributes_of_variables()):
         found.update(_numbers_at(path, value, is_record, 0))
     flags = names_set_by_signals()
     return {path: shown for path, shown in found.items() if flags.isdisjoint(path.split("."))}
@@ -165,7 +161,8 @@ def _numbers_at(path: str, value: Any, is_record: bool, depth: int) -> Iterator[
         yield path, _named(value)
     elif issubclass(kind, dict) and depth < _MAXIMUM_DEPTH and not (is_record and _is_by_number(value)):
         items = [*dict.items(value)][:_LOOKED_AT]  # threads may change it
-        shown = [[*_numbers_at(f"{path}.{key}", part, True, depth + 1)] for key, part in items]
+        named = [(_name_of_key(key, number), part) for number, (key, part) in enumerate(items)]
+        shown = [[*_numbers_at(f"{path}.{key}", part, True, depth + 1)] for key, part in named]
         if all(shown):
             yield path, f"{len(value)} keys"
         yield from (pair for pairs in shown for pair in pairs)
@@ -186,6 +183,12 @@ def _named(function: Any) -> str:
         return _named(function.__func__)
     is_any = issubclass(kind, FUNCTIONS)
     return str(function.__qualname__) if is_any else qualified_name_of(function if issubclass(kind, type) else kind)
+
+
+def _name_of_key(key: Any, number: int) -> str:
+    """Texts of users' objects, and of parameters, may fail or change."""
+    is_plain = all(type(part) in SCALARS for part in (key if type(key) is tuple else (key,)))
+    return str(key) if is_plain else f"{type(key).__name__} {number}"
 
 
 def _is_by_number(value: dict[Any, Any]) -> bool:
@@ -225,44 +228,6 @@ def _variables(carried_only: bool) -> Iterator[tuple[str, Any, bool]]:
         if issubclass(type(script.get(f"__main__.{name}")), _CHANGED_WITHIN):  # they may change what it holds
             records[f"__main__.{name}"] = False
     yield from ((path, script[path], is_record) for path, is_record in records.items() if path in script)
-
-
-def _attributes() -> Iterator[tuple[str, Any, bool]]:
-    """Of users' objects, such as a trainer, but for those that say themselves what their state is; and of classes of
-    the script.
-    """
-    seen: set[int] = set()
-    things = [*variables_of_script(), *users_locals()]
-    # Classes are the last: which member of an enumeration a variable holds, is shown by what that has.
-    for path, value in sorted(things, key=lambda pair: issubclass(type(pair[1]), type)):
-        yield from _attributes_of(path, value, seen, 0)
-
-
-def _attributes_of(path: str, thing: Any, seen: set[int], depth: int) -> Iterator[tuple[str, Any, bool]]:
-    kind = type(thing)
-    is_class = issubclass(kind, type)
-    is_searched = module_name_of(thing) == "__main__" if is_class else _is_object(thing)
-    if not is_searched or id(thing) in seen or depth >= _MAXIMUM_DEPTH or len(seen) >= _LOOKED_AT_OBJECTS:
-        return
-    seen.add(id(thing))
-    try:
-        found = _attributes_of_class(thing) if is_class else {} if is_stateful(kind) else attributes_of(thing) or {}
-    except Exception:  # noqa: BLE001 - metaclasses and the like that fail when they are asked
-        return
-    for name, value in found.items():
-        yield f"{path}.{name}", value, True
-        if is_class or not issubclass(type(value), type):
-            yield from _attributes_of(f"{path}.{name}", value, seen, depth + 1)
-
-
-def _is_object(thing: Any) -> bool:
-    return issubclass(type(thing), NAMESPACES) or is_of_users_class(thing)
-
-
-def _attributes_of_class(kind: type) -> dict[str, Any]:
-    """Of one that is used as a namespace (``class Config: temperature = 1.0``)."""
-    variables = variables_of_class(kind)
-    return {name: variables.get(name) for name in names_in_class(kind, len(variables))}
 
 
 def _set_by_functions_in(code: types.CodeType) -> frozenset[str]:

@@ -189,6 +189,66 @@ def in_functions(directory: Path) -> None:
                 break
 
 
+class Annealer:
+    beta = 0.0  # until an object has one of its own
+
+    def __init__(self) -> None:
+        self.inner = SimpleNamespace(inner=SimpleNamespace(inner=SimpleNamespace(deep=1.0)))
+
+    def step(self, loss: float) -> None:
+        self.beta += loss
+        self.inner.inner.inner.deep += loss
+
+
+def in_objects_of_containers(directory: Path) -> None:
+    run, callbacks, tasks = Run(directory), [Annealer()], {"a": (Annealer(),)}
+    for loader in run.epochs():
+        for batch in loader:
+            loss = run.step(batch)
+            callbacks[0].step(loss)
+            tasks["a"][0].step(loss)
+            if run.save():
+                break
+
+
+def smoothing_step(run: Run) -> Callable[[torch.Tensor], None]:
+    mean = 1.0
+
+    def step(batch: torch.Tensor) -> None:
+        nonlocal mean
+        mean = 0.9 * mean + 0.1 * run.step(batch)
+
+    return step
+
+
+def in_a_function_from_a_factory(directory: Path) -> None:
+    run = Run(directory)
+    step = smoothing_step(run)
+    for loader in run.epochs():
+        for batch in loader:
+            step(batch)
+            if run.save():
+                break
+
+
+class Key:
+    """Of a dict; who wants its text, is wrong."""
+
+    def __repr__(self) -> str:
+        raise AssertionError("a key's text may fail, or change")
+
+
+def by_objects(directory: Path) -> None:
+    run, weights = Run(directory), {Key(): 1.0}
+    for loader in run.epochs():
+        for batch in loader:
+            loss = run.step(batch)
+            for key in weights:
+                weights[key] += loss
+            if run.save():
+                break
+
+
 IN_VARIABLES = (
     "best",
     "mean",
@@ -207,6 +267,12 @@ FOUND: dict[Callable[[Path], None], list[str]] = {
     in_a_function_within: ["in_a_function_within.baseline"],
     in_a_trainer: ["Trainer.epsilon", "Trainer.progress.best"],
     in_a_namespace: ["in_a_namespace.state.seen"],
+    in_objects_of_containers: [
+        f"in_objects_of_containers.{path}"
+        for path in ("callbacks[0].beta", "callbacks[0].inner.inner.inner.deep", "tasks['a'][0].beta")
+    ],
+    in_a_function_from_a_factory: ["in_a_function_from_a_factory.step.mean"],
+    by_objects: ["by_objects.weights.Key 0"],
     in_turns: ["in_turns.turn (then 0, now 1)", "in_turns.left (then 8, now 9)"],
     in_functions: ["weigh (then whole, now half)", "Weighting.by (then partial(pow,"],
 }
