@@ -20,7 +20,7 @@ from neuromanifold_gpt.lightning_io.loader_parts import data_of
 from neuromanifold_gpt.state.rng import capture_rng_state, restore_rng_state
 
 _FIELDS = {"training": "_last_train_dl_reload_epoch", "validation": "_last_val_dl_reload_epoch"}
-_PREFIX = "data."  # of paths in the manifest
+DATA_PREFIX = "data."  # of paths in the manifest
 _IS_DUE = {"training": "_should_reload_train_dl", "validation": "_should_reload_val_dl"}
 
 
@@ -47,7 +47,7 @@ class LoaderEpochs:
     def shown_data(self) -> dict[str, str]:
         """What shows the training data, for the manifest; nothing where it is made anew by epochs."""
         data = self._data.get("training")
-        return {} if data is None or "training" in self._asked else data.under(_PREFIX)
+        return {} if data is None or "training" in self._asked else data.under(DATA_PREFIX)
 
     def compare_data(self, constants: Mapping[str, str]) -> None:
         """Compare with :meth:`shown_data` of the save, which is among other values there.
@@ -56,7 +56,7 @@ class LoaderEpochs:
             DataOrderWarning: it is other data.
         """
         if (data := self._data.get("training")) is not None and "training" not in self._asked:
-            data.warn_of_others(constants, _PREFIX)
+            data.warn_of_others(constants, DATA_PREFIX)
 
     def loaded(self, saved: Mapping[str, dict[str, Any]]) -> None:
         """A checkpoint has these :meth:`current`: until it is resumed from, loaders are asked for as they were then."""

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torchmetrics import Metric
 
+from neuromanifold_gpt.lightning_io.loader_epochs import DATA_PREFIX
 from neuromanifold_gpt.state.followed_values import FollowedValues, SavedValues
 from neuromanifold_gpt.state.layers import settings_of_layers
 from neuromanifold_gpt.state.metrics import metrics_of
@@ -60,7 +61,7 @@ class UsersParts:
         self._constants = FollowedValues(self._shown_constants())
         self._constants.pass_over(self._numbers_of_others())
         self._saved_constants = SavedValues({})
-        self._is_resumed = False
+        self._is_resumed, self._epochs_before = False, 0
 
     def look(self) -> None:
         """The first step is done: what was not there when training began, begins as it is now."""
@@ -92,18 +93,26 @@ class UsersParts:
             InexactResumeWarning: names what was otherwise at the save.
         """
         self._unsaved.set_up(self._values(), only_none=False)
-        self._is_resumed = True
+        self._is_resumed, self._epochs_before = True, self._epochs_processed()
         self._constants.pass_over(self._numbers_of_others())
-        self._saved_constants = SavedValues(constants)
+        of_parts = {path: shown for path, shown in constants.items() if not path.startswith(DATA_PREFIX)}
+        self._saved_constants = SavedValues(of_parts)
         self.constants()
 
     def warn_of_what_is_left_out(self) -> None:
         """Say which values no checkpoint has.
 
         Warns:
-            InexactResumeWarning: names those that have changed and were not named before.
+            InexactResumeWarning: names those that have changed and were not named before; and those that an epoch of a
+                resumed process, its validation included, has not set again.
         """
         self._unsaved.warn_if_changed(self._values())
+        if self._is_resumed and self._epochs_processed() > self._epochs_before:
+            self._saved_constants.warn_of_missing(self._shown_constants(), stacklevel=2)
+
+    def _epochs_processed(self) -> int:
+        progress: Any = self._trainer.fit_loop.epoch_progress.current
+        return int(progress.processed)
 
     def generators(self) -> OwnedState:
         """That are there now, in whatever holds them."""

@@ -113,6 +113,20 @@ class SavedValues:
         """Which are not as they were."""
         return sorted(path for path in now.keys() & self._left.keys() if RESULT != now[path] != self._left[path])
 
+    def warn_of_missing(self, now: Iterable[str], *, stacklevel: int) -> None:
+        """Say, once, which have not been there so far: a hook has set them at a time that does not come again.
+
+        Warns:
+            InexactResumeWarning: names them.
+        """
+        missing, self._left = sorted(self.missing(now)), {}
+        if missing:
+            warnings.warn(
+                f"values that no checkpoint has were there at the save, and are not here: {listed(missing)}. {_REMEDY}",
+                InexactResumeWarning,
+                stacklevel=stacklevel + 1,
+            )
+
     def warn_of_others(self, now: Mapping[str, str], *, stacklevel: int) -> None:
         """Say which are not as they were; each is compared once.
 

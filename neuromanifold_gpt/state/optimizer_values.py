@@ -10,9 +10,10 @@ import torch
 
 from neuromanifold_gpt.state.rng import distributed
 from neuromanifold_gpt.state.shown_values import shown_tensors, shown_value
-from neuromanifold_gpt.state.users_objects import is_a_time, is_of_users_class
+from neuromanifold_gpt.state.users_objects import is_a_time, is_of_users_class, is_users_module
 
 _OF_EVERY_OPTIMIZER = frozenset({*vars(torch.optim.SGD([torch.zeros(1)], lr=0.1)), "_opt_called"})
+_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
 def parameters_of_no_module(
@@ -33,9 +34,17 @@ def parameters_of_no_module(
 
 
 def values_of_optimizers(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, str]:
-    """What is shown of attributes of users' own, but for those that are in the state dict: what a wrapper wraps."""
+    """What is shown of attributes of users' own, but for those that are in the state dict: what a wrapper wraps.
+
+    Also of what their hooks hold, such as one that clips by a mean of the norms.
+    """
     found = {}
     for number, optimizer in enumerate(optimizers):
+        for name in _HOOKS:
+            hooks = getattr(optimizer, name, None) or {}
+            of_users = [hook for hook in hooks.values() if is_users_module(getattr(hook, "__module__", None))]
+            if of_users and (shown := shown_value(of_users)) is not None:
+                found[f"optimizers.{number}.{name}"] = shown
         for name, value in vars(optimizer).items() if is_of_users_class(optimizer) else ():
             if name in _OF_EVERY_OPTIMIZER or is_a_time(name, value):
                 continue

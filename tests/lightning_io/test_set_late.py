@@ -1,0 +1,66 @@
+"""What a hook sets once, at a time that does not come again, is missed by a resumed run, and said."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from neuromanifold_gpt import SeparatedCheckpoint
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+
+from .toy import ToyModule, fit
+
+STEPS_OF_EPOCH = 7
+SAID = "values that no checkpoint has were there at the save, and are not here: "
+
+
+class Weighting(Callback):
+    """Weights of classes from some epoch on, as in deferred re-weighting."""
+
+    weights: torch.Tensor | None = None
+
+    def __init__(self, *, each_epoch: bool) -> None:
+        self._each_epoch = each_epoch
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 1 or (self._each_epoch and trainer.current_epoch > 1):
+            self.weights = torch.arange(3.0)
+
+
+class WeightedModule(ToyModule):
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.scale = 0.5
+
+
+def said_on_resume(directory: Path, callback: Callback, module: Any = None, *, steps: int) -> str:
+    fit(callback, SeparatedCheckpoint(directory, every_n_train_steps=1), max_steps=2 * STEPS_OF_EPOCH, module=module)
+    resumed, again = type(module)() if module else None, Callback()
+    if isinstance(callback, Weighting):
+        again = Weighting(each_epoch=callback._each_epoch)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        saver = SeparatedCheckpoint(directory, every_n_train_steps=1)
+        fit(again, saver, ckpt_path="last", max_steps=2 * STEPS_OF_EPOCH + steps, module=resumed)
+    return "\n".join(str(w.message) for w in caught if w.category is InexactResumeWarning)
+
+
+def test_a_tensor_of_a_callback(tmp_path: Path) -> None:
+    said = said_on_resume(tmp_path, Weighting(each_epoch=False), steps=STEPS_OF_EPOCH + 2)
+    assert said.count(SAID) == 1
+    assert f"{SAID}Weighting.weights." in said
+
+
+def test_a_number_of_the_module(tmp_path: Path) -> None:
+    said = said_on_resume(tmp_path, Callback(), WeightedModule(), steps=STEPS_OF_EPOCH + 2)
+    assert f"{SAID}scale." in said
+
+
+@pytest.mark.parametrize("steps", [2, STEPS_OF_EPOCH + 2])
+def test_but_not_what_comes_again(tmp_path: Path, steps: int) -> None:
+    assert SAID not in said_on_resume(tmp_path, Weighting(each_epoch=True), steps=steps)
