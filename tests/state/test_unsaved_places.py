@@ -208,6 +208,20 @@ class TestFunctionsThatKeepSomething:
         training.save(schedulers=scheduler)
         assert "schedulers.0.lr_lambdas" in said()
 
+    @pytest.mark.parametrize("when", ["pre", "post"])
+    def test_what_hooks_of_an_optimizer_keep(self, when: str, training: Training, said: Callable[[], str]) -> None:
+        mean = 1.0
+
+        def clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            nonlocal mean
+            mean = 0.9 * mean + 0.1 * len(optimizer.param_groups[0]["params"])
+
+        getattr(training.optimizer, f"register_step_{when}_hook")(clip)
+        training.save()
+        training.optimizer.step()
+        training.save()
+        assert f"optimizers.0._optimizer_step_{when}_hooks" in said()
+
     def test_but_not_functions_that_keep_nothing(self, training: Training, said: Callable[[], str]) -> None:
         warm_up_steps = 3
         scheduler = torch.optim.lr_scheduler.LambdaLR(training.optimizer, lambda step: min(1, step / warm_up_steps))
