@@ -61,12 +61,14 @@ class UsersParts:
         self._constants = FollowedValues(self._shown_constants())
         self._constants.pass_over(self._numbers_of_others())
         self._saved_constants = SavedValues({})
-        self._is_resumed, self._epochs_before = False, 0
+        self._is_resumed = False
+        self._epochs_before: int | None = None  # the first step of a resumed process
 
     def look(self) -> None:
         """The first step is done: what was not there when training began, begins as it is now."""
         self._unsaved.set_up(self._values(), only_none=self._is_resumed)
         self.constants()
+        self._epochs_before = self._epochs_processed() if self._is_resumed else None
 
     def constants(self) -> dict[str, str]:
         """Numbers and tensors that have not changed since training began, or since they were first there.
@@ -93,7 +95,7 @@ class UsersParts:
             InexactResumeWarning: names what was otherwise at the save.
         """
         self._unsaved.set_up(self._values(), only_none=False)
-        self._is_resumed, self._epochs_before = True, self._epochs_processed()
+        self._is_resumed = True
         self._constants.pass_over(self._numbers_of_others())
         of_parts = {path: shown for path, shown in constants.items() if not path.startswith(DATA_PREFIX)}
         self._saved_constants = SavedValues(of_parts)
@@ -107,7 +109,7 @@ class UsersParts:
                 resumed process, its validation included, has not set again.
         """
         self._unsaved.warn_if_changed(self._values())
-        if self._is_resumed and self._epochs_processed() > self._epochs_before:
+        if self._epochs_before is not None and self._epochs_processed() > self._epochs_before:
             self._saved_constants.warn_of_missing(self._shown_constants(), stacklevel=2)
 
     def _epochs_processed(self) -> int:
