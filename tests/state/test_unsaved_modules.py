@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchmetrics import Metric
 
 from neuromanifold_gpt import ResumableDataLoader, load_checkpoint, save_checkpoint
-from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 
 
 class Training:
@@ -41,20 +39,6 @@ class Training:
 @pytest.fixture
 def training(tmp_path: Path) -> Training:
     return Training(tmp_path)
-
-
-@pytest.fixture
-def said() -> Iterator[Callable[[], str]]:
-    """What was said since it was asked last."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-
-        def text() -> str:
-            found = [str(warning.message) for warning in caught if warning.category is InexactResumeWarning]
-            caught.clear()
-            return "\n".join(found)
-
-        yield text
 
 
 def changed(network: nn.Module) -> None:

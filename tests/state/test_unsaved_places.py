@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import functools
 import gc
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,7 +19,6 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from neuromanifold_gpt import ResumableDataLoader, resumable, save_checkpoint
-from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 
 
 class Training:
@@ -38,20 +36,6 @@ class Training:
 @pytest.fixture
 def training(tmp_path: Path) -> Training:
     return Training(tmp_path)
-
-
-@pytest.fixture
-def said() -> Iterator[Callable[[], str]]:
-    """What was said since it was asked last."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-
-        def text() -> str:
-            found = [str(warning.message) for warning in caught if warning.category is InexactResumeWarning]
-            caught.clear()
-            return "\n".join(found)
-
-        yield text
 
 
 def changed(network: nn.Module) -> None:
