@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader
 from neuromanifold_gpt import ResumableDataLoader, SeparatedCheckpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 
+from .toy import fit_or_go_on
+
 CHANGES = "values change in training that no checkpoint has: "
 
 
@@ -87,14 +89,7 @@ def said(directory: Path, module: LightningModule, *callbacks: Callback, max_ste
     """What is said of values that change."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        Trainer(
-            callbacks=[*callbacks, SeparatedCheckpoint(directory, every_n_train_steps=every)],
-            max_steps=max_steps,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            accelerator="cpu",
-        ).fit(module, ckpt_path="last")
+        fit_or_go_on(directory, module, *callbacks, max_steps=max_steps, every_n_train_steps=every)
     of_it = [warning for warning in caught if warning.category is InexactResumeWarning]
     texts = [str(warning.message) for warning in of_it if CHANGES in str(warning.message)]
     return "\n".join(text.partition(CHANGES)[2].partition(". ")[0] for text in texts)

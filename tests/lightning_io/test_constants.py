@@ -13,8 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from neuromanifold_gpt import ResumableDataLoader, SeparatedCheckpoint
+from neuromanifold_gpt import ResumableDataLoader
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+
+from .toy import fit_or_go_on
 
 OTHERS = "were others at the save, and stay as they are now: "
 
@@ -108,14 +110,7 @@ class Anneals(Learns):
 
 
 def fit(directory: Path, module: LightningModule, *callbacks: Callback, max_steps: int = 4) -> LightningModule:
-    Trainer(
-        callbacks=[*callbacks, SeparatedCheckpoint(directory, every_n_train_steps=2)],
-        max_steps=max_steps,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-    ).fit(module, ckpt_path="last")
+    fit_or_go_on(directory, module, *callbacks, max_steps=max_steps)
     return module
 
 

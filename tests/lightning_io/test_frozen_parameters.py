@@ -6,11 +6,13 @@ import warnings
 from pathlib import Path
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from neuromanifold_gpt import ResumableDataLoader, SeparatedCheckpoint
+from neuromanifold_gpt import ResumableDataLoader
+
+from .toy import fit_or_go_on
 
 SAID = "this run had set otherwise: "
 
@@ -43,14 +45,7 @@ def fit(directory: Path, module: LightningModule, max_steps: int) -> list[str]:
     """What is said of frozen parameters."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        Trainer(
-            callbacks=[SeparatedCheckpoint(directory, every_n_train_steps=2)],
-            max_steps=max_steps,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            accelerator="cpu",
-        ).fit(module, ckpt_path="last")
+        fit_or_go_on(directory, module, max_steps=max_steps)
     texts = [str(warning.message) for warning in caught if SAID in str(warning.message)]
     return [text.partition(SAID)[2] for text in texts]
 

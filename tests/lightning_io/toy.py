@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from neuromanifold_gpt import Checkpoint, ResumableDataLoader, list_checkpoints
+from neuromanifold_gpt import Checkpoint, ResumableDataLoader, SeparatedCheckpoint, list_checkpoints
 
 from ..record import Record
 
@@ -118,6 +118,20 @@ def fit(
     given = (train, validation) if loaders else ()
     trainer.fit(module, *given, ckpt_path=None if ckpt_path is None else str(ckpt_path))
     return trainer, module
+
+
+def fit_or_go_on(
+    directory: Path, module: LightningModule, *callbacks: Callback, max_steps: int, every_n_train_steps: int = 2
+) -> None:
+    """Fit a module that has its own loaders, from the newest checkpoint of ``directory`` if there is one."""
+    Trainer(
+        callbacks=[*callbacks, SeparatedCheckpoint(directory, every_n_train_steps=every_n_train_steps)],
+        max_steps=max_steps,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    ).fit(module, ckpt_path="last")
 
 
 def contents(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
