@@ -32,6 +32,7 @@ from neuromanifold_gpt.lightning_io.boundary_saves import SavesAtBoundaries, war
 from neuromanifold_gpt.lightning_io.exact_resume import ExactResume
 from neuromanifold_gpt.lightning_io.plugin import install_plugin
 from neuromanifold_gpt.lightning_io.ranks import on_rank_0
+from neuromanifold_gpt.lightning_io.stop_signals import StoppedBySignal
 
 _DEFAULT_FILENAME = "checkpoint-step{step:06d}"
 
@@ -150,7 +151,7 @@ class SeparatedCheckpoint(SavesAtBoundaries):
         """Drop what waits for an end of the step that will not come; save once if asked for; free the directory."""
         self.drop_pending()
         try:
-            if self._should_save_on_exception(trainer):
+            if self._should_save_on_exception(trainer) and not isinstance(exception, StoppedBySignal):
                 path = self.format_checkpoint_name(self._monitor_candidates(trainer))
                 if not _is_complete(Path(path)):  # what is there was not taken in the middle of a step
                     self._save_checkpoint(trainer, path)

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and SIGINT: finish the step, save, end."""
+"""SIGTERM, SIGUSR1 and SIGINT: finish the step, save, train one more step for the resume to compare, end."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loops.utilities import _is_max_limit_reached
 from lightning.pytorch.trainer.connectors.signal_connector import _HandlersCompose
 
 from neuromanifold_gpt.lightning_io.boundary_saves import SavesAtBoundaries
 from neuromanifold_gpt.lightning_io.exact_resume import ExactResume
+from neuromanifold_gpt.lightning_io.plugin import writes_separated
 from neuromanifold_gpt.lightning_io.signal_watch import ShieldedChildren, SignalWatch
 
 EXIT_NOT_SAVED = 4
@@ -54,7 +56,9 @@ class StopOnSignal(Callback):
         signals: which ones: those of a preempting scheduler, of Slurm's ``--signal=USR1@90``, and Ctrl-C.
         deadline_sec: if step and save have not finished so many seconds after the signal, the process ends without, at
             once, with the exit code 4; the older checkpoints stay, and a save that was under way is cleared by the
-            next. By default it takes as long as it takes.
+            next. By default it takes as long as it takes. If the step is saved, and only the further one is not done in
+            time, the exit code is 128 + signal.
+        one_more_step: ``False`` to end right behind the save, with nothing for the resume to compare.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class StopOnSignal(Callback):
         signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT),
         *,
         deadline_sec: float | None = None,
+        one_more_step: bool = True,
     ) -> None:
         if deadline_sec is not None and not deadline_sec > 0:
             raise ValueError(f"deadline_sec: expected more than 0, or None for no deadline, found {deadline_sec!r}.")
@@ -69,7 +74,8 @@ class StopOnSignal(Callback):
         self._watch = SignalWatch(signals, deadline_sec, self._on_deadline)
         self._children = ShieldedChildren(signals)
         self._outside: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in signals}
-        self._saved: signal.Signals | None = None
+        self._one_more_step = one_more_step
+        self._saved: StoppedBySignal | None = None
 
     @property
     def received(self) -> signal.Signals | None:
@@ -98,22 +104,35 @@ class StopOnSignal(Callback):
         self._watch.stop(self._outside)
         self._children.stop()
 
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """The step behind the saved one is done: before checkpoint callbacks, loggers and validation see it."""
+        if self._saved is not None and trainer.global_step > self._saved.global_step:
+            raise self._saved
+
     def _at_boundary(self, trainer: Trainer) -> None:
         if not self._watch.previous:
             return
+        if self._saved is not None:  # a step without an optimizer's, or the end of a stream
+            raise self._saved
         received = _agreed(trainer, self.received)
         if received is None:
             return
         savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
         if savers:
             save_now(trainer, savers[0])
-        self._saved = received
-        _requeue_slurm_job(trainer, received, self._watch)
-        raise StoppedBySignal(received, trainer.global_step)
+        self._saved = StoppedBySignal(received, trainer.global_step)
+        if _requeue_slurm_job(trainer, received, self._watch) or not self._trains_on(trainer, savers):
+            raise self._saved
+
+    def _trains_on(self, trainer: Trainer, savers: Sequence[ModelCheckpoint]) -> bool:
+        """The same on each rank."""
+        is_noted = any(not saver.save_weights_only for saver in savers) and writes_separated(trainer)
+        would_be_saved = any(saver.save_on_exception and not isinstance(saver, SavesAtBoundaries) for saver in savers)
+        return self._one_more_step and is_noted and not would_be_saved and not _is_over(trainer)
 
     def _on_deadline(self) -> tuple[int, str]:
         if self._saved is not None:
-            return 128 + self._saved, "The step is saved, but the process did not end in time; it ends now."
+            return 128 + self._saved.signal, "The step is saved, but the process did not end in time; it ends now."
         return EXIT_NOT_SAVED, (
             f"The step was not finished and saved within {self._deadline_sec:g} seconds; the process ends without. "
             "Older checkpoints are untouched."
@@ -143,7 +162,15 @@ def _agreed(trainer: Trainer, received: signal.Signals | None) -> signal.Signals
     return signal.Signals(highest) if highest else None
 
 
-def _requeue_slurm_job(trainer: Trainer, received: signal.Signals, watch: SignalWatch) -> None:
+def _is_over(trainer: Trainer) -> bool:
+    """Whether no step follows: as in ``_FitLoop.done``, which says so, and counts, when it is asked."""
+    loop = trainer.fit_loop
+    epochs_over = loop.epoch_progress.current.completed
+    are_steps_over = _is_max_limit_reached(trainer.global_step, loop.max_steps)
+    return trainer.should_stop or are_steps_over or _is_max_limit_reached(epochs_over, loop.max_epochs or -1)
+
+
+def _requeue_slurm_job(trainer: Trainer, received: signal.Signals, watch: SignalWatch) -> bool:
     """What Lightning's own handler does, which saves too, where its ``auto_requeue`` is on; but here, between steps."""
     environment = trainer._accelerator_connector.cluster_environment
     handler = watch.previous.get(received)
@@ -154,3 +181,5 @@ def _requeue_slurm_job(trainer: Trainer, received: signal.Signals, watch: Signal
         and isinstance(handler, _HandlersCompose)
     ):
         handler(received, None)  # type: ignore[arg-type]
+        return True
+    return False

@@ -157,8 +157,9 @@ class _StepsAgain(_Steps):
         elif not self._digests:
             self.end()
             logger.info(
-                "the %d optimizer steps behind %s that were noted have come out as in the run that was interrupted",
+                "%d optimizer step%s behind %s: the same weights as in the run that was interrupted",
                 self.number,
+                "" if self.number == 1 else "s",
                 self._name,
             )
 

@@ -245,7 +245,7 @@ def _quiet_lightning() -> None:
 
 class _Printing(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"The {self.format(record).removeprefix('the ')}.", flush=True)
+        print(f"{self.format(record)}.", flush=True)
 
 
 def _show_steps_taken_again() -> None:

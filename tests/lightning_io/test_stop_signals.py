@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -12,11 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from neuromanifold_gpt import SeparatedCheckpoint, StopOnSignal, latest_checkpoint, load_checkpoint, verify_checkpoint
 from neuromanifold_gpt.lightning_io.signal_watch import ShieldedChildren
+from neuromanifold_gpt.lightning_io.stop_signals import StoppedBySignal
+from neuromanifold_gpt.state import steps_taken_again
+from neuromanifold_gpt.state.steps_taken_again import STEPS_NAME
 
 from ..checkpoint.small_saves import Save, files_of_checkpoints, names_in, temporary_files
+from ..record import Record
 from ..warm_process import WarmProcess
 from .toy import by_step, contents, fit
 
@@ -66,7 +73,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=str,
 )
-def test_the_step_is_finished_and_saved_and_a_resume_is_exact(number, exit_code, undisturbed, tmp_path):
+def test_the_step_is_finished_and_saved_and_a_resume_is_exact(
+    number, exit_code, undisturbed, tmp_path, caplog, monkeypatch
+):
     with Run(tmp_path, every=5, workers=2) as run:
         run.until("step 7")
         os.killpg(run.process.pid, number)  # data workers get it too, as with Ctrl-C and from Slurm
@@ -75,8 +84,11 @@ def test_the_step_is_finished_and_saved_and_a_resume_is_exact(number, exit_code,
     out = tmp_path / "out"
     newest = latest_checkpoint(out)
     assert newest.step in (8, 9)
-    assert names_in(out) == files_of_checkpoints(out)
-    fit(SeparatedCheckpoint(out, every_n_train_steps=5, save_top_k=-1), ckpt_path="last", max_steps=20)
+    assert names_in(out) == {*files_of_checkpoints(out), STEPS_NAME}
+    monkeypatch.setattr(steps_taken_again, "_known_here", set())  # as in a process that has not seen these bytes
+    with caplog.at_level(logging.INFO):
+        fit(SeparatedCheckpoint(out, every_n_train_steps=5, save_top_k=-1), ckpt_path="last", max_steps=20)
+    assert f"1 optimizer step behind {newest.name}: the same weights" in caplog.text
     for step in (10, 15, 20):
         assert contents(by_step(out)[step]) == contents(by_step(undisturbed)[step])
 
@@ -92,7 +104,7 @@ def test_signals_during_the_save_are_noted_and_do_not_disturb_it(tmp_path):
     assert code == 143, output
     assert latest_checkpoint(tmp_path / "out").step in (4, 5)
     assert len(by_step(tmp_path / "out")) == 1
-    assert names_in(tmp_path / "out") == files_of_checkpoints(tmp_path / "out")
+    assert names_in(tmp_path / "out") == {*files_of_checkpoints(tmp_path / "out"), STEPS_NAME}
 
 
 def test_a_signal_during_a_save_that_is_due_anyway_is_honoured_when_it_is_done(tmp_path):
@@ -144,6 +156,61 @@ def test_a_slurm_job_is_requeued_when_the_step_is_saved(tmp_path):
     assert newest.paths.manifest.name in (tmp_path / "saved").read_text()
     lightnings_own = load_checkpoint(tmp_path / "hpc_ckpt_1.ckpt")
     assert lightnings_own.global_step == newest.step
+
+
+class SignalsItself(Callback):
+    """In the middle of a step; then notes the hooks that follow."""
+
+    def __init__(self, batch: int) -> None:
+        self._batch = batch
+        self._record = Record(hooks=[])
+
+    @property
+    def hooks(self) -> list[str]:
+        return self._record.hooks
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.fit_loop.epoch_loop.total_batch_idx == self._batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.hooks.append(f"batch {trainer.fit_loop.epoch_loop.total_batch_idx}")
+
+    def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
+        self.hooks.append("validation")
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.hooks.append("epoch")
+
+
+@pytest.mark.parametrize(
+    ("batch", "options", "saved_step", "hooks_behind"),
+    [
+        (3, {}, 4, ["batch 4"]),  # not what is due at step 5: a save and a validation
+        (6, {"one_more_step": False}, 7, []),
+        (6, {}, 7, ["epoch", "batch 7"]),
+        (3, {"accumulate_grad_batches": 4}, 1, ["batch 4", "validation", "batch 5", "batch 6"]),
+        (3, {"max_steps": 4}, 4, []),
+        (6, {"max_epochs": 1}, 7, []),
+        (3, {"save_weights_only": True}, 4, []),
+        (3, {"beside": ModelCheckpoint(filename="stock", save_on_exception=True, save_top_k=0)}, 4, []),
+    ],
+)
+def test_one_more_step_is_left_for_the_resume_to_compare(tmp_path, batch, options, saved_step, hooks_behind):
+    options = dict(options)
+    own = {name: options.pop(name) for name in ("save_weights_only",) if name in options}
+    saver = SeparatedCheckpoint(tmp_path, every_n_train_steps=5, save_top_k=-1, save_on_exception=True, **own)
+    stop = StopOnSignal(**{name: options.pop(name) for name in ("one_more_step",) if name in options})
+    signals = SignalsItself(batch)
+    beside = [options.pop("beside")] if "beside" in options else []
+    options = {"max_epochs": -1, "val_check_interval": 5, "check_val_every_n_epoch": None, **options}
+    with pytest.raises(StoppedBySignal) as stopped:
+        fit(saver, *beside, signals, stop, default_root_dir=tmp_path / "root", **options)
+    assert (stopped.value.code, stopped.value.global_step) == (143, saved_step)
+    assert signals.hooks[signals.hooks.index(f"batch {batch}") + 1 :] == hooks_behind
+    assert max(by_step(tmp_path)) == saved_step
+    steps = tmp_path / STEPS_NAME
+    assert (steps.exists() and len(steps.read_text().splitlines()) == 2) == bool(hooks_behind)
 
 
 def test_signals_are_given_back(tmp_path):
