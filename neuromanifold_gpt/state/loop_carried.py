@@ -12,7 +12,7 @@ import dis
 import functools
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 _ACCESS = re.compile(r"(LOAD|STORE|DELETE)_(?:FAST|NAME|DEREF|CLOSURE|CLASSDEREF|GLOBAL)(?!_AND_CLEAR)")
 _JUMPS = {*dis.hasjrel, *dis.hasjabs}
@@ -110,7 +110,8 @@ def read_for_more(code: types.CodeType, offset: int) -> frozenset[str]:
 
 class _Function:
     def __init__(self, code: types.CodeType) -> None:
-        self.instructions = list(dis.get_instructions(code))
+        bytecode = dis.Bytecode(code)
+        self.instructions = list(bytecode)
         number_at = {instruction.offset: number for number, instruction in enumerate(self.instructions)}
         self._next = [
             [
@@ -119,17 +120,41 @@ class _Function:
             ]
             for number, instruction in enumerate(self.instructions)
         ]
+        self._handlers: dict[int, set[int]] = {}  # where an instruction's errors are handled
+        for entry in bytecode.exception_entries:  # type: ignore[attr-defined]
+            for number in range(self.number_at(entry.start), self.number_at(entry.end - 1) + 1):
+                self._handlers.setdefault(number, set()).add(number_at[entry.target])
 
     def number_at(self, offset: int) -> int:
         """Of the instruction at an offset, or with its cache there."""
         return bisect.bisect_right([instruction.offset for instruction in self.instructions], offset) - 1
 
     def all_loops(self) -> Iterator[range]:
-        """From the instruction that a loop begins with to the last one that goes back to it."""
-        ends: dict[int, int] = {}
+        """From the instruction that a loop begins with to the last one that goes back to it.
+
+        From Python 3.12 on, what handles errors (of ``with``, too) stands at the end of a function, and jumps back into
+        the middle of what it handles. That is no loop: what it jumps to need not have been run before. Nor does a loop
+        reach as far as that, unless errors alone bring it to its next round.
+        """
+        without_errors = self._reached(0, without=())
+        ends: dict[int, tuple[bool, int]] = {}
         for number, following in enumerate(self._next):
-            ends.update((start, number) for start in following if start <= number)
-        yield from (range(start, end + 1) for start, end in ends.items())
+            for start in following:
+                if start <= number and number not in self._reached(0, without=(start,), errors=True):
+                    ends[start] = max(ends.get(start, (False, 0)), (number in without_errors, number))
+        yield from (range(start, end + 1) for start, (_, end) in ends.items())
+
+    def _reached(self, first: int, *, without: Container[int], errors: bool = False) -> set[int]:
+        """The instructions that one leads to, if some others are left out; also by errors, if these count."""
+        reached: set[int] = set()
+        to_do = [first]
+        while to_do:
+            number = to_do.pop()
+            if number not in reached and number not in without:
+                reached.add(number)
+                to_do += self._next[number]
+                to_do += self._handlers.get(number, ()) if errors else ()
+        return reached
 
     def loops_around(self, offset: int) -> Iterator[range]:
         """Those that an instruction is in."""
@@ -160,10 +185,18 @@ class _Function:
         """The instructions behind a loop."""
         return {after for number in rounds for after in self._next[number]} - {*rounds}
 
-    def set_in(self, part: range) -> set[str]:
-        """The variables that are set there."""
-        accesses = (access for number in part for access in _accesses(self.instructions[number]))
+    def set_in(self, rounds: range) -> set[str]:
+        """The variables that are set in a loop, and where it handles errors and goes on."""
+        accesses = (access for number in self._with_handlers(rounds) for access in _accesses(self.instructions[number]))
         return {name for action, name in accesses if action == "STORE"}
+
+    def _with_handlers(self, rounds: range) -> set[int]:
+        numbers = {*rounds}
+        for handler in {handler for number in rounds for handler in self._handlers.get(number, ())}:
+            reached = self._reached(handler, without=rounds)
+            if any(following in rounds for number in reached for following in self._next[number]):
+                numbers |= reached
+        return numbers
 
     def live(self, part: range, behind: set[str] | None = None) -> _Live:
         """The variables that are live before each instruction.

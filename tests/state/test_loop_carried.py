@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from neuromanifold_gpt import ResumableDataLoader, latest_checkpoint, load_checkpoint, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
-from neuromanifold_gpt.state.loop_carried import carried_by_loops
+from neuromanifold_gpt.state.loop_carried import carried_by_loops, set_by_loops
 from neuromanifold_gpt.state.users_objects import progress_of_iterator
 
 ROUNDS = 4
@@ -85,6 +85,35 @@ class TestNames:
         else:
             assert carried_here() == set()
         assert used == ROUNDS - 1
+
+    def test_where_errors_are_handled(self) -> None:
+        """From Python 3.12 on, that stands at the end of the function, and jumps back."""
+        batches, step, passes = iter([1, 2]), 0, 0
+        while step < ROUNDS:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                batches, passes = iter([1, 2]), passes + 1
+                batch = next(batches)
+            step += batch > 0
+            with warnings.catch_warnings():
+                loss = step + passes
+            assert carried_here() == {"batches", "step", "passes"}
+            assert "passes" in set_by_loops(sys._getframe())
+        assert carried_here() == set()
+        assert loss + batch
+
+    def test_of_what_only_errors_bring_to_its_next_round(self) -> None:
+        tries = 0
+        while True:
+            try:
+                tries += 1
+                assert "tries" in carried_here()
+                if tries < ROUNDS:
+                    raise ValueError
+                break
+            except ValueError:
+                continue
 
     def test_of_while_true(self) -> None:
         step = 0
@@ -573,7 +602,7 @@ class TestWorkersThatStay:
     def test_are_said_once_when_they_have_been_made(self, generator: Any, tmp_path: Path) -> None:
         with pytest.warns(InexactResumeWarning, match="has made its workers: locals.*fit.loader") as said:
             self.fit(tmp_path, num_workers=1, persistent_workers=True, shuffle=True, generator=generator)
-        (warning,) = said
+        (warning,) = [warning for warning in said if warning.category is not DeprecationWarning]  # of forks, by Python
         assert warning.filename == __file__
 
     @pytest.mark.parametrize(

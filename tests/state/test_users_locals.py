@@ -339,6 +339,7 @@ class TestALookChangesNothing:
         self.save(tmp_path)
         assert ({*held}, held["rate"], later) == (names, 0.1, 0.1)
 
+    @pytest.mark.skipif(sys.version_info >= (3, 13), reason="from Python 3.13 on, exec makes no names in a function")
     def test_for_names_that_exec_has_made(self, tmp_path: Path) -> None:
         exec("alpha = 0.5")
         self.save(tmp_path)
