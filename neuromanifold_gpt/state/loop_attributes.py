@@ -10,6 +10,7 @@ from typing import Any
 from neuromanifold_gpt.state.flat_values import SCALARS
 from neuromanifold_gpt.state.kept_variables import kept_variables
 from neuromanifold_gpt.state.plain_reading import bases_of, module_name_of, parts_of, variables_of_class
+from neuromanifold_gpt.state.script_functions import names_only_added_to
 from neuromanifold_gpt.state.users_locals import users_frames, users_locals, variables_of_script
 from neuromanifold_gpt.state.users_objects import (
     NAMESPACES,
@@ -28,7 +29,7 @@ _LOOKED_AT = 1000
 
 def attributes_of_variables() -> Iterator[tuple[str, Any, bool]]:
     """Of users' objects, such as a trainer, but for those that say themselves what their state is; of classes of the
-    script; and what functions there set around themselves. The flag says that lists there are records.
+    script; and what functions there set around themselves, or have there and change. The flag says which is that.
     """
     seen: set[int] = set()
     # What those set around themselves are variables of functions that run.
@@ -60,7 +61,7 @@ def _attributes_of(path: str, thing: Any, seen: set[int], depth: int) -> Iterato
     if found:
         seen.add(id(thing))
     for name, value in found.items():
-        yield f"{path}.{name}", value, True
+        yield f"{path}.{name}", value, issubclass(kind, types.FunctionType)
         if issubclass(kind, type) or not issubclass(type(value), type):
             yield from _attributes_of(f"{path}.{name}", value, seen, depth + 1)
 
@@ -70,10 +71,17 @@ def _found_in(thing: Any) -> dict[str, Any]:
     if issubclass(kind, type):
         return _attributes_of_class(thing) if module_name_of(thing) == "__main__" else {}
     if issubclass(kind, types.FunctionType):
-        return kept_variables(thing) if is_users_module(thing.__module__) else {}
+        return _kept_by_function(thing) if is_users_module(thing.__module__) else {}
     if is_stateful(kind) or not (issubclass(kind, NAMESPACES) or is_of_users_class(thing)):
         return {}
     return {**_defaults_of_class(kind), **(attributes_of(thing) or {})}
+
+
+def _kept_by_function(function: types.FunctionType) -> dict[str, Any]:
+    """What it sets around itself; and what it can change there, and in its defaults, but for records."""
+    records = names_only_added_to([function.__code__], running=set())
+    around = {name: value for name, value in parts_of(function) if not (type(value) in SCALARS or name in records)}
+    return {**around, **kept_variables(function)}
 
 
 def _defaults_of_class(kind: Any) -> dict[str, Any]:

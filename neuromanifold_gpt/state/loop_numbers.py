@@ -8,6 +8,8 @@ what has changed in training is compared with what it was at the save.
 
 from __future__ import annotations
 
+import array
+import contextvars
 import dis
 import functools
 import inspect
@@ -17,7 +19,8 @@ import types
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -30,7 +33,7 @@ from neuromanifold_gpt.state.kept_variables import names_set_by
 from neuromanifold_gpt.state.loop_attributes import attributes_of_variables
 from neuromanifold_gpt.state.loop_carried import carried_by_loops, only_added_to, set_by_loops
 from neuromanifold_gpt.state.modules import listed
-from neuromanifold_gpt.state.plain_reading import FUNCTIONS, qualified_name_of
+from neuromanifold_gpt.state.plain_reading import FUNCTIONS, qualified_name_of, values_in
 from neuromanifold_gpt.state.script_functions import (
     code_of_script,
     names_only_added_to,
@@ -46,13 +49,15 @@ from neuromanifold_gpt.state.users_objects import (
 
 LOOP_NUMBERS_KEY = "loop_numbers"  # of a manifest's details
 _NUMBERS = (bool, int, float, complex, np.generic, Tensor, tuple, set)
-_CHANGED_WITHIN = (list, dict, set, deque, Tensor)
+_SEQUENCES = (list, deque, array.array)
+_CHANGED_WITHIN = (*_SEQUENCES, dict, set, Tensor, contextvars.ContextVar)
 _STOPS = re.compile(r"stop|interrupt|preempt|exit|quit|terminat|shutdown|signal|sigterm|requeue", re.IGNORECASE)
 _MAXIMUM_DEPTH = 3  # of objects in objects, and dicts in dicts
-_LOOKED_AT = 100  # of one dict
+_LOOKED_AT = 100  # of one dict or list
 _LONGEST_TEXT = 100
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 _KEYS = " keys"  # behind how many a dict has
+_ENTRIES = " entries"  # of one around a function, where that may remember what it would come to again
 _FELL = " (fell)"
 _CLOCKS = (time.time, time.perf_counter)
 _STARTED_SEC = [clock() - 60 for clock in _CLOCKS]  # a program may look at its clock before it imports this
@@ -127,29 +132,34 @@ def _marked(now: str, first: str) -> str:
 
 
 def _is_memo(path: str, now: Mapping[str, str], changed: Collection[str]) -> bool:
-    """Whether it shows how many items a dict of the script has, of which none has changed: functions may remember
-    there what they would come to again.
+    """Whether it shows how many items a dict of the script, or around a function, has, of which none has changed:
+    functions may remember there what they would come to again.
     """
-    is_number_of_keys = path.startswith("__main__.") and now[path].endswith(_KEYS)
-    return is_number_of_keys and not any(other.startswith(f"{path}.") for other in changed)
+    may_be = now[path].endswith(_ENTRIES) or (path.startswith("__main__.") and now[path].endswith(_KEYS))
+    return may_be and not any(other.startswith(f"{path}.") for other in changed)
 
 
 def _described(path: str, saved: str, now: str) -> str:
     saved = saved.removesuffix(_FELL)
-    is_digest = " " in saved.removesuffix(_KEYS) or (_DIGEST.fullmatch(saved) and _DIGEST.fullmatch(now))
+    is_count = saved.endswith((_KEYS, _ENTRIES))
+    is_digest = (" " in saved and not is_count) or (_DIGEST.fullmatch(saved) and _DIGEST.fullmatch(now))
     return path if is_digest else f"{path} (then {saved}, now {now})"
 
 
 def _shown(*, carried_only: bool) -> dict[str, str]:
     found: dict[str, str] = {}
-    for path, value, is_record in (*_variables(carried_only), *attributes_of_variables()):
-        found.update(_numbers_at(path, value, is_record, 0))
+    for path, value in _variables(carried_only):
+        found.update(_numbers_at(path, value, 0))
+    for path, value, is_of_function in attributes_of_variables():
+        found.update(_numbers_at(path, value, 0, may_be_record=True, counted=_ENTRIES if is_of_function else _KEYS))
     flags = names_set_by_signals()
     return {path: shown for path, shown in found.items() if flags.isdisjoint(path.split("."))}
 
 
-def _numbers_at(path: str, value: Any, is_record: bool, depth: int) -> Iterator[tuple[str, str]]:
-    """Of a variable; of records of what has been, lists and dicts by numbers are passed over."""
+def _numbers_at(
+    path: str, value: Any, depth: int, *, may_be_record: bool = False, counted: str = _KEYS
+) -> Iterator[tuple[str, str]]:
+    """Of a variable; of what may be a record, to which items are added, each item by itself."""
     kind, name = type(value), path.rpartition(".")[2]  # isinstance() would ask proxies
     if is_a_time(name, value) or (kind is float and _is_of_a_clock(value)) or (kind is bool and _STOPS.search(name)):
         return
@@ -157,19 +167,35 @@ def _numbers_at(path: str, value: Any, is_record: bool, depth: int) -> Iterator[
         yield path, "None"  # as it is before the first
     elif kind is str and len(value) <= _LONGEST_TEXT and "/" not in value:  # a phase, not a path
         yield path, repr(value)
-    elif issubclass(kind, FUNCTIONS) and depth == 0:  # those in dicts may be memos
+    elif issubclass(kind, FUNCTIONS):
         yield path, _named(value)
-    elif issubclass(kind, dict) and depth < _MAXIMUM_DEPTH and not (is_record and _is_by_number(value)):
-        items = [*dict.items(value)][:_LOOKED_AT]  # threads may change it
-        named = [(_name_of_key(key, number), part) for number, (key, part) in enumerate(items)]
-        shown = [[*_numbers_at(f"{path}.{key}", part, True, depth + 1)] for key, part in named]
-        if all(shown):
-            yield path, f"{len(value)} keys"
-        yield from (pair for pairs in shown for pair in pairs)
-    elif issubclass(kind, _NUMBERS) or _is_window(value) or (issubclass(kind, list | dict) and not is_record):
+    elif kind is contextvars.ContextVar:
+        yield from _numbers_at(path, value.get(None), depth, may_be_record=may_be_record)
+    elif issubclass(kind, list | tuple) and value and _all_functions(values_in(value)):
+        yield path, f"[{','.join(map(_named, islice(values_in(value), _LOOKED_AT)))}]"
+    elif issubclass(kind, dict) or (may_be_record and _is_growing(value)):
+        yield from _items_of(path, value, depth, "" if may_be_record and _is_by_number(value) else counted)
+    elif issubclass(kind, (*_NUMBERS, *_SEQUENCES)):
         text = None if holds_tensors(value) else shown_value(value, is_setting=True)
         if text is not None and text != RESULT:
             yield path, text
+
+
+def _items_of(path: str, container: Any, depth: int, counted: str) -> Iterator[tuple[str, str]]:
+    """Also how many there are, if all are shown, and are no functions, which may be a memo."""
+    if depth >= _MAXIMUM_DEPTH:
+        return
+    is_dict = issubclass(type(container), dict)
+    items = [*(dict.items(container) if is_dict else enumerate(values_in(container)))][:_LOOKED_AT]  # threads change it
+    named = [(_name_of_key(key, number), part) for number, (key, part) in enumerate(items)]
+    shown = [[*_numbers_at(f"{path}.{key}", part, depth + 1, may_be_record=is_dict)] for key, part in named]
+    if counted and all(shown) and not any(issubclass(type(part), FUNCTIONS) for _, part in named):
+        yield path, f"{len(container)}{counted}"
+    yield from (pair for pairs in shown for pair in pairs)
+
+
+def _all_functions(values: Iterable[Any]) -> bool:
+    return all(issubclass(type(value), FUNCTIONS) for value in values)
 
 
 def _named(function: Any) -> str:
@@ -191,22 +217,26 @@ def _name_of_key(key: Any, number: int) -> str:
     return str(key) if is_plain else f"{type(key).__name__} {number}"
 
 
-def _is_by_number(value: dict[Any, Any]) -> bool:
+def _is_by_number(value: Any) -> bool:
+    """A list and the like, or a dict by whole numbers."""
+    if not issubclass(type(value), dict):
+        return _is_growing(value)
     return any(issubclass(type(key), int) for key in [*dict.keys(value)][:_LOOKED_AT])
 
 
-def _is_window(value: Any) -> bool:
-    return issubclass(type(value), deque) and value.maxlen is not None
+def _is_growing(value: Any) -> bool:
+    """A list and the like, without a window."""
+    return issubclass(type(value), _SEQUENCES) and getattr(value, "maxlen", None) is None
 
 
 def _is_of_a_clock(value: float) -> bool:
     return any(start <= value <= clock() for start, clock in zip(_STARTED_SEC, _CLOCKS, strict=True))
 
 
-def _variables(carried_only: bool) -> Iterator[tuple[str, Any, bool]]:
+def _variables(carried_only: bool) -> Iterator[tuple[str, Any]]:
     """Local variables of the functions that run, and those of the script that loops, or functions, set.
 
-    Also whether nothing but adding to it is done with one.
+    Without records: lists, and dicts by numbers, with which nothing but adding to them is done.
     """
     script, functions = dict(variables_of_script()), code_of_script()
     of_script: set[str] = set().union(*map(_globals_set_by, functions))
@@ -217,17 +247,19 @@ def _variables(carried_only: bool) -> Iterator[tuple[str, Any, bool]]:
         running.add(code)
         if code.co_flags & inspect.CO_OPTIMIZED:
             function, is_set = code.co_qualname.replace(".<locals>", ""), is_set | _set_by_functions_in(code)
+            records = only_added_to(code)
             for name, value in variables_of_frame(frame).items():
-                if not carried_only or name in (carried if issubclass(type(value), _CHANGED_WITHIN) else is_set):
-                    yield f"locals.{function}.{name}", value, name in only_added_to(code)
+                is_carried = name in (carried if issubclass(type(value), _CHANGED_WITHIN) else is_set)
+                if (is_carried or not carried_only) and not (name in records and _is_by_number(value)):
+                    yield f"locals.{function}.{name}", value
         else:
             of_script |= carried
             read_by_script |= carried - only_added_to(code)
-    records = {f"__main__.{name}": name not in read_by_script for name in of_script}
+    found = {name for name in of_script if name in read_by_script or not _is_by_number(script.get(f"__main__.{name}"))}
     for name in names_read_by(functions) - of_script - names_only_added_to(functions, running):
         if issubclass(type(script.get(f"__main__.{name}")), _CHANGED_WITHIN):  # they may change what it holds
-            records[f"__main__.{name}"] = False
-    yield from ((path, script[path], is_record) for path, is_record in records.items() if path in script)
+            found.add(name)
+    yield from ((path, script[path]) for path in (f"__main__.{name}" for name in found) if path in script)
 
 
 def _set_by_functions_in(code: types.CodeType) -> frozenset[str]:

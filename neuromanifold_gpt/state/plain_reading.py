@@ -6,6 +6,7 @@ give other answers, or fail.
 
 from __future__ import annotations
 
+import array
 import contextlib
 import functools
 import types
@@ -121,8 +122,8 @@ def parts_of(thing: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def values_in(container: Any) -> Iterator[Any]:
-    """Of a dict, list, tuple or deque, whatever methods its class has; of other things none."""
-    for kind in (dict, list, tuple, deque):
+    """Of a dict, list, tuple, deque or array, whatever methods its class has; of other things none."""
+    for kind in (dict, list, tuple, deque, array.array):
         if issubclass(type(container), kind):
             return iter(dict.values(container)) if kind is dict else kind.__iter__(container)
     return iter(())

@@ -5,6 +5,7 @@ never fails.
 
 from __future__ import annotations
 
+import array
 import types
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
@@ -153,6 +154,8 @@ class _Look:
             return str(value.n_children_spawned)
         if issubclass(kind, str | bytes | bytearray):
             return None if self._is_setting else f"{len(value)} {_text_digest(value[:_LOOKED_AT_ELEMENTS])}"
+        if issubclass(kind, array.array):
+            return f"{len(value)} {_text_digest(value[:_LOOKED_AT_ELEMENTS])}"
         if issubclass(kind, dict):
             few = islice(dict.keys(value), _LOOKED_AT_ITEMS[0])
             keys = [str(key) for key in few if isinstance(key, str | int | float)]

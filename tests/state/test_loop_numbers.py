@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import array
+import contextvars
 import functools
 import math
 import re
@@ -231,6 +233,59 @@ def in_a_function_from_a_factory(directory: Path) -> None:
                 break
 
 
+def tracking_step(run: Run, weigh: Callable[[float], float]) -> Callable[[torch.Tensor], None]:
+    """With dicts that it reads and changes, and memos; it only adds to the record."""
+    stats, firsts, best = {"best": math.inf}, {}, Progress()
+    lengths, seen = {}, set()
+
+    def step(batch: torch.Tensor, weights: list[float] = [1.0]) -> None:  # noqa: B006 - that is the point
+        loss = weigh(run.step(batch)) * weights[0]
+        stats["best"], best.best = min(stats["best"], loss), min(best.best, loss)
+        firsts["last"] = firsts.get("last", 0.0) + loss
+        weights[0] *= 0.5
+        seen.add(loss)
+        if len(batch) + len(seen) not in lengths:
+            lengths[len(batch) + len(seen)] = str(loss)
+            lengths[str(loss)] = loss
+
+    return step
+
+
+def in_what_functions_hold(directory: Path) -> None:
+    run = Run(directory)
+    step = tracking_step(run, half)
+    for loader in run.epochs():
+        for batch in loader:
+            step(batch)
+            if run.save():
+                break
+
+
+class Schedules:
+    def __init__(self) -> None:
+        self.by_phase, self.losses, self.scores = {"main": half}, [half, half], [0.0]
+        self.factors, self.means = [1.0, 2.0], array.array("d", [1.0])
+
+
+def in_lists_and_arrays(directory: Path) -> None:
+    run, mean, temperature = Run(directory), array.array("d", [1.0]), contextvars.ContextVar("temperature", default=1.0)
+    waiting, state, schedules = deque([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), {"weights": [1.0], "losses": [0.0]}, Schedules()
+    temperature.set(1.0)
+    for loader in run.epochs():
+        for batch in loader:
+            loss = schedules.losses[0](run.step(batch)) * waiting.popleft() * temperature.get()
+            mean[0] = 0.9 * mean[0] + 0.1 * loss
+            temperature.set(0.9 * temperature.get())
+            state["weights"][0] *= 0.9
+            state["losses"].append(loss)
+            schedules.by_phase["main"], schedules.losses[0] = whole, whole
+            schedules.factors[1] *= 0.9
+            schedules.means[0] += loss
+            schedules.scores.append(loss)
+            if run.save():
+                break
+
+
 class Key:
     """Of a dict; who wants its text, is wrong."""
 
@@ -272,6 +327,15 @@ FOUND: dict[Callable[[Path], None], list[str]] = {
         for path in ("callbacks[0].beta", "callbacks[0].inner.inner.inner.deep", "tasks['a'][0].beta")
     ],
     in_a_function_from_a_factory: ["in_a_function_from_a_factory.step.mean"],
+    in_what_functions_hold: [
+        f"in_what_functions_hold.step.{path}"
+        for path in ("best.best", "default 0.0 (then 0.", "firsts (then 1 entries", "stats.best")
+    ],
+    in_lists_and_arrays: [
+        *(f"in_lists_and_arrays.{path}" for path in ("mean", "state.weights.0", "temperature (then 0.", "waiting")),
+        *(f"Schedules.{path}" for path in ("by_phase.main (then whole, now half)", "factors.1 (then", "means.0")),
+        "Schedules.losses (then [whole,half], now [half,half])",
+    ],
     by_objects: ["by_objects.weights.Key 0"],
     in_turns: ["in_turns.turn (then 0, now 1)", "in_turns.left (then 8, now 9)"],
     in_functions: ["weigh (then whole, now half)", "Weighting.by (then partial(pow,"],
@@ -501,6 +565,7 @@ def test_variables_of_a_script(tmp_path: Path) -> None:
 
 
 OF_FUNCTIONS = """
+import contextvars
 import enum
 import sys
 from collections import deque
@@ -509,7 +574,8 @@ import torch
 from tests.state.test_loop_numbers import Run
 
 settings, weights, by_sample, recent, hard = {"tau": 1.0}, [1.0, 1.0], {1: 1.0}, deque([0.0], maxlen=3), set()
-by_step, history, report, known, lengths, last = {0: 0.0}, {"train": []}, [0.0], {}, {}, {}
+by_step, history, report, known, lengths, last = {0: 0.0}, {"train": [0.0]}, [0.0], {}, {}, {}
+scale, losses, memo = contextvars.ContextVar("scale", default=1.0), {"main": abs}, {}
 
 class Config:
     temperature, epochs = 1.0, 3
@@ -540,6 +606,15 @@ class Weights:
 def shrink():
     weights[0] *= 0.9
 
+def square(loss):
+    return loss * loss
+
+def weighed(loss):
+    weighing = memo.setdefault("main", losses["main"])
+    losses["main"], memo["main"] = square, weighing
+    scale.set(0.9 * scale.get())
+    return weighing(loss) * scale.get()
+
 def length(number):
     if number not in lengths:
         lengths[number] = number + 1
@@ -565,7 +640,7 @@ def main():
             Config.temperature *= 0.9
             Config.Data.strength += 2
             state.phase = Phase.MAIN
-            if loss * Weights().limit < 0 or run.save():
+            if weighed(loss) * Weights().limit < 0 or run.save():
                 break
     print(sum(report))
 
@@ -580,5 +655,5 @@ def test_what_functions_change_in_variables_and_classes_of_a_script(tmp_path: Pa
     assert "Warning" not in first
     found = re.findall(r"__main__\.([\w.]*\w)", second.split(SAID)[1].split("If training")[0])
     of_classes = ["Config.Data.strength", "Config.temperature"]
-    assert found == [*of_classes, "by_sample.1", "hard", "recent", "settings.tau", "weights"]
+    assert found == [*of_classes, "by_sample.1", "hard", "losses.main", "recent", "scale", "settings.tau", "weights"]
     assert "; State.phase._value_ (then 2, now 1)" in second
