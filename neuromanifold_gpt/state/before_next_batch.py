@@ -148,6 +148,7 @@ class BeforeNextBatch:
             self._end_step(stacklevel=4)
         gap, self._gap = self._gap, None
         if gap is None or gap.is_over:
+            LOOP_NUMBERS.training_is_under_way(self)
             return
         gap.is_over = True
         moved = gap.moved()

@@ -69,6 +69,7 @@ class LoopNumbers:
     def __init__(self) -> None:
         self._followed = FollowedValues({})
         self._asked: weakref.ref[Any] | None = None
+        self._is_in_first_step = False
 
     def training_begins(self, asked: Any) -> None:
         """A first batch is asked for.
@@ -77,8 +78,14 @@ class LoopNumbers:
             asked: of whom. While one that was asked before is alive, training is under way.
         """
         if self._asked is None or self._asked() is None:
-            self._followed, self._asked = FollowedValues({}), weakref.ref(asked)
+            self._followed, self._asked, self._is_in_first_step = FollowedValues({}), weakref.ref(asked), True
         self._followed.look(_shown(carried_only=True))
+
+    def training_is_under_way(self, asked: Any) -> None:
+        """A further batch is asked for: an object that the first step has made begins as it is now."""
+        if self._is_in_first_step and self._asked is not None and self._asked() is asked:
+            self._is_in_first_step = False
+            self._followed.look(_shown(carried_only=True))
 
     def at_save(self) -> dict[str, str]:
         """Which have changed since training began, as they are now."""
@@ -99,9 +106,11 @@ class LoopNumbers:
         Warns:
             InexactResumeWarning: names what was otherwise at the save.
         """
-        now = _shown(carried_only=False)
-        self._followed, self._asked = FollowedValues(_shown(carried_only=True)), weakref.ref(asked)
-        others = sorted(path for path in saved.keys() & now.keys() if not _goes_on(saved[path], now[path], counts))
+        shown = _shown(carried_only=False)
+        self._followed, self._asked, self._is_in_first_step = FollowedValues({}), weakref.ref(asked), True
+        self._followed.look(_shown(carried_only=True))
+        now = {path: found for path in saved if (found := _found_at(path, shown)) is not None}
+        others = sorted(path for path in now if not _goes_on(saved[path], now[path], counts))
         if others:
             warnings.warn(
                 "numbers that the loop carries from round to round were others at the save: "
@@ -114,6 +123,14 @@ class LoopNumbers:
 
 
 LOOP_NUMBERS = LoopNumbers()
+
+
+def _found_at(path: str, shown: Mapping[str, str]) -> str | None:
+    """What is shown there, if anything; of an object that is not made yet, that its owner has ``None``."""
+    owner, _, name = path.rpartition(".")
+    if path in shown or not owner or name.isdecimal():  # of a list: it may be a record
+        return shown.get(path)
+    return "None" if _found_at(owner, shown) == "None" else None
 
 
 def _goes_on(saved: str, now: str, counts: Collection[str]) -> bool:

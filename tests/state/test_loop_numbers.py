@@ -261,6 +261,28 @@ def in_what_functions_hold(directory: Path) -> None:
                 break
 
 
+class Anneals:
+    """Saves once; what it needs is made by its first step."""
+
+    def __init__(self, directory: Path) -> None:
+        self.run, self.progress, self.losses, self.limits = Run(directory), None, None, None
+
+    def fit(self) -> None:
+        for batch in self.run.epoch():
+            self.progress, self.losses = self.progress or Progress(best=1.0), self.losses or []
+            self.limits = self.limits or Progress(best=0.5)
+            self.losses.append(self.progress.best * self.run.step(batch))
+            self.progress.best *= 0.9
+            self.losses[0] += self.limits.best
+            if self.run.steps % 3 == 0:
+                self.run.save()
+                return
+
+
+def in_an_object_that_is_made_later(directory: Path) -> None:
+    Anneals(directory).fit()
+
+
 class Schedules:
     def __init__(self) -> None:
         self.by_phase, self.losses, self.scores = {"main": half}, [half, half], [0.0]
@@ -331,6 +353,7 @@ FOUND: dict[Callable[[Path], None], list[str]] = {
         f"in_what_functions_hold.step.{path}"
         for path in ("best.best", "default 0.0 (then 0.", "firsts (then 1 entries", "stats.best")
     ],
+    in_an_object_that_is_made_later: ["Anneals.progress.best (then 0."],
     in_lists_and_arrays: [
         *(f"in_lists_and_arrays.{path}" for path in ("mean", "state.weights.0", "temperature (then 0.", "waiting")),
         *(f"Schedules.{path}" for path in ("by_phase.main (then whole, now half)", "factors.1 (then", "means.0")),
@@ -539,11 +562,20 @@ import sys
 from pathlib import Path
 from tests.state.test_loop_numbers import Run
 
-run, mean, best = Run(Path(sys.argv[1])), 0.0, 10.0
+run, mean, best, config = Run(Path(sys.argv[1])), 0.0, 10.0, None
+
+class Config:
+    factor = 1.0
+
+def factor():
+    global config
+    config = config or Config()
+    config.factor *= 0.9
+    return config.factor
 
 def note(loss):
     global best
-    best = min(best, loss)
+    best = min(best, factor() * loss)
 
 for loader in run.epochs():
     for batch in loader:
@@ -561,6 +593,7 @@ def test_variables_of_a_script(tmp_path: Path) -> None:
     first, second = (warm_process.run(program, tmp_path / "saved").stderr for _ in range(2))
     assert "Warning" not in first
     assert f"{SAID}__main__.best (then " in second
+    assert "; __main__.config.factor (then " in second
     assert "; __main__.mean (then " in second
 
 
