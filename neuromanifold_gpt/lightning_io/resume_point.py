@@ -92,7 +92,7 @@ class ResumePointTracker:
         """The module has all of its parts."""
         self._parts = UsersParts(trainer, self._data.objects)
         self._metrics = self._parts.metrics
-        self._owned = self._parts.generators()
+        self._owned = self._parts.look_again()
         self._module_values = ModuleValues(trainer.lightning_module)
         self._has_stepped, self._hooks_were_called = False, True
 
@@ -106,7 +106,7 @@ class ResumePointTracker:
             self._parts.look()
             self._has_stepped = True
         if self._parts is not None and (between or self._hooks_were_called):
-            self._owned = self._parts.generators()  # hooks and first batches may have made some
+            self._owned = self._parts.look_again()  # hooks and first batches may have made some
         self._hooks_were_called = between
         stepped = self.whole is None or trainer.global_step != self.whole.global_step
         leaving = trainer.should_stop or trainer.fit_loop.epoch_loop._is_training_done
@@ -208,7 +208,7 @@ class ResumePointTracker:
             return
         self._module_values.restore(own_state(resume["module_values"]))
         restore_epoch_metrics(trainer, self._metrics, own_state(resume["epoch_metrics"]))
-        self._owned = self._parts.generators()  # hooks may have made some since training began
+        self._owned = self._parts.look_again()  # hooks may have made some since training began
         missing = self._owned.restore_generators(own_state(resume["own_generators"]))
         warn_of_missing_generators(missing)
         self._parts.restored(resume.get("constants", {}) if trainer.is_global_zero else {})
@@ -232,7 +232,7 @@ class ResumePointTracker:
             return
         self._data.warn_of_what_is_left_out()
         self._parts.warn_of_what_is_left_out()
-        before, self._owned = self._owned, self._parts.generators()
+        before, self._owned = self._owned, self._parts.look_again()
         new = sorted({*self._owned.generators_that_are_new_since(before)} - self._said)
         self._said.update(new)
         if self.whole is not None and new:

@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
+import numpy as np
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torchmetrics import Metric
@@ -30,8 +31,10 @@ from neuromanifold_gpt.state.own_generators import by_number, generators_around
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.plain_reading import all_attributes, bases_of, module_name_of, variables_of_class
 from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, kept_by, memory_in, shown_value
-from neuromanifold_gpt.state.unsaved_values import values_beside_state, variables_beside_state
+from neuromanifold_gpt.state.stored_values import is_single_value
+from neuromanifold_gpt.state.unsaved_values import attributes_of_parts, values_beside_state, variables_beside_state
 from neuromanifold_gpt.state.users_objects import is_a_time, is_of_users_class, is_users_module
+from neuromanifold_gpt.state.users_variables import users_variables
 
 # The hyper-parameters are in the checkpoint, but ``fit`` does not put them back.
 _OF_EVERY_MODULE = frozenset({*vars(LightningModule()), "_hparams_initial"})
@@ -61,6 +64,7 @@ class UsersParts:
         self._constants = FollowedValues(self._shown_constants())
         self._constants.pass_over(self._numbers_of_others())
         self._saved_constants = SavedValues({})
+        self._there_at_start = {path for path, value in self._plain_values() if value is not None}
         self._is_resumed = False
         self._epochs_before: int | None = None  # the first step of a resumed process
 
@@ -71,7 +75,8 @@ class UsersParts:
         self._epochs_before = self._epochs_processed() if self._is_resumed else None
 
     def constants(self) -> dict[str, str]:
-        """Numbers and tensors that have not changed since training began, or since they were first there.
+        """Numbers and tensors that have not changed since training began, or since they were first there; of texts, and
+        of variables of users' Python modules, only which were not there then.
 
         Warns:
             InexactResumeWarning: see :meth:`restored`.
@@ -80,7 +85,7 @@ class UsersParts:
         self._constants.pass_over(self._constants.changed(now))  # which is said elsewhere
         found = {path: shown for path, shown in now.items() if path not in self._constants.passed_over}
         self._saved_constants.warn_of_others(found, stacklevel=2)
-        return found
+        return {**dict.fromkeys(self._set_by_now() - self._there_at_start, ""), **found}
 
     def restored(self, constants: Mapping[str, str]) -> None:
         """Compare with :meth:`constants` of the save; of what is not there yet, when it is.
@@ -99,6 +104,7 @@ class UsersParts:
         self._constants.pass_over(self._numbers_of_others())
         of_parts = {path: shown for path, shown in constants.items() if not path.startswith(DATA_PREFIX)}
         self._saved_constants = SavedValues(of_parts)
+        self._there_at_start -= of_parts.keys()  # a program may resume in the process that saved
         self.constants()
 
     def warn_of_what_is_left_out(self) -> None:
@@ -110,14 +116,16 @@ class UsersParts:
         """
         self._unsaved.warn_if_changed(self._values())
         if self._epochs_before is not None and self._epochs_processed() > self._epochs_before:
-            self._saved_constants.warn_of_missing(self._shown_constants(), stacklevel=2)
+            self._saved_constants.warn_of_missing({*self._shown_constants(), *self._set_by_now()}, stacklevel=2)
 
     def _epochs_processed(self) -> int:
         progress: Any = self._trainer.fit_loop.epoch_progress.current
         return int(progress.processed)
 
-    def generators(self) -> OwnedState:
-        """That are there now, in whatever holds them."""
+    def look_again(self) -> OwnedState:
+        """Hooks were called: give the generators that are there now, and note what is there as at the save."""
+        if self._saved_constants.missing(()):
+            self._saved_constants.note_there(self._set_by_now())
         others = {
             path: value
             for path, value in self._attributes()
@@ -134,18 +142,29 @@ class UsersParts:
         )
 
     def _shown_constants(self) -> dict[str, str]:
-        """Of numbers and tensors."""
+        """Numbers and tensors."""
         module = self._trainer.lightning_module
         found: dict[str, str] = {}
         if not is_overridden("on_save_checkpoint", module):
             found = values_beside_state(module, ignored=_OF_EVERY_MODULE, kept=self._saved(), as_settings=True)
         kept = self._kept()
         for path, value in self._attributes():
-            name = path.rpartition(".")[2]
-            if not is_a_time(name, value) and (shown := shown_value(value, kept, is_setting=True)) is not None:
+            if not is_a_time(_name(path), value) and (shown := shown_value(value, kept, is_setting=True)) is not None:
                 found[path] = shown
         passed_over = {} if module.strict_loading else settings_of_layers(module)  # others are to be loaded into it
         return {path: shown for path, shown in found.items() if shown != RESULT and path not in passed_over}
+
+    def _set_by_now(self) -> set[str]:
+        """Which are numbers, texts that are no paths of files, or tensors."""
+        return {path for path, value in self._plain_values() if _is_single(value) and not is_a_time(_name(path), value)}
+
+    def _plain_values(self) -> list[tuple[str, Any]]:
+        """Attributes, also of the module, and variables of users' Python modules."""
+        trainer, module = self._trainer, self._trainer.lightning_module
+        found = [*self._attributes(), *users_variables([*what_trains(trainer), *self._of_position()])]
+        if not is_overridden("on_save_checkpoint", module):
+            found += [(path.lstrip("."), value) for path, value, _ in attributes_of_parts(module, _OF_EVERY_MODULE)]
+        return found
 
     def _values(self) -> dict[str, str]:
         trainer, module = self._trainer, self._trainer.lightning_module
@@ -159,8 +178,7 @@ class UsersParts:
         found.update(values_of_schedulers(self._schedulers(), kept))
         found.update(variables_beside_state([*what_trains(trainer), *self._of_position()], kept, with_script=True))
         for path, value in self._attributes():
-            name = path.rpartition(".")[2]
-            if not is_a_time(name, value) and (shown := shown_value(value, kept, names_code=True)) is not None:
+            if not is_a_time(_name(path), value) and (shown := shown_value(value, kept, names_code=True)) is not None:
                 found[path] = shown
         return found
 
@@ -222,6 +240,17 @@ def what_trains(trainer: Trainer) -> list[Any]:
     """The parts of the module, the optimizers, the callbacks and the data module."""
     others = (*trainer.optimizers, *trainer.callbacks, trainer.datamodule)  # type: ignore[attr-defined]
     return [*trainer.lightning_module.modules(), *others]
+
+
+def _is_single(value: Any) -> bool:
+    kind = type(value)  # isinstance() would ask proxies
+    if value is None or (issubclass(kind, str) and "/" in value):
+        return False
+    return is_single_value(value) or issubclass(kind, Tensor | np.ndarray)
+
+
+def _name(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _saves_nothing(thing: Any, base: type) -> bool:

@@ -104,10 +104,15 @@ class SavedValues:
 
     def __init__(self, saved: Mapping[str, str]) -> None:
         self._left = dict(saved)
+        self._were_there: set[str] = set()
+
+    def note_there(self, paths: Iterable[str]) -> None:
+        """These are there now, if not for good."""
+        self._were_there.update(paths)
 
     def missing(self, now: Iterable[str]) -> set[str]:
         """Which have not been there yet."""
-        return self._left.keys() - {*now}
+        return self._left.keys() - self._were_there - {*now}
 
     def others(self, now: Mapping[str, str]) -> list[str]:
         """Which are not as they were."""

@@ -65,7 +65,7 @@ def values_beside_state(
     """
     found: dict[str, str | None] = {}
     all_kept = kept_by(module) | {id(thing) for thing in kept}
-    for path, value, is_followed in _values(module, ignored, as_settings):
+    for path, value, is_followed in attributes_of_parts(module, ignored, as_settings=as_settings):
         if with_followed or not is_followed:
             found[path] = shown_value(value, all_kept, is_setting=as_settings, names_code=not as_settings)
     if as_settings:
@@ -176,8 +176,10 @@ _followed: WeakKeyDictionary[nn.Module, FollowedValues] = WeakKeyDictionary()  #
 _saved: WeakKeyDictionary[nn.Module, SavedValues] = WeakKeyDictionary()
 
 
-def _values(module: nn.Module, ignored: Collection[str], as_settings: bool) -> Iterator[tuple[str, Any, bool]]:
-    """Attributes, but for times, and of parts that save state themselves; and whether ModuleValues stores them."""
+def attributes_of_parts(
+    module: nn.Module, ignored: Collection[str], *, as_settings: bool = True
+) -> Iterator[tuple[str, Any, bool]]:
+    """Of a module, but for times, and of parts that save state themselves; and whether ModuleValues stores them."""
     for owner, part in module.named_modules():
         if is_metric(part) or type(part).get_extra_state is not nn.Module.get_extra_state:
             continue

@@ -16,6 +16,7 @@ from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from .toy import ToyModule, fit
 
 STEPS_OF_EPOCH = 7
+PHASE: float | None = None  # a variable of a Python module
 SAID = "values that no checkpoint has were there at the save, and are not here: "
 
 
@@ -33,16 +34,44 @@ class Weighting(Callback):
 
 
 class WeightedModule(ToyModule):
+    kind: str | None = None
+
     def on_train_epoch_start(self) -> None:
         if self.current_epoch == 1:
-            self.scale = 0.5
+            self.scale, self.kind = 0.5, "focal"
+
+
+class Phases(Callback):
+    """Sets texts, numbers and a variable: of the epoch, which it takes back at its end, or for good."""
+
+    phase: str | None = None
+    rate: float | None = None
+    file: str | None = None
+
+    def __init__(self, *, for_good: bool) -> None:
+        self._for_good = for_good
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        global PHASE
+        if trainer.current_epoch == 1 or not self._for_good:
+            self.phase, self.rate, PHASE = "fine-tuning", 0.5, 1.5
+        self.file = self.file or f"{trainer.default_root_dir}/{trainer.current_epoch}"
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        global PHASE
+        if not self._for_good:
+            self.phase = self.rate = PHASE = None
 
 
 def said_on_resume(directory: Path, callback: Callback, module: Any = None, *, steps: int) -> str:
     fit(callback, SeparatedCheckpoint(directory, every_n_train_steps=1), max_steps=2 * STEPS_OF_EPOCH, module=module)
+    global PHASE
+    PHASE = None
     resumed, again = type(module)() if module else None, Callback()
     if isinstance(callback, Weighting):
         again = Weighting(each_epoch=callback._each_epoch)
+    elif isinstance(callback, Phases):
+        again = Phases(for_good=callback._for_good)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         saver = SeparatedCheckpoint(directory, every_n_train_steps=1)
@@ -58,7 +87,24 @@ def test_a_tensor_of_a_callback(tmp_path: Path) -> None:
 
 def test_a_number_of_the_module(tmp_path: Path) -> None:
     said = said_on_resume(tmp_path, Callback(), WeightedModule(), steps=STEPS_OF_EPOCH + 2)
-    assert f"{SAID}scale." in said
+    assert f"{SAID}kind; scale." in said
+
+
+def test_texts_and_numbers_of_a_callback_and_variables_of_a_python_module(tmp_path: Path) -> None:
+    said = said_on_resume(tmp_path, Phases(for_good=True), steps=STEPS_OF_EPOCH + 2)
+    assert said.count(SAID) == 1
+    assert f"{SAID}Phases.phase; Phases.rate; {__name__}.PHASE." in said
+
+
+def test_but_not_what_is_taken_back(tmp_path: Path) -> None:
+    steps = 2 * STEPS_OF_EPOCH - 3
+    saved = fit(Phases(for_good=False), SeparatedCheckpoint(tmp_path, every_n_train_steps=steps), max_steps=steps)
+    again = SeparatedCheckpoint(tmp_path, every_n_train_steps=3 * STEPS_OF_EPOCH)  # at the end of an epoch
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Phases(for_good=False), again, ckpt_path="last", max_steps=3 * STEPS_OF_EPOCH)
+    assert saved[0].global_step == steps
+    assert not [w for w in caught if SAID in str(w.message)]
 
 
 @pytest.mark.parametrize("steps", [2, STEPS_OF_EPOCH + 2])
