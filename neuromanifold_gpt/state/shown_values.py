@@ -6,6 +6,7 @@ never fails.
 from __future__ import annotations
 
 import array
+import io
 import types
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
@@ -75,7 +76,7 @@ def shown_value(
 
 
 def holds_tensors(value: Any, parameters_but: Collection[int] | None = None) -> bool:
-    """Whether it is a tensor or array of several numbers, or holds one.
+    """Whether it is a tensor or array of several numbers, or a file in memory, or holds one.
 
     Args:
         value: whatever a variable holds.
@@ -95,6 +96,8 @@ def _holds_tensors(value: Any, parameters_but: Collection[int] | None, depth: in
         return value.numel() > 1
     if issubclass(kind, np.ndarray):
         return value.size > 1
+    if issubclass(kind, io.BytesIO):
+        return True
     few = islice(_parts(value), _LOOKED_AT_ITEMS[depth])
     return depth < _HOLDS_DEPTH and any(_holds_tensors(part, parameters_but, depth + 1) for part in few)
 
@@ -152,6 +155,11 @@ class _Look:
             return _array_digest(value, depth, self._elements(value.size, depth))
         if issubclass(kind, np.random.SeedSequence):
             return str(value.n_children_spawned)
+        if issubclass(kind, io.BytesIO):  # the best weights, say, of which the first bytes tell little
+            whole = b"" if value.closed else value.getvalue()
+            return f"{len(whole)} {xxhash.xxh3_64_hexdigest(whole)}"
+        if issubclass(kind, io.StringIO):
+            value, kind = "" if value.closed else value.getvalue(), str
         if issubclass(kind, str | bytes | bytearray):
             return None if self._is_setting else f"{len(value)} {_text_digest(value[:_LOOKED_AT_ELEMENTS])}"
         if issubclass(kind, array.array):

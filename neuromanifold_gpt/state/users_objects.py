@@ -214,7 +214,7 @@ def _calls_without_arguments(code: types.CodeType) -> bool:
 
 @functools.cache
 def _is_file(kind: type) -> bool:
-    return issubclass(kind, io.IOBase)
+    return issubclass(kind, io.IOBase) and not issubclass(kind, io.BytesIO | io.StringIO)
 
 
 def _is_optimizer_or_so(kind: type) -> bool:

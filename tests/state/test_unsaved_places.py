@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import gc
+import io
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -101,6 +102,19 @@ class TestObjectsWithState:
             losses.reset()
             training.save()
         assert said() == ""
+
+
+def test_weights_in_a_file_in_memory(training: Training, said: Callable[[], str]) -> None:
+    best, anew = io.BytesIO(), io.BytesIO()
+    for _ in range(3):
+        anew = io.BytesIO()
+        torch.save(training.model.state_dict(), anew)
+        best.seek(0)
+        best.write(anew.getvalue())
+        training.save()
+        changed(training.model)
+    assert said().count(".best. If") == 1
+    assert ".anew" not in said()
 
 
 def _networks(held: Any) -> Iterator[nn.Module]:

@@ -18,7 +18,7 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -31,6 +31,7 @@ from torchmetrics import MeanMetric, Metric
 
 from neuromanifold_gpt import SeparatedCheckpoint, list_checkpoints, load_checkpoint, resumable, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from tests.record import EmptyFile
 
 
 class Counts(nn.Module):
@@ -182,7 +183,7 @@ class Unready:
 class Records(Buffer):
     def __init__(self) -> None:
         super().__init__()
-        self.file = io.StringIO()
+        self.file = EmptyFile()
 
 
 class Samples(Buffer, Dataset[int]):
@@ -237,6 +238,30 @@ def momentum() -> torch.optim.Optimizer:
     return stepped(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1, momentum=0.9))
 
 
+def written(network: nn.Module, file: io.BytesIO) -> io.BytesIO:
+    file.seek(0)
+    torch.save(network.state_dict(), file)
+    return file
+
+
+def read(file: io.BytesIO) -> io.BytesIO:
+    file.seek(0)
+    torch.load(file)
+    return file
+
+
+class Keeps(Buffer):
+    """In memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.file = written(nn.Linear(2, 2), io.BytesIO())
+
+    def kept(self, network: nn.Module) -> Self:
+        written(network, self.file)
+        return self
+
+
 def set_to(shared: Any, value: Any) -> Any:
     shared.value = value
     return shared
@@ -289,6 +314,9 @@ KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "a number of a module that is no part": (lambda: [Scaled(1.0)], lambda value: [Scaled(0.5)]),
     "a sequence of torch's": (lambda: torch.quasirandom.SobolEngine(1), lambda value: value.fast_forward(1)),
     "a metric that is no part": (lambda: [MeanMetric()], lambda value: [updated(value[0])]),
+    "weights in a file in memory": (io.BytesIO, lambda value: written(nn.Linear(100, 1000), value)),
+    "in that of an object": (Keeps, lambda value: value.kept(nn.Linear(2, 2))),
+    "what is written there": (io.StringIO, lambda value: value.write("warm-up") and value),
     "another optimizer": (lambda: [momentum()], lambda value: [stepped(value[0])]),
     "a variable of a function around": (counter, called),
     "one in a partial": (lambda: partial(counter()), lambda value: partial(called(value.func))),
@@ -326,6 +354,7 @@ PASSED_OVER: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the same functions": (lambda: {len, called}, lambda value: {called, len}),
     "parameters in a set": (lambda: {nn.Parameter(torch.zeros(1))}, lambda value: {nn.Parameter(torch.ones(1))}),
     "a record of the run": (Records, lambda value: value.added()),
+    "a file in memory that is read": (lambda: written(nn.Linear(2, 2), io.BytesIO()), read),
     "a dataset": (Samples, lambda value: value.added()),
     "an object of a library": (lambda: Fraction(1, 2), lambda value: Fraction(1, 3)),
     "a time in an object": (lambda: SimpleNamespace(a=Timed()), lambda value: SimpleNamespace(a=Timed())),
@@ -542,7 +571,7 @@ class DrawsAndWrites(Draws):
 
     def __init__(self, drawn: list[float]) -> None:
         super().__init__(drawn)
-        self.file = io.StringIO()
+        self.file = EmptyFile()
         self.rng = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
