@@ -75,22 +75,22 @@ def shown_value(
         return None
 
 
-def holds_tensors(value: Any, parameters_but: Collection[int] | None = None) -> bool:
+def holds_tensors(value: Any, but: Collection[int] | None = None) -> bool:
     """Whether it is a tensor or array of several numbers, or a file in memory, or holds one.
 
     Args:
         value: whatever a variable holds.
-        parameters_but: parameters count too, but for these; else none does.
+        but: identities of what does not count; parameters count too then, else none does.
     """
     try:
-        return _holds_tensors(value, parameters_but, 0)
+        return _holds_tensors(value, but, 0)
     except Exception:  # noqa: BLE001 - as for shown_value
         return False
 
 
-def _holds_tensors(value: Any, parameters_but: Collection[int] | None, depth: int) -> bool:
+def _holds_tensors(value: Any, but: Collection[int] | None, depth: int) -> bool:
     kind = type(value)
-    if issubclass(kind, nn.Parameter) and (parameters_but is None or id(value) in parameters_but):
+    if issubclass(kind, nn.Parameter) if but is None else id(value) in but:
         return False
     if issubclass(kind, Tensor):
         return value.numel() > 1
@@ -99,7 +99,7 @@ def _holds_tensors(value: Any, parameters_but: Collection[int] | None, depth: in
     if issubclass(kind, io.BytesIO):
         return True
     few = islice(_parts(value), _LOOKED_AT_ITEMS[depth])
-    return depth < _HOLDS_DEPTH and any(_holds_tensors(part, parameters_but, depth + 1) for part in few)
+    return depth < _HOLDS_DEPTH and any(_holds_tensors(part, but, depth + 1) for part in few)
 
 
 def shown_tensors(value: Any) -> set[str]:

@@ -84,14 +84,14 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
     objects = {id(value) for _, value in variables if _has_attributes(value)}  # they are looked at by their own names
     for path, value in variables:
         depth_of_tensors = 1 if _has_attributes(value) else 0  # of attributes, each has a name
-        for name, part, depth in _with_parts(path, value, seen, 0):
+        others = of_others | ({id(value)} if depth_of_tensors else set())  # they may refer to it
+        for name, part, depth in _with_parts(path, value, seen, ()):
             if id(part) in kept or _is_saved(part):
                 continue
-            is_carried, is_loader = id(value) in carried, has_position(part) or is_stock_loader(part)
-            has_state = _has_state(part)
-            has_tensors = is_carried and depth == depth_of_tensors and holds_tensors(part, of_others)
-            goes_on = is_carried and _is_followed_iterator(part)
-            if is_loader or has_state or has_tensors or goes_on:
+            is_carried, has_state = id(value) in carried, _has_state(part)
+            has_tensors = is_carried and depth == depth_of_tensors and holds_tensors(part, others)
+            goes_on = has_tensors or (is_carried and _is_followed_iterator(part))
+            if goes_on or has_state or has_position(part) or is_stock_loader(part):
                 found[name] = part
             if is_carried and issubclass(type(part), Dataset) and is_of_users_class(part):
                 datasets[name] = part
@@ -158,8 +158,7 @@ def _is_optimizer(thing: Any) -> bool:
 
 def _is_followed_iterator(thing: Any) -> bool:
     """Of ``iter(range(steps))`` a process may have its own, to know when to end."""
-    is_any = is_iterator(thing) and type(thing) is not _RANGE_ITERATOR
-    return is_any and not is_over_stock_loader(thing)
+    return is_iterator(thing) and type(thing) is not _RANGE_ITERATOR and not is_over_stock_loader(thing)
 
 
 def _owner_of(value: Any) -> Any:
@@ -200,14 +199,19 @@ def _is_within(state: Any, others: Any, depth: int) -> bool:
 
 
 def values_of_objects(unsaved: Mapping[str, Any], kept: Collection[int]) -> dict[str, str]:
-    """What is shown of :func:`unsaved_objects`, but for loaders.
+    """What is shown of :func:`unsaved_objects`, but for loaders; of attributes without the object that has them.
 
     Args:
         unsaved: they, by name.
         kept: as for :func:`shown_value`.
     """
     kept = {*kept, *saved_parameters(), *_parameters_of_saved_optimizers()}
-    found = {name: shown_value(part, kept, is_carried=True) for name, part in unsaved.items() if not has_position(part)}
+    owners = {path: id(value) for path, value in (*variables_of_script(), *users_locals()) if _has_attributes(value)}
+    found = {
+        name: shown_value(part, {*kept, owners.get(name.rpartition(".")[0], 0)}, is_carried=True)
+        for name, part in unsaved.items()
+        if not has_position(part)
+    }
     return {name: shown for name, shown in found.items() if shown is not None}
 
 
@@ -237,10 +241,12 @@ def _is_saved(thing: Any) -> bool:
     return _saved.get(id(thing)) is thing
 
 
-def _with_parts(path: str, value: Any, seen: set[int], depth: int) -> Iterator[tuple[str, Any, int]]:
-    """It, and what it holds: a trainer its average, a dict its networks, a function what it was made around."""
-    yield path, value, depth
-    if depth >= _MAXIMUM_DEPTH or id(value) in seen or len(seen) > _LOOKED_AT:
+def _with_parts(path: str, value: Any, seen: set[int], inside: tuple[int, ...]) -> Iterator[tuple[str, Any, int]]:
+    """It, and what it holds: a trainer its average, a dict its networks, but a hook not the trainer that has it."""
+    if id(value) in inside:
+        return
+    yield path, value, len(inside)
+    if len(inside) >= _MAXIMUM_DEPTH or id(value) in seen or len(seen) > _LOOKED_AT:
         return
     seen.add(id(value))
     try:
@@ -249,7 +255,7 @@ def _with_parts(path: str, value: Any, seen: set[int], depth: int) -> Iterator[t
         return
     for name, part in parts.items():
         if not issubclass(type(part), _PLAIN):
-            yield from _with_parts(path + name, part, seen, depth + 1)
+            yield from _with_parts(path + name, part, seen, (*inside, id(value)))
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:

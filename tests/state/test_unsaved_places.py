@@ -117,6 +117,49 @@ def test_weights_in_a_file_in_memory(training: Training, said: Callable[[], str]
     assert ".anew" not in said()
 
 
+class Hook:
+    """Of a trainer, which it refers to, as those of detectron2 do."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.calls = trainer, 0
+
+
+class Hooked:
+    def __init__(self, training: Training, refer: Callable[[Any], Any]) -> None:
+        self.training, self.mean = training, torch.zeros(2)
+        self.hooks = [Hook(refer(self))]
+        self.own = [torch.zeros(2)]
+
+    def train(self) -> None:
+        for _ in range(2):
+            self.training.save()
+            self.mean += 1
+            self.hooks[0].calls += 1
+            self.own[0] += 1
+
+
+class HookedWithState(Hooked):
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.mean = state["mean"]
+
+
+def itself(thing: Any) -> Any:
+    return thing
+
+
+@pytest.mark.parametrize("refer", [itself, weakref.proxy])
+@pytest.mark.parametrize("kind", [Hooked, HookedWithState])
+def test_a_trainer_is_not_found_again_in_its_hooks(
+    kind: type[Hooked], refer: Any, training: Training, said: Callable[[], str]
+) -> None:
+    kind(training, refer).train()
+    names = "HookedWithState" if kind is HookedWithState else "Hooked.mean; Hooked.own"
+    assert f": {names}. If" in said()
+
+
 def _networks(held: Any) -> Iterator[nn.Module]:
     if isinstance(held, nn.Module):
         yield held
