@@ -94,4 +94,4 @@ def _defaults_of_class(kind: Any) -> dict[str, Any]:
 def _attributes_of_class(kind: type) -> dict[str, Any]:
     """Of one that is used as a namespace (``class Config: temperature = 1.0``)."""
     variables = variables_of_class(kind)
-    return {name: variables.get(name) for name in names_in_class(kind, len(variables))}
+    return {name: variables.get(name) for name in names_in_class(kind)}

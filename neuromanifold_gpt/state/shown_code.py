@@ -9,6 +9,7 @@ import functools
 import types
 from collections.abc import Collection, Iterator
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -16,8 +17,13 @@ from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from neuromanifold_gpt.state.metrics import is_metric
-from neuromanifold_gpt.state.plain_reading import attribute_dict, bases_of, module_name_of, qualified_name_of
-from neuromanifold_gpt.state.plain_reading import variables_of_class as variables_of
+from neuromanifold_gpt.state.plain_reading import (
+    attribute_dict,
+    bases_of,
+    module_name_of,
+    qualified_name_of,
+    variables_of_class,
+)
 from neuromanifold_gpt.state.users_objects import is_of_the_run, is_of_users_class, is_users_module
 
 NONE = "none"
@@ -31,6 +37,7 @@ _BUILT_IN = (
     types.MethodWrapperType,
     np.ufunc,
 )
+_methods: WeakKeyDictionary[type, list[str]] = WeakKeyDictionary()  # by name
 _PLAIN = (torch.dtype, torch.layout, torch.memory_format, range)
 
 
@@ -80,28 +87,36 @@ def own_methods(thing: Any) -> Iterator[str]:
     It may hold one of them itself, as behind a strategy that has patched it for a while.
     """
     attributes = attribute_dict(thing) or {}
-    for name, function in _methods(cast(Any, type(thing))).items():
-        value: Any = attributes.get(name)
-        is_own = issubclass(type(value), types.MethodType) and (value.__func__ is function and value.__self__ is thing)
-        if is_own or name not in attributes:
+    for name in _names_of_methods(cast(Any, type(thing))):
+        if name not in attributes or _is_own_method(thing, name, attributes[name]):
             yield name
 
 
-@functools.cache
-def _methods(kind: type) -> dict[str, Any]:
-    found = {}
-    for base in reversed(bases_of(kind)):
-        is_users = is_users_module(module_name_of(base))
-        for name, value in variables_of(base).items():
-            if issubclass(type(value), types.FunctionType) and (name == "forward" or (is_users and name[:2] != "__")):
-                found[name] = value
-    return found
+def _is_own_method(thing: Any, name: str, value: Any) -> bool:
+    if not issubclass(type(value), types.MethodType) or value.__self__ is not thing:
+        return False
+    in_bases = (variables_of_class(base).get(name) for base in bases_of(cast(Any, type(thing))))
+    return value.__func__ is next((part for part in in_bases if issubclass(type(part), types.FunctionType)), None)
+
+
+def _names_of_methods(kind: type) -> list[str]:
+    names = _methods.get(kind)
+    if names is None:
+        found: dict[str, None] = {}
+        for base in reversed(bases_of(kind)):
+            is_users = is_users_module(module_name_of(base))
+            for name, value in variables_of_class(base).items():
+                is_any = name == "forward" or (is_users and name[:2] != "__")
+                if is_any and issubclass(type(value), types.FunctionType):
+                    found[name] = None
+        names = _methods[kind] = [*found]
+    return names
 
 
 def _class_of_object(value: Any, kind: type) -> str | None:
     if issubclass(kind, nn.Module):
         return None if is_metric(value) else " ".join(class_of_layer(part) for part in value.modules())
-    is_called = any("__call__" in variables_of(base) for base in bases_of(kind))
+    is_called = any("__call__" in variables_of_class(base) for base in bases_of(kind))
     return qualified_name_of(kind) if is_called and is_of_users_class(value) and not is_of_the_run(kind) else None
 
 

@@ -212,7 +212,6 @@ def _calls_without_arguments(code: types.CodeType) -> bool:
     )
 
 
-@functools.cache
 def _is_file(kind: type) -> bool:
     return issubclass(kind, io.IOBase) and not issubclass(kind, io.BytesIO | io.StringIO)
 

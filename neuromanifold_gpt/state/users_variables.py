@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import types
 from collections.abc import Iterable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from neuromanifold_gpt.state.users_modules import users_modules
 
 _CONSTANTS = (bool, int, float, str, bytes, type(None), type)
 _NO_STATE = (type, types.ModuleType, types.BuiltinFunctionType, staticmethod, classmethod, property)
+
+_names_in_classes: WeakKeyDictionary[type, tuple[int, list[str]]] = WeakKeyDictionary()  # and how many attributes
 
 
 def users_variables(things: Iterable[Any]) -> Iterator[tuple[str, Any]]:
@@ -51,22 +53,23 @@ def _keeps_something(function: types.FunctionType) -> bool:
 
 
 def _of_class(path: str, kind: type) -> Iterator[tuple[str, Any]]:
-    for name in names_in_class(kind, len(vars(kind))):
+    for name in names_in_class(kind):
         yield from _at_variable(f"{path}.{name}", name, vars(kind).get(name), kind.__module__)
 
 
-@functools.lru_cache(maxsize=10_000)
-def names_in_class(kind: type, _number_of_attributes: int) -> list[str]:
+def names_in_class(kind: type) -> list[str]:
     """Without methods and the like, of which most classes have nothing else."""
-    names = []
-    for name, value in list(vars(kind).items()):
-        if issubclass(type(value), type):
-            is_its_own = value.__qualname__ == f"{kind.__qualname__}.{name}"
-        else:
-            is_its_own = not hasattr(type(value), "__get__")
-        if is_its_own and not _is_magic(name):
-            names.append(name)
+    number, names = _names_in_classes.get(kind, (-1, []))
+    if number != len(vars(kind)):
+        names = [name for name, value in list(vars(kind).items()) if not _is_magic(name) and _is_own(kind, name, value)]
+        _names_in_classes[kind] = len(vars(kind)), names
     return names
+
+
+def _is_own(kind: type, name: str, value: Any) -> bool:
+    if issubclass(type(value), type):
+        return bool(value.__qualname__ == f"{kind.__qualname__}.{name}")
+    return not hasattr(type(value), "__get__")
 
 
 def _is_magic(name: str) -> bool:

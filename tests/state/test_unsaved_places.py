@@ -417,3 +417,20 @@ def test_of_a_program_that_ends_no_weights_stay(tmp_path: Path) -> None:
     model = trains()
     gc.collect()
     assert model() is None
+
+
+def test_classes_of_a_program_that_ends_do_not_stay_either(tmp_path: Path) -> None:
+    class Model(nn.Linear):
+        factor = 0.5
+
+        def scaled(self) -> Any:
+            return super().forward(torch.ones(2)) * self.factor
+
+    model = Model(2, 2)
+    model.own = Holder(model)
+    kept = weakref.ref(Model)
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step=step, model=model)
+    del model, Model
+    gc.collect()
+    assert kept() is None
