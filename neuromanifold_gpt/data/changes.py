@@ -45,6 +45,8 @@ class ChangesBesidePosition:
     def __init__(self, owned: Sequence[OwnedState], *, shared: Sequence[OwnedState] = ()) -> None:
         self._owned, self._sharing = owned, shared
         self._before: dict[str, str] | None = None
+        self._behind_batch: set[str] = set()  # attributes that were there when the last batch was
+        self._set_between_batches: set[str] = set()
         self._collate_fns: Mapping[str, Any] = {}
         self._said: set[str] = set()
         self._shared: dict[str, Any] = {}
@@ -53,20 +55,28 @@ class ChangesBesidePosition:
         """Batches are made from here on, by workers perhaps, which fetch ahead."""
         self._shared = self._shared_numbers() if with_workers else {}
 
-    def begin(self, collate_fns: Mapping[str, Any]) -> None:
-        """The first batch is there: what it needs is made, files are open.
+    def batch_is_asked_for(self) -> None:
+        """What appears from here on, until the batch is there, is what samples need, and make again."""
+        if self._before is not None:
+            now = self._owners_of_attributes()
+            new = now.keys() - self._behind_batch
+            self._set_between_batches.update(path for path in new if not _is_cached_property(now[path], path))
+
+    def batch_is_there(self, collate_fns: Mapping[str, Any]) -> None:
+        """What the first one needs is made, files are open.
 
         Args:
             collate_fns: that loaders have, by path.
         """
         if self._before is None:
             self._before, self._collate_fns = self._shown(), collate_fns
+        self._behind_batch = {*self._owners_of_attributes()}
 
     def warn_of_changes(self, collate_fns: Mapping[str, Any], *, is_at_end: bool) -> None:
         """A position is saved.
 
         Args:
-            collate_fns: as for :meth:`begin`.
+            collate_fns: as for :meth:`batch_is_there`.
             is_at_end: no batch is left that was fetched ahead.
 
         Warns:
@@ -77,9 +87,10 @@ class ChangesBesidePosition:
         self._warn_of_other_functions(collate_fns)
         if not is_at_end:
             self._warn_of_shared_numbers()
-        now, before = self._shown(), self._before
+        self.batch_is_asked_for()
+        now, before, late = self._shown(), self._before, self._set_between_batches
         changed = sorted(
-            path for path in now.keys() & before.keys() - self._said if _is_a_change(before[path], now[path])
+            path for path in now.keys() - self._said if _is_a_change(before.get(path, _NONE), now[path], path in late)
         )
         if changed:
             self._said.update(changed)
@@ -119,6 +130,16 @@ class ChangesBesidePosition:
 
     def _shared_numbers(self) -> dict[str, Any]:
         return {path: number for owned in self._sharing for path, number in owned.shared_numbers().items()}
+
+    def _owners_of_attributes(self) -> dict[str, Any]:
+        """By path, of attributes that are not ``None``."""
+        owners = [owner for owned in self._owned for owner in owned.owners()]
+        return {
+            f"{path}.{name}": owner
+            for path, owner in owners
+            for name, value in variables_at(owner).items()
+            if value is not None
+        }
 
     def _shown(self) -> dict[str, str]:
         return {path: shown for owned in self._owned for path, shown in shown_attributes(owned).items()}
@@ -238,11 +259,16 @@ def name_of(function: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def _is_a_change(before: str, now: str) -> bool:
-    """Tables and files that are made when they are first needed are none."""
+def _is_a_change(before: str, now: str, is_set_between_batches: bool) -> bool:
+    """Tables and files that samples make when they first need them are none."""
     if before == _NONE:
-        return now.startswith(_CALLED)
+        return is_set_between_batches and now != _NONE
     return now not in (before, _NONE)  # which the position has
+
+
+def _is_cached_property(owner: Any, path: str) -> bool:
+    name = path.rpartition(".")[2]
+    return any(type(vars(kind).get(name)) is functools.cached_property for kind in type(owner).__mro__)
 
 
 def _is_container(value: Any) -> bool:

@@ -113,14 +113,16 @@ class PositionedLoader(DataLoader[Any]):
         del around  # it holds this generator
         self._held_back.pass_begins(_who_asks())
         moves, epoch, is_whole = position.moves, position.epoch, not self.batches_consumed
+        self._beside.batch_is_asked_for()
         try:
             for batch, progress in self._batches():
                 # Counted as it is handed out: what workers have prefetched is not consumed.
                 if position.moves == moves:  # else the position was set meanwhile, and this pass has no say in it
                     position.advance(number, epoch, progress)
-                self._beside.begin({"collate_fn": self.collate_fn})
+                self._beside.batch_is_there({"collate_fn": self.collate_fn})
                 before_next.batch_is_given()
                 yield batch
+                self._beside.batch_is_asked_for()
                 self._held_back.batch_is_asked_for(_who_asks())
                 before_next.batch_is_asked_for(_who_asks(), goes_on=True)
             if position.moves == moves and position.epoch == epoch:

@@ -20,11 +20,17 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.utilities.combined_loader import CombinedLoader, _shutdown_workers_and_reset_iterator
 from tqdm import tqdm
 
-from neuromanifold_gpt.checkpoint.errors import StateMismatchError
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.lightning_io.cycled_passes import CycledPasses
-from neuromanifold_gpt.lightning_io.loader_parts import collate_fns_of, is_order, owned_by_loaders, settings_of
+from neuromanifold_gpt.lightning_io.loader_parts import (
+    collate_fns_of,
+    is_order,
+    load_states,
+    owned_by_loaders,
+    settings_of,
+    states_of,
+)
 from neuromanifold_gpt.lightning_io.loader_warnings import (
     SamplersOnTheWay,
     sizes_pass,
@@ -75,9 +81,10 @@ class DataPosition:
         """Lightning is about to make an iterator."""
         self._ended_before_resume.clear()
         self._cycled.epoch_begins()
+        self._beside.batch_is_asked_for()
         self._beside.begin_pass(with_workers=any(self._workers))
         self._before_fetch = {}
-        self._at_iterator = {"states": self._states(), "begun_again": [], "at_end": []}
+        self._at_iterator = {"states": states_of(self._combined.flattened), "begun_again": [], "at_end": []}
         if not self._all_stateful:
             variables = self._variables.generator_states()
             self._at_iterator.update(rng=capture_rng_state(), owned=self._owned_state(), variables=variables)
@@ -86,6 +93,7 @@ class DataPosition:
         """Lightning is about to fetch a batch."""
         if self._batches_taken:
             self._samplers_on_the_way.batch_is_fetched()
+            self._beside.batch_is_asked_for()
         replayed, ahead = not self._all_stateful, self._fetcher.length is None
         if replayed:
             self._cycled.follow(self._combined)
@@ -100,7 +108,8 @@ class DataPosition:
     def batch_was_fetched(self) -> None:
         """Training goes on with it."""
         self._samplers_on_the_way.batch_was_fetched()
-        self._beside.begin(collate_fns_of(self._combined.flattened))
+        if self._batches_taken:  # else ``training_step`` takes them from an iterator
+            self._beside.batch_is_there(collate_fns_of(self._combined.flattened))
 
     def warn_of_what_is_left_out(self) -> None:
         """See :meth:`ChangesBesidePosition.warn_of_changes`."""
@@ -141,7 +150,7 @@ class DataPosition:
         if "states" not in saved:
             self._read_again(saved)
             return
-        self._load_states(saved["states"])
+        load_states(self._combined.flattened, saved["states"])
         self._new_iterator(saved["begun_again"], saved["at_end"])
         # As Lightning does in on_run_start: by it, the fetcher knows which batch is the last.
         self._fetcher.fetched += self._fit_loop.epoch_loop.batch_progress.current.ready
@@ -158,7 +167,9 @@ class DataPosition:
             warn_of_other_settings(self._settings, saved.get("settings", []))
         self._restore_owned(saved.get("owned", {}))
         with sizes_pass(others_come):
-            self._load_states(saved["states"] if "states" in saved else saved["at_iterator"]["states"])
+            load_states(
+                self._combined.flattened, saved["states"] if "states" in saved else saved["at_iterator"]["states"]
+            )
         for loader in self._combined.flattened:
             if isinstance(loader, PositionedLoader):
                 loader.leave_pass()
@@ -173,7 +184,7 @@ class DataPosition:
             _shutdown_workers_and_reset_iterator(loader)
         self._restore_owned(self._at_iterator["owned"])
         self._variables.restore_generators(self._at_iterator["variables"])
-        self._load_states(self._at_iterator["states"])
+        load_states(self._combined.flattened, self._at_iterator["states"])
         restore_rng_state(self._at_iterator["rng"])
         fetcher = iter(self._fetcher)
         self._cycled.follow(self._combined)
@@ -201,27 +212,9 @@ class DataPosition:
             owned.restore_generators(saved["owned"][name]["generators"])
         self._beside.begin_pass(with_workers=any(self._workers))
 
-    def _load_states(self, states: list[dict[str, Any]]) -> None:
-        stateful = [loader for loader in self._combined.flattened if isinstance(loader, _Stateful)]
-        if len(stateful) != len(states):
-            raise StateMismatchError(
-                f"the checkpoint has the positions of {len(states)} training loaders with state_dict, there are "
-                f"{len(stateful)} here. Use the loaders of the save."
-            )
-        for loader, state in zip(stateful, states, strict=True):
-            loader.load_state_dict(state)
-
-    def _states(self) -> list[dict[str, Any]]:
-        """Of the loaders that have one. Lightning knows by itself when an epoch is over."""
-        return [
-            loader.state_between_passes() if isinstance(loader, PositionedLoader) else loader.state_dict()
-            for loader in self._combined.flattened
-            if isinstance(loader, _Stateful)
-        ]
-
     def _position_of_stateful(self) -> dict[str, Any]:
         return {
-            "states": self._states(),
+            "states": states_of(self._combined.flattened),
             "begun_again": list(getattr(self._combined._iterator, "_consumed", [])),
             "at_end": list(map(self._is_at_end, self._combined.flattened, range(len(self._combined.flattened)))),
         }

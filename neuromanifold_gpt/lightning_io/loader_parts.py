@@ -9,6 +9,7 @@ from lightning.fabric.utilities.data import sized_len
 from lightning.fabric.utilities.types import _Stateful
 from torch.utils.data import DataLoader
 
+from neuromanifold_gpt.checkpoint.errors import StateMismatchError
 from neuromanifold_gpt.data.changes import name_of
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.state.owned_state import OwnedState
@@ -24,6 +25,27 @@ def owned_by_loaders(loaders: list[Any]) -> dict[str, OwnedState]:
         if not isinstance(loader, _Stateful)
         for name, part, ignored in _parts_with_state(number, loader)
     }
+
+
+def states_of(loaders: list[Any]) -> list[dict[str, Any]]:
+    """Of the loaders that have one. Lightning knows by itself when an epoch is over."""
+    return [
+        loader.state_between_passes() if isinstance(loader, PositionedLoader) else loader.state_dict()
+        for loader in loaders
+        if isinstance(loader, _Stateful)
+    ]
+
+
+def load_states(loaders: list[Any], states: list[dict[str, Any]]) -> None:
+    """Put loaders where they were at :func:`states_of`."""
+    stateful = [loader for loader in loaders if isinstance(loader, _Stateful)]
+    if len(stateful) != len(states):
+        raise StateMismatchError(
+            f"the checkpoint has the positions of {len(states)} training loaders with state_dict, there are "
+            f"{len(stateful)} here. Use the loaders of the save."
+        )
+    for loader, state in zip(stateful, states, strict=True):
+        loader.load_state_dict(state)
 
 
 def settings_of(loaders: list[Any], as_made: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from neuromanifold_gpt import ResumableDataLoader, resumable
@@ -82,10 +85,65 @@ def test_what_a_dataset_refers_to(before: Any, kept: Any, wrapped: bool) -> None
     assert said(loader, dataset, kept) == ["dataset.kept"]
 
 
-@pytest.mark.parametrize(("before", "kept"), [(None, Points()), (Points(), None), (Easy(), Easy()), (None, Easy())])
-def test_what_is_opened_or_closed_or_made_anew_is_not_said(before: Any, kept: Any) -> None:
+@pytest.mark.parametrize(("before", "kept"), [(Points(), None), (Easy(), Easy())])
+def test_what_is_closed_or_made_anew_is_not_said(before: Any, kept: Any) -> None:
     dataset = Points(before)
     assert said(ResumableDataLoader(dataset, 2), dataset, kept) == []
+
+
+LATE = [[1.0, 2.0], torch.ones(12), {3: 1.0}, Points(), Easy(), str.lower]
+
+
+class Lazy(Points):
+    """Makes something when it is first needed, behind the first batches."""
+
+    def __init__(self, make: Any) -> None:
+        self.make = make
+
+    def __getitem__(self, i: int) -> int:
+        if i == 7:
+            self.kept = copy.copy(self.make)
+            self.tables = {"rows": [i]}
+        return i
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kept", LATE)
+def test_what_is_set_late_by_others_than_the_samples_is_said(kept: Any, workers: int) -> None:
+    for dataset in (Points(None), Lazy(None)):
+        if type(dataset) is Lazy:
+            dataset.make = None  # nor is the attribute there
+        loader = ResumableDataLoader(dataset, 2, num_workers=workers)
+        assert said(loader, dataset, kept) == ["dataset.kept"]
+    assert said(ResumableDataLoader(Points(None), 2, num_workers=workers), dataset, {}) == []
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("kept", LATE)
+def test_what_samples_make_when_they_need_it_is_not_said(kept: Any, wrapped: bool) -> None:
+    dataset = Lazy(kept)
+    loader: Any = resumable(DataLoader(dataset, 2)) if wrapped else ResumableDataLoader(dataset, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            for _ in loader:
+                loader.state_dict()
+    assert dataset.kept is not None
+
+
+def test_what_is_set_between_passes_is_said_and_what_a_property_remembers_is_not() -> None:
+    class Described(Points):
+        @functools.cached_property
+        def classes(self) -> list[int]:
+            return [1, 2]
+
+    dataset = Described()
+    loader = ResumableDataLoader(dataset, 2)
+    list(loader)
+    assert dataset.classes == [1, 2]
+    assert said(loader) == []
+    dataset.labels = [0.5] * 12  # type: ignore[attr-defined]
+    assert said(loader) == ["dataset.labels"]
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader
 
-from neuromanifold_gpt import SeparatedCheckpoint
+from neuromanifold_gpt import SeparatedCheckpoint, resumable
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.data.errors import DataOrderWarning
 
-from .toy import ToyModule, fit
+from .toy import NoisySamples, ToyModule, fit
 
 STEPS_OF_EPOCH = 7
 PHASE: float | None = None  # a variable of a Python module
@@ -110,3 +112,40 @@ def test_but_not_what_is_taken_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("steps", [2, STEPS_OF_EPOCH + 2])
 def test_but_not_what_comes_again(tmp_path: Path, steps: int) -> None:
     assert SAID not in said_on_resume(tmp_path, Weighting(each_epoch=True), steps=steps)
+
+
+class Relabelled(NoisySamples):
+    """Reads a file when it comes to a sample of it, and labels that a hook may have found."""
+
+    labels: Any = None
+    rows: Any = None
+
+    def __getitem__(self, i: int) -> Any:
+        if i == 20:
+            self.rows = [1.0] * 26
+        x, y, i = super().__getitem__(i)
+        return x, y if self.labels is None else self.labels[i][None], i
+
+
+class Labels(Callback):
+    """Finds them once."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            trainer.train_dataloader.dataset.labels = torch.arange(26.0)
+
+
+@pytest.mark.parametrize("wrap", [lambda loader: loader, resumable], ids=["stock", "resumable"])
+@pytest.mark.parametrize("callback", [Labels, Callback])
+def test_labels_of_a_dataset_and_not_what_samples_need(tmp_path: Path, wrap: Any, callback: Any) -> None:
+    class Module(ToyModule):
+        def train_dataloader(self) -> Any:
+            return wrap(DataLoader(Relabelled(), 4))
+
+    saver = SeparatedCheckpoint(tmp_path, every_n_train_steps=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(saver, callback(), module=Module(), loaders=False, validate=False, max_steps=2 * STEPS_OF_EPOCH + 1)
+    said = [str(warning.message) for warning in caught if warning.category is DataOrderWarning]
+    assert len(said) == (callback is Labels)
+    assert all("dataset.labels: training changes it, and no position has it" in text for text in said)
