@@ -1,18 +1,26 @@
-"""Loaders that begin another pass in the middle of an epoch, since ``CombinedLoader`` cycles through the shorter ones.
+"""Passes over loaders that begin in the middle of an epoch.
 
-A stock ``DataLoader`` then draws the seed of its order, or of its workers, from torch's global generator, in which the
-model has drawn meanwhile: reading the epoch's batches again does not repeat that. So the generators are noted.
+``CombinedLoader`` cycles through the shorter ones. A stock ``DataLoader`` then draws the seed of its order, or of its
+workers, from torch's global generator, in which the model has drawn meanwhile: reading the epoch's batches again does
+not repeat that. So the generators are noted.
+
+A pass that a resume continues may begin only with the first batch: :func:`continued`.
 """
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
+from neuromanifold_gpt.data.sample_seeds import isolated_generators
 from neuromanifold_gpt.state.rng import capture_rng_state, restore_rng_state
 
 
@@ -64,6 +72,39 @@ def leave_cut_passes(combined: CombinedLoader) -> None:
     for loader in combined.flattened:
         if isinstance(loader, PositionedLoader) and not loader.batches_consumed:  # else a program has put it there
             loader.leave_pass()
+
+
+def continued(loader: Any, batches: Iterator[Any]) -> Iterator[Any]:
+    """The rest of a pass that another process has begun.
+
+    If it is that of a generator function, with a ``DataLoader`` in it, asking for a batch makes an iterator, which
+    draws a seed from torch's global generator. The other process has drawn it when the pass began.
+    """
+    begins_late = type(batches) is types.GeneratorType and not isinstance(loader, PositionedLoader)
+    return _without_seed(batches) if begins_late else batches
+
+
+def _without_seed(batches: Iterator[Any]) -> Iterator[Any]:
+    with _iterators_leave_generators():
+        first = [*islice(batches, 1)]
+    yield from first
+    yield from batches
+
+
+@contextmanager
+def _iterators_leave_generators() -> Iterator[None]:
+    """Inside, making one of torch's iterators leaves the global generators as they are; giving batches does not."""
+    make = _BaseDataLoaderIter.__init__
+
+    def make_beside(*arguments: Any) -> None:
+        with isolated_generators():
+            make(*arguments)
+
+    _BaseDataLoaderIter.__init__ = make_beside  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        _BaseDataLoaderIter.__init__ = make  # type: ignore[method-assign]
 
 
 class _Followed:

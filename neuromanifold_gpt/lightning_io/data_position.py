@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
-from neuromanifold_gpt.lightning_io.cycled_passes import CycledPasses
+from neuromanifold_gpt.lightning_io.cycled_passes import CycledPasses, continued
 from neuromanifold_gpt.lightning_io.loader_parts import (
     collate_fns_of,
     is_order,
@@ -102,7 +102,7 @@ class DataPosition:
                 self._at_first_batch = capture_rng_state()
         if ahead:
             self._before_fetch = self._position_of_stateful()
-        if replayed and (ahead or self._streams):
+        if ahead or (replayed and self._streams):
             self._before_fetch["rng"] = capture_rng_state()
 
     def batch_was_fetched(self) -> None:
@@ -151,7 +151,7 @@ class DataPosition:
             self._read_again(saved)
             return
         load_states(self._combined.flattened, saved["states"])
-        self._new_iterator(saved["begun_again"], saved["at_end"])
+        self._new_iterator(saved)
         # As Lightning does in on_run_start: by it, the fetcher knows which batch is the last.
         self._fetcher.fetched += self._fit_loop.epoch_loop.batch_progress.current.ready
 
@@ -227,7 +227,7 @@ class DataPosition:
             return False
         return number in self._ended_before_resume or (sized_len(loader) or math.inf) <= self._fetcher.fetched
 
-    def _new_iterator(self, begun_again: list[bool], at_end: list[bool]) -> None:
+    def _new_iterator(self, saved: dict[str, Any]) -> None:
         """As ``iter(fetcher)``; but loaders that had come to an end do so again, before anything is fetched."""
         fetcher = self._fetcher
         if not isinstance(fetcher, _PrefetchDataFetcher):
@@ -235,14 +235,18 @@ class DataPosition:
         else:
             _DataFetcher.__iter__(fetcher)
         iterator: Any = self._combined._iterator
-        if begun_again:
-            iterator._consumed = list(begun_again)
-        if len(at_end) > 1:  # a single one at its end is at the end of the epoch
-            for number, is_at_end in enumerate(at_end):
+        if saved["begun_again"]:
+            iterator._consumed = list(saved["begun_again"])
+        if self._fit_loop.epoch_loop.batch_progress.current.ready:
+            iterator.iterators = [*map(continued, self._combined.flattened, iterator.iterators)]
+        if len(saved["at_end"]) > 1:  # a single one at its end is at the end of the epoch
+            for number, is_at_end in enumerate(saved["at_end"]):
                 if is_at_end:
                     iterator.iterators[number] = iter(())
                     self._ended_before_resume.add(number)
         if isinstance(fetcher, _PrefetchDataFetcher) and fetcher.length is None:
+            if "rng" in saved:
+                restore_rng_state(saved["rng"])
             with contextlib.suppress(StopIteration):
                 fetcher.batches.append(_DataFetcher.__next__(fetcher))
 
