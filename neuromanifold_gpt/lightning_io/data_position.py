@@ -103,7 +103,7 @@ class DataPosition:
         if ahead:
             self._before_fetch = self._position_of_stateful()
         if ahead or (replayed and self._streams):
-            self._before_fetch["rng"] = capture_rng_state()
+            self._before_fetch.update(rng=capture_rng_state(), number=self._batches_taken)
 
     def batch_was_fetched(self) -> None:
         """Training goes on with it."""
@@ -132,6 +132,7 @@ class DataPosition:
             "at_iterator": self._at_iterator,
             "at_first_batch": self._at_first_batch,
             "before_fetch": self._before_fetch.get("rng"),
+            "before_fetch_of": self._before_fetch.get("number"),
             "cycled": self._cycled.current(),
             "streams": self._streams.current(),
             "batches": self._batches_taken,
@@ -152,8 +153,8 @@ class DataPosition:
             return
         load_states(self._combined.flattened, saved["states"])
         self._new_iterator(saved)
-        # As Lightning does in on_run_start: by it, the fetcher knows which batch is the last.
-        self._fetcher.fetched += self._fit_loop.epoch_loop.batch_progress.current.ready
+        # By it, the fetcher knows which batch is the last. Lightning counts steps, which may take several.
+        self._fetcher.fetched += saved.get("fetched", self._fit_loop.epoch_loop.batch_progress.current.ready)
 
     def go_on_between_epochs(self, saved: dict[str, Any]) -> None:
         """Put loaders, samplers and datasets where they were when an epoch was over.
@@ -194,7 +195,7 @@ class DataPosition:
         for number in tqdm(range(batches), desc="Reading the epoch's batches again", disable=not batches):
             if number == 0:
                 restore_rng_state(self._at_first_batch)
-            if number == batches - 1 and saved["before_fetch"] is not None:
+            if number == saved.get("before_fetch_of", batches - 1) and saved["before_fetch"] is not None:
                 restore_rng_state(saved["before_fetch"])
             self._streams.follow(self._combined)
             next(fetcher)
@@ -217,6 +218,7 @@ class DataPosition:
             "states": states_of(self._combined.flattened),
             "begun_again": list(getattr(self._combined._iterator, "_consumed", [])),
             "at_end": list(map(self._is_at_end, self._combined.flattened, range(len(self._combined.flattened)))),
+            "fetched": self._fetcher.fetched,
         }
 
     def _is_at_end(self, loader: Any, number: int) -> bool:
@@ -239,7 +241,8 @@ class DataPosition:
             iterator._consumed = list(saved["begun_again"])
         if self._fit_loop.epoch_loop.batch_progress.current.ready:
             iterator.iterators = [*map(continued, self._combined.flattened, iterator.iterators)]
-        if len(saved["at_end"]) > 1:  # a single one at its end is at the end of the epoch
+        # A single one at its end is at the end of the epoch, which an iterator in the hands of ``training_step`` tells.
+        if len(saved["at_end"]) > 1 or isinstance(fetcher, _DataLoaderIterDataFetcher):
             for number, is_at_end in enumerate(saved["at_end"]):
                 if is_at_end:
                     iterator.iterators[number] = iter(())

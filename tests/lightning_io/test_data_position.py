@@ -59,7 +59,7 @@ class Small(LightningModule):
         batches = list(batch.values() if isinstance(batch, dict) else batch) if of_several else [batch]
         loss = sum(nn.functional.mse_loss(self.net(part[0]), part[1]) for part in batches if part is not None)
         self.mean(loss.detach())
-        self.log("mean", self.mean, on_step=False, on_epoch=True)
+        self.log("mean", self.mean, on_step=False, on_epoch=True, batch_size=4)
         self.log("loss", loss, on_step=True, on_epoch=True, batch_size=4)
         self.record.seen.append((loss.item(), [None if part is None else part[2].tolist() for part in batches]))
         return loss
@@ -72,9 +72,16 @@ class Small(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-2)
 
 
-def train(directory: Path, loaders: Any, path: Path | None = None, callbacks: Any = (), **options: Any) -> Small:
+def train(
+    directory: Path,
+    loaders: Any,
+    path: Path | None = None,
+    callbacks: Any = (),
+    module: Small | None = None,
+    **options: Any,
+) -> Small:
     seed_everything(1 if path is None else 7, verbose=False)
-    module = Small()
+    module = module or Small()
     saver = SeparatedCheckpoint(directory, every_n_train_steps=1, save_top_k=-1)
     trainer = Trainer(
         **{"max_steps": 16, "max_epochs": -1, "logger": False, **options},
@@ -468,3 +475,42 @@ def test_a_stream_whose_samples_alone_depend_on_what_the_model_draws_is_exact(st
             warnings.simplefilter("error", InexactResumeWarning)
             resumed = train(tmp_path / f"b{step}", loader, by_step(tmp_path / "a")[step].model_path)
         assert resumed.record.seen == whole.record.seen[-len(resumed.record.seen) :], f"from step {step}"
+
+
+class Unsized(IterableDataset):
+    def __iter__(self) -> Any:
+        return map(NoisySamples(32).__getitem__, range(32))
+
+
+class TakesSeveral(Small):
+    """Takes them from the iterator itself."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def training_step(self, dataloader_iter: Any) -> Any:  # type: ignore[override]
+        batches = [next(dataloader_iter)[0] for _ in range(self.batches)]
+        return super().training_step(batches if len(batches) > 1 else batches[0], 0)
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize("dataset", [lambda: NoisySamples(32), Unsized], ids=["sized", "unsized"])
+@pytest.mark.parametrize("wrap", [plain, resumable])
+def test_an_epoch_ends_where_it_would_with_an_iterator_in_the_hands_of_the_step(
+    wrap: Any, dataset: Any, batches: int, tmp_path: Path
+):
+    steps = 18 // batches
+
+    def run(directory: str, path: Path | None = None) -> Any:
+        seed_everything(1 if path is None else 7, verbose=False)
+        module = TakesSeveral(batches)
+        module.train_dataloader = lambda: wrap(DataLoader(dataset(), 4))  # type: ignore[method-assign]
+        return train(tmp_path / directory, lambda: None, path, max_steps=steps, module=module).record.seen
+
+    whole = run("a")
+    saved = by_step(tmp_path / "a")
+    for step in (1, 3, 4, 8):
+        again = run(f"b{step}", saved[step].model_path)
+        assert again == whole[-len(again) :], f"from step {step}"
+        assert contents(by_step(tmp_path / f"b{step}")[steps]) == contents(saved[steps]), f"from step {step}"
