@@ -7,6 +7,7 @@ its number and ``get_worker_info()`` wherever it is read, so that a run may cont
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from torch.utils.data._utils import worker as torch_worker
 from tqdm import tqdm
 
 from neuromanifold_gpt.data.changes import shown_containers
+from neuromanifold_gpt.data.errors import DatasetError
 from neuromanifold_gpt.data.ids_digest import IdsDigest
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.sample_seeds import isolated_generators, seed_generators
@@ -257,14 +259,11 @@ class Shard:
 
     def _state(self) -> dict[str, Any]:
         """The state to begin from."""
-        inner = None
-        for of, owner in () if self.is_done else (("iterator", self._iterator), ("dataset", self._dataset)):
-            if is_stateful(owner):
-                inner = {"of": of, "state": copy.deepcopy(owner.state_dict())}
-                break
+        owners = {"iterator": self._iterator, "dataset": self._dataset}
+        of = next((of for of, owner in owners.items() if is_stateful(owner) and not self.is_done), None)
         return {
             "samples": self._samples,
-            "state": inner,
+            "state": None if of is None else {"of": of, "state": _state_of(owners[of])},
             "is_done": self.is_done,
             "collate_fn": self._collate_values,
             "ids": self._digest_of_ids(),
@@ -282,3 +281,18 @@ class Shard:
             yield
         finally:
             torch_worker._worker_info = actual
+
+
+def _state_of(owner: Any) -> Any:
+    try:
+        return copy.deepcopy(owner.state_dict())
+    except TypeError as error:
+        try:
+            inspect.signature(owner.state_dict).bind()
+        except TypeError as missing:
+            raise DatasetError(
+                f"resumable: {type(owner).__name__} is asked for its position by state_dict(), which is {missing}. Use "
+                "the loader of its library, which has a state_dict itself, in place of resumable(DataLoader(...)); or "
+                "give the stream a state_dict that needs no arguments."
+            ) from error
+        raise

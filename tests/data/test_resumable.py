@@ -517,6 +517,29 @@ def test_wrapping_twice_is_wrapping_once():
     assert resumable(loader) is loader
 
 
+class AskedWithArguments(Stream):
+    """As the streams of litdata and mosaicml-streaming, whose loaders know what they have given."""
+
+    def state_dict(self, num_samples, from_beginning):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+class Broken(StatefulStream):
+    def state_dict(self):
+        return len(3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_whose_state_dict_needs_arguments_is_refused(workers):
+    with pytest.raises(DatasetError, match=r"AskedWithArguments is asked .* argument: 'num_samples'\. Use the"):
+        next(iter(resumable(DataLoader(AskedWithArguments(), 4, num_workers=workers))))
+    with pytest.raises(TypeError, match="has no len"):
+        next(iter(resumable(DataLoader(Broken(), 4, num_workers=workers))))
+
+
 class OwnIteration(DataLoader):
     def __iter__(self):
         return iter(())
