@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from torch.nn.parameter import is_lazy
-from torch.utils.data import Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
@@ -190,10 +190,10 @@ def looked_at_attributes(owned: OwnedState) -> Iterator[tuple[str, Any]]:
 
 
 def _begun_again(owners: Mapping[str, Any]) -> set[str]:
-    """Paths of samplers, whose iterators are put at their position; with a stream, of all."""
+    """Paths of samplers and loaders, whose iterators are put at their position; with a stream, of all."""
     kinds = {path: type(owner) for path, owner in owners.items()}
     has_stream = any(issubclass(kind, IterableDataset) for kind in kinds.values())
-    return {path for path, kind in kinds.items() if has_stream or issubclass(kind, Sampler)}
+    return {path for path, kind in kinds.items() if has_stream or issubclass(kind, Sampler | DataLoader)}
 
 
 def _is_under_way(value: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.fabric.utilities.data import sized_len
 from lightning.fabric.utilities.types import _Stateful
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.checkpoint.errors import StateMismatchError
 from neuromanifold_gpt.data.changes import name_of
@@ -15,6 +16,7 @@ from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.plain_reading import attribute_dict
 from neuromanifold_gpt.state.stock_loaders import parts_of_stock_loader
+from neuromanifold_gpt.state.users_objects import is_of_users_class
 
 
 def owned_by_loaders(loaders: list[Any]) -> dict[str, OwnedState]:
@@ -107,6 +109,11 @@ def _parts_with_state(number: int, loader: Any) -> Iterator[tuple[str, Any, tupl
         yield f"{number}.{name}", part, (parts.get("dataset"),) if name == "sampler" else ()
     if not parts:
         yield f"{number}.iterable", loader, ()
+    elif is_of_users_class(loader):  # which may count passes, or batches, itself
+        ignored = (*parts.values(), vars(loader).get("sampler"))
+        found = OwnedState({"loader": loader}, ignored).objects()
+        under_way = [thing for thing in found if issubclass(type(thing), _BaseDataLoaderIter)]  # which count tasks
+        yield f"{number}.loader", loader, (*ignored, *under_way)
 
 
 def is_order(name: str) -> bool:

@@ -1,9 +1,10 @@
-"""Whether reading a stream again has come to the same samples.
+"""Whether reading a stream again, or a loader that iterates in its own way, has come to the same samples.
 
 A stream that shuffles in a buffer may draw from the global generators while it goes on, and so does the model: read
 again without the model, it draws other numbers. One that only augments its samples comes to the same place. What tells
-is the last batch, made again with the random numbers that it had, and the ids, labels and texts of all batches. Of one
-that draws nothing behind its first batch, but may begin with what training has changed, such as a buffer, the latter.
+is the last batch, made again with the random numbers that it had, and of streams the ids, labels and texts of all
+batches. Of one that draws nothing behind its first batch, but may begin with what training has changed, such as a
+buffer, the latter.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 import xxhash
+from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -29,14 +31,14 @@ _MOST_LEAVES = 100  # of a batch, that are looked at
 
 
 class StreamsReadAgain:
-    """Follows the stock loaders that read a stream in this process.
+    """Follows the stock loaders that read a stream in this process, and others that iterate in their own way.
 
     Args:
         loaders: all that training reads.
     """
 
     def __init__(self, loaders: list[Any]) -> None:
-        self._loaders = {number: loader for number, loader in enumerate(loaders) if _reads_stream_here(loader)}
+        self._loaders = {number: loader for number, loader in enumerate(loaders) if _is_followed(loader)}
         self._followed: dict[int, _FollowedStream] = {}
 
     def __bool__(self) -> bool:
@@ -47,7 +49,8 @@ class StreamsReadAgain:
         iterators: list[Any] = combined._iterator.iterators if combined._iterator is not None else []
         for number in self._loaders if iterators else ():
             if not isinstance(iterators[number], _FollowedStream):
-                iterators[number] = self._followed[number] = _FollowedStream(iterators[number])
+                of_all = _reads_stream_here(self._loaders[number])
+                iterators[number] = self._followed[number] = _FollowedStream(iterators[number], of_all)
 
     def current(self) -> dict[int, list[str]]:
         """Digests of what was read, by number of the loader."""
@@ -63,22 +66,29 @@ class StreamsReadAgain:
             number for number, stream in self._followed.items() if stream.has_come_to_others(saved.get(number, []))
         ]
         if other:
-            names = [type(self._loaders[number].dataset).__name__ for number in other]
+            loaders = [self._loaders[number] for number in other]
+            names = [type(loader.dataset if _reads_stream_here(loader) else loader).__name__ for loader in loaders]
             warnings.warn(
                 f"this resume is not exact: {', '.join(names)}, begun again, has come to other samples than before. "
                 "Either it draws from random number generators while it goes on, and others draw from them too: "
-                "resumable(loader) keeps its draws apart. Or it reads what training has changed since it began, such "
-                "as a buffer: give it state_dict and load_state_dict, and use resumable(loader).",
+                "resumable(loader) keeps the draws of a stream apart, and a loader that iterates in its own way needs "
+                "a generator of its own. Or it reads what training has changed since it began, such as a buffer: give "
+                "it state_dict and load_state_dict, and use resumable(loader) if it is a stream.",
                 InexactResumeWarning,
                 stacklevel=2,
             )
 
 
 class _FollowedStream(Iterator[Any]):
-    """An iterator over batches; notices whether making them draws, behind the first."""
+    """An iterator over batches; notices whether making them draws, behind the first.
 
-    def __init__(self, batches: Iterator[Any]) -> None:
-        self._batches = batches
+    Args:
+        batches: the iterator.
+        of_all: whether all batches are compared; else the last one, since others may be masked anew.
+    """
+
+    def __init__(self, batches: Iterator[Any], of_all: bool) -> None:
+        self._batches, self._of_all = batches, of_all
         self._has_begun = False
         self._whole = xxhash.xxh3_64()  # of what augmentation leaves alone
         self._ids = IdsDigest()
@@ -87,7 +97,7 @@ class _FollowedStream(Iterator[Any]):
 
     def digests(self) -> list[str]:
         """Of the last batch, and of ids, labels and texts of all; of a stream that draws nothing, of the latter."""
-        return [self._last, self._whole.hexdigest()] if self.draws else [self._ids.digest()]
+        return [self._last, self._whole.hexdigest()] if self.draws or not self._of_all else [self._ids.digest()]
 
     def has_come_to_others(self, saved: list[str]) -> bool:
         """Whether there are :meth:`digests`, and they are those of other batches."""
@@ -102,9 +112,15 @@ class _FollowedStream(Iterator[Any]):
         self._has_begun = True
         shown = _shown(batch)
         self._last = xxhash.xxh3_64_hexdigest(repr(shown).encode())
-        self._whole.update(repr([text for text, has_fractions in shown if not has_fractions]).encode())
+        if self._of_all:
+            self._whole.update(repr([text for text, has_fractions in shown if not has_fractions]).encode())
         self._ids.add(batch)
         return batch
+
+
+def _is_followed(loader: Any) -> bool:
+    iterates_itself = isinstance(loader, DataLoader) and type(loader).__iter__ is not DataLoader.__iter__
+    return _reads_stream_here(loader) or (iterates_itself and not isinstance(loader, _Stateful))
 
 
 def _reads_stream_here(loader: Any) -> bool:
