@@ -9,6 +9,7 @@ what has changed in training is compared with what it was at the save.
 from __future__ import annotations
 
 import array
+import contextlib
 import contextvars
 import dis
 import functools
@@ -187,7 +188,8 @@ def _numbers_at(
     elif issubclass(kind, FUNCTIONS):
         yield path, _named(value)
     elif kind is contextvars.ContextVar:
-        yield from _numbers_at(path, value.get(None), depth, may_be_record=may_be_record)
+        with contextlib.suppress(LookupError):  # not set yet, as each round may set it
+            yield from _numbers_at(path, value.get(), depth, may_be_record=may_be_record)
     elif issubclass(kind, list | tuple) and value and _all_functions(values_in(value)):
         yield path, f"[{','.join(map(_named, islice(values_in(value), _LOOKED_AT)))}]"
     elif issubclass(kind, dict) or (may_be_record and _is_growing(value)):

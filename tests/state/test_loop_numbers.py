@@ -417,9 +417,10 @@ def what_a_signal_sets(directory: Path) -> None:
 
 
 def made_in_each_round(directory: Path) -> None:
-    run, loss, last = Run(directory), None, None
+    run, loss, last, phase = Run(directory), None, None, contextvars.ContextVar("phase")
     for loader in run.epochs():
         for batch in loader:
+            phase.set("training")
             loss = run.step(batch)
             last = 2 * loss
             if run.save():
