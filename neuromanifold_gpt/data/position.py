@@ -140,9 +140,25 @@ class Position:
         self.moves += 1
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch's beginning, unless that epoch is under way."""
+        """Go to an epoch's beginning, unless that epoch is under way.
+
+        Warns:
+            DataOrderWarning: a position was loaded, and would be left.
+        """
+        if self._is_loaded and epoch != self.epoch and not self._may_be_next(epoch):
+            warnings.warn(
+                f"set_epoch({epoch}) leaves the position that was restored, which is in epoch {self.epoch} "
+                f"({self.order.consumed(self.progress)} samples or batches of it are over): training goes on with other"
+                " batches than without the interruption. Begin to count where it is: loader.epoch.",
+                DataOrderWarning,
+                stacklevel=3,
+            )
         self._move_to(epoch)
         self.epoch_is_known = self._is_told = True
+
+    def _may_be_next(self, epoch: int) -> bool:
+        """Behind an epoch's end: the one that follows; or again the one that is over, as each validation may ask."""
+        return (self.is_at_end and epoch == self.epoch + 1) or (not self._is_begun and epoch == self.epoch - 1)
 
     def _move_to(self, epoch: int) -> None:
         if epoch != self.epoch or (self.is_at_end and not self._continue_pass):

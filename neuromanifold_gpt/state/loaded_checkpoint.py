@@ -189,6 +189,13 @@ class LoadedCheckpoint:
             warn_of_seeds_of_iterators(loaders, self.loader_states or [])
             numbers, counts = self._values_of_save(LOOP_NUMBERS_KEY), (self.global_step, self.epoch)
             follow_up_to_batch("restore", loaders, schedulers, numbers, counts)
+        elif optimizers:
+            warnings.warn(
+                "the checkpoint has no states of random number generators, since another program has written it: what "
+                "draws from them (the order of batches, dropout) goes on otherwise.",
+                InexactResumeWarning,
+                stacklevel=2,
+            )
         if self.checkpoint is not None and optimizers and strict and rank_and_world_size()[0] == 0:
             compare_steps(self.checkpoint, optimizers)
         return self

@@ -16,7 +16,9 @@ from collections.abc import Container, Iterator
 
 _ACCESS = re.compile(r"(LOAD|STORE|DELETE)_(?:FAST|NAME|DEREF|CLOSURE|CLASSDEREF|GLOBAL)(?!_AND_CLEAR)")
 _JUMPS = {*dis.hasjrel, *dis.hasjabs}
-_NEVER_GO_ON = re.compile(r"JUMP_(FORWARD|BACKWARD|BACKWARD_NO_INTERRUPT|ABSOLUTE)$|RETURN_|RAISE_VARARGS|RERAISE")
+_NEVER_GO_ON = re.compile(
+    r"JUMP_(FORWARD|BACKWARD|BACKWARD_NO_INTERRUPT|ABSOLUTE)$|RETURN_(?!GENERATOR)|RAISE_VARARGS|RERAISE"
+)
 _CALLED_IN_PLACE = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
 _MOST_INSTRUCTIONS = 20_000  # for more, it would take seconds
 _ADDING = ("append", "extend", "add", "update")

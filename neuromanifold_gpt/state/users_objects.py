@@ -51,6 +51,7 @@ _LOOKS = itertools.count()
 _LIBRARIES = (*_OF_THE_RUN, "torch", "torchmetrics")
 # The position in the data has what they change, or the loader says so. Modules are shown by their tensors.
 _LOOKED_AT_ELSEWHERE = (type, nn.Module, Dataset, DataLoader, Sampler)
+_OF_ITERATORS = ("builtins", "itertools", "_collections", "collections")  # the last from Python 3.12 on
 
 
 def is_a_time(name: str, value: Any) -> bool:
@@ -159,7 +160,7 @@ def progress_of_generator(generator: types.GeneratorType[Any, Any, Any]) -> dict
 def is_iterator(thing: Any) -> bool:
     """Whether it is an iterator of Python itself, such as a generator, or of ``itertools``."""
     kind = type(thing)
-    return module_name_of(kind) in ("builtins", "itertools", "_collections") and hasattr(kind, "__next__")
+    return module_name_of(kind) in _OF_ITERATORS and hasattr(kind, "__next__")
 
 
 def is_over_stock_loader(iterator: Any, depth: int = 0) -> bool:
