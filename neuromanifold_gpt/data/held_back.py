@@ -6,6 +6,7 @@ The generator that a ``for`` goes through is in no variable, so the interpreter 
 
 from __future__ import annotations
 
+import dis
 import gc
 import inspect
 import operator
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 
 from neuromanifold_gpt.data.consumers import generators_at
 from neuromanifold_gpt.data.errors import DataOrderWarning
-from neuromanifold_gpt.state.loop_carried import held_back_by
+from neuromanifold_gpt.state.loop_carried import carried_by_loops, held_back_by, read_for_more
 from neuromanifold_gpt.state.plain_reading import values_in
+from neuromanifold_gpt.state.users_modules import is_users_code
 from neuromanifold_gpt.state.users_objects import attributes_of, is_iterator, is_of_users_class, variables_of_frame
 
 _MOST_LOOKS = 10  # for one loader: a look at all objects takes some 50 ms
@@ -46,6 +48,7 @@ class HeldBack:
         self._had_before: frozenset[int] = frozenset()  # identities of tensors, such as those that normalize
         self._known: dict[int, weakref.ref[types.GeneratorType[Any, Any, Any]]] = {}  # by their frames
         self._looks_left = _MOST_LOOKS
+        self._is_said = False
         self._taken_beside: list[str] = []
 
     def __reduce__(self) -> tuple[type[HeldBack], tuple[()]]:
@@ -56,6 +59,8 @@ class HeldBack:
         variables = [variables_of_frame(frame).values() for frame in generators_at(asking)]
         self._had_before = frozenset().union(*map(_identities_of_tensors, variables))
         self.batch_is_asked_for(asking)
+        if self._asking:
+            self._find(thing for generation in (0, 1) for thing in gc.get_objects(generation))  # it is new, perhaps
 
     def batch_is_asked_for(self, asking: types.FrameType | None) -> None:
         """By a frame, and the generators that this passes it on to."""
@@ -73,11 +78,9 @@ class HeldBack:
         """
         if is_within_epoch:
             self._warn_of_what_begins_anew(stacklevel=stacklevel + 1)
-        generators = self._generators() if self._looks_left > 0 else {}
-        for asking in self._asking:
-            generator = generators.get(asking.frame)
-            if generator is not None and (places := self._places(generator, asking.offset)):
-                self._looks_left = 0
+        for asking, generator in self._generators() if not self._is_said else ():
+            if places := self._places(generator, asking.offset):
+                self._is_said = True
                 warnings.warn(
                     f"{asking.code.co_qualname} holds batches back ({', '.join(places)}): it has taken them from the "
                     "loader and not given them on, or keeps them for later. They count as trained on, and a resume goes"
@@ -99,17 +102,48 @@ class HeldBack:
                 stacklevel=stacklevel + 1,
             )
 
-    def _generators(self) -> dict[int, types.GeneratorType[Any, Any, Any]]:
-        """Those that asked, as far as they are alive, by their frames."""
-        codes = {asking.frame: asking.code for asking in self._asking}
-        alive = [generator for reference in self._known.values() if (generator := reference()) is not None]
-        found = {id(generator.gi_frame): generator for generator in alive if generator.gi_frame is not None}
-        if not codes.keys() <= found.keys():
+    def carried(self, *, is_over: bool) -> list[tuple[types.FrameType, frozenset[str]]]:
+        """Frames of users' generators, the innermost first, and what each reads later as this round has left it.
+
+        Args:
+            is_over: the pass is, and with it the loop over it in a generator, and all of one that gives nothing more.
+        """
+        found = []
+        for asking, generator in self._generators():
+            if (frame := generator.gi_frame) is None:
+                continue
+            exit_at = _exit_of_loop(asking) if is_over else None
+            is_over = exit_at is not None and not read_for_more(asking.code, exit_at)
+            read = read_for_more(asking.code, frame.f_lasti if exit_at is None else asking.offset)
+            if is_users_code(frame.f_globals):
+                found.append((frame, read & carried_by_loops(frame, exit_at)))
+        return found
+
+    def _generators(self) -> list[tuple[_Asking, types.GeneratorType[Any, Any, Any]]]:
+        """Those that asked, as far as they are alive, the innermost first."""
+        if not self._all_known() and self._looks_left > 0:
             self._looks_left -= 1
-            generators = [thing for thing in gc.get_objects() if type(thing) is types.GeneratorType]
-            found = {id(thing.gi_frame): thing for thing in generators if thing.gi_code in codes.values()}
-            self._known = {frame: weakref.ref(found[frame]) for frame in codes if frame in found}
-        return {frame: found[frame] for frame in codes if frame in found}
+            self._find(gc.get_objects())
+        known = [(asking, self._alive(asking.frame)) for asking in self._asking]
+        found = [(asking, generator) for asking, generator in known if generator is not None]
+        self._asking = [asking for asking, _ in found]
+        return found
+
+    def _find(self, things: Iterable[Any]) -> None:
+        """Among all that there are, or some of them."""
+        if self._all_known():
+            return
+        codes = {asking.frame: asking.code for asking in self._asking}
+        generators = [thing for thing in things if type(thing) is types.GeneratorType]
+        found = {id(thing.gi_frame): thing for thing in generators if thing.gi_code in codes.values()}
+        self._known = {frame: weakref.ref(found[frame]) for frame in codes if frame in found}
+
+    def _all_known(self) -> bool:
+        return all(self._alive(asking.frame) is not None for asking in self._asking)
+
+    def _alive(self, frame: int) -> types.GeneratorType[Any, Any, Any] | None:
+        generator = reference() if (reference := self._known.get(frame)) is not None else None
+        return generator if generator is not None and id(generator.gi_frame) == frame else None
 
     def _places(self, generator: types.GeneratorType[Any, Any, Any], taken_at: int) -> list[str]:
         frame = generator.gi_frame
@@ -120,6 +154,12 @@ class HeldBack:
         held = {name: _identities_of_tensors([variables[name]]) for name in sorted(names & variables.keys())}
         holding = [name for name, tensors in held.items() if not tensors <= self._had_before]
         return holding or ["in a loop"] * any(_has_items_left(found) for found in _innermost(generator, iterators))
+
+
+def _exit_of_loop(asking: _Asking) -> int | None:
+    """The instruction behind a ``for`` or ``yield from`` that has asked."""
+    steps = (step for step in dis.get_instructions(asking.code) if step.offset == asking.offset)
+    return next((step.argval for step in steps if step.opname in ("FOR_ITER", "SEND")), None)
 
 
 def _innermost(generator: types.GeneratorType[Any, Any, Any], number: int) -> list[Any]:

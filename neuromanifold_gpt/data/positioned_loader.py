@@ -238,6 +238,10 @@ class PositionedLoader(DataLoader[Any]):
         """There was a save or a restore of this loader."""
         self._before_next_batch.begin(gap, is_over_in_pass=self.is_at_end and self._position.is_in_pass)
 
+    def carried_around(self) -> list[tuple[types.FrameType, frozenset[str]]]:
+        """See :meth:`HeldBack.carried`."""
+        return self._held_back.carried(is_over=self.is_at_end)
+
     @property
     def needs_its_position(self) -> bool:
         """Whether there were passes, the next one depends on their number, and nobody sets the epoch."""

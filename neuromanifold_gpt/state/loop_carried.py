@@ -25,9 +25,14 @@ _ADDING = ("append", "extend", "add", "update")
 _Live = dict[int, set[str]]  # names of the variables that are read later, by number of an instruction
 
 
-def carried_by_loops(frame: types.FrameType) -> frozenset[str]:
-    """Variables that a loop, which a function is in, may read as an earlier round left them, in it or behind it."""
-    carried, _ = _carried(frame.f_code, frame.f_lasti)
+def carried_by_loops(frame: types.FrameType, offset: int | None = None) -> frozenset[str]:
+    """Variables that a loop, which a function is in, may read as an earlier round left them, in it or behind it.
+
+    Args:
+        frame: of the function.
+        offset: of another instruction than the one where that is.
+    """
+    carried, _ = _carried(frame.f_code, frame.f_lasti if offset is None else offset)
     return carried
 
 

@@ -60,6 +60,7 @@ _DIGEST = re.compile(r"[0-9a-f]{16}")
 _KEYS = " keys"  # behind how many a dict has
 _ENTRIES = " entries"  # of one around a function, where that may remember what it would come to again
 _FELL = " (fell)"
+_Carried = tuple[types.FrameType, frozenset[str]]
 _CLOCKS = (time.time, time.perf_counter)
 _STARTED_SEC = [clock() - 60 for clock in _CLOCKS]  # a program may look at its clock before it imports this
 
@@ -88,9 +89,13 @@ class LoopNumbers:
             self._is_in_first_step = False
             self._followed.look(_shown(carried_only=True))
 
-    def at_save(self) -> dict[str, str]:
-        """Which have changed since training began, as they are now."""
-        now = _shown(carried_only=True)
+    def at_save(self, around: Iterable[_Carried] = ()) -> dict[str, str]:
+        """Which have changed since training began, as they are now.
+
+        Args:
+            around: frames of generators that pass batches on, and wait, the innermost first; what they carry.
+        """
+        now = _shown(carried_only=True, around=around)
         changed = self._followed.changed(now)
         told = [path for path in changed if not _is_memo(path, now, changed)]
         return {path: _marked(now[path], self._followed.first(path)) for path in told}
@@ -164,9 +169,9 @@ def _described(path: str, saved: str, now: str) -> str:
     return path if is_digest else f"{path} (then {saved}, now {now})"
 
 
-def _shown(*, carried_only: bool) -> dict[str, str]:
+def _shown(*, carried_only: bool, around: Iterable[_Carried] = ()) -> dict[str, str]:
     found: dict[str, str] = {}
-    for path, value in _variables(carried_only):
+    for path, value in _variables(carried_only, around):
         found.update(_numbers_at(path, value, 0))
     for path, value, is_of_function in attributes_of_variables():
         found.update(_numbers_at(path, value, 0, may_be_record=True, counted=_ENTRIES if is_of_function else _KEYS))
@@ -252,7 +257,7 @@ def _is_of_a_clock(value: float) -> bool:
     return any(start <= value <= clock() for start, clock in zip(_STARTED_SEC, _CLOCKS, strict=True))
 
 
-def _variables(carried_only: bool) -> Iterator[tuple[str, Any]]:
+def _variables(carried_only: bool, around: Iterable[_Carried]) -> Iterator[tuple[str, Any]]:
     """Local variables of the functions that run, and those of the script that loops, or functions, set.
 
     Without records: lists, and dicts by numbers, with which nothing but adding to them is done.
@@ -261,8 +266,9 @@ def _variables(carried_only: bool) -> Iterator[tuple[str, Any]]:
     of_script: set[str] = set().union(*map(_globals_set_by, functions))
     running: set[types.CodeType] = set()
     read_by_script: set[str] = set()
-    for frame in reversed([*users_frames(functions_only=False)]):
-        code, carried, is_set = frame.f_code, carried_by_loops(frame), set_by_loops(frame)
+    running_frames = ((frame, carried_by_loops(frame)) for frame in users_frames(functions_only=False))
+    for frame, carried in reversed([*around, *running_frames]):
+        code, is_set = frame.f_code, carried & set_by_loops(frame)
         running.add(code)
         if code.co_flags & inspect.CO_OPTIMIZED:
             function, is_set = code.co_qualname.replace(".<locals>", ""), is_set | _set_by_functions_in(code)

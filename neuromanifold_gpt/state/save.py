@@ -181,7 +181,8 @@ def _to_be_compared(left_out: dict[str, str], loaders: list[Any]) -> dict[str, d
     """For the manifest: what a resumed run is compared with, beside the state."""
     own = [(number, loader) for number, loader in enumerate(loaders) if has_position(loader)]
     data = {path: shown for number, loader in own for path, shown in loader.shown_data.under(f"{number}.").items()}
-    details = {DETAILS_KEY: left_out, LOOP_NUMBERS_KEY: LOOP_NUMBERS.at_save(), DATA_KEY: data}
+    around = [carried for _, loader in own for carried in loader.carried_around()]
+    details = {DETAILS_KEY: left_out, LOOP_NUMBERS_KEY: LOOP_NUMBERS.at_save(around), DATA_KEY: data}
     return {key: values for key, values in details.items() if values}
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from neuromanifold_gpt import ResumableDataLoader, latest_checkpoint, load_checkpoint, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
@@ -308,6 +309,54 @@ def in_lists_and_arrays(directory: Path) -> None:
                 break
 
 
+def annealed(loader: Any) -> Iterator[torch.Tensor]:
+    factor, passes, length = 1.0, 0, 1
+    while True:
+        for batch in loader:
+            yield factor * length * batch
+            factor *= 0.9
+        passes += 1
+
+
+def packed(batches: Any) -> Iterator[torch.Tensor]:
+    left: list[float] = []
+    for batch in batches:
+        left.extend(batch.flatten().tolist())
+        while len(left) > 2:
+            yield torch.tensor(left[:2]).unsqueeze(1)
+            left = left[2:]
+
+
+def in_generators(directory: Path) -> None:
+    run = Run(directory)
+    for batch in tqdm(packed(annealed(run.epoch())), disable=True):
+        run.step(batch)
+        if run.save():
+            break
+
+
+class Smoothed:
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        mean = 0.0
+        for batch in self._loader:
+            mean = 0.9 * mean + batch.mean().item()
+            yield batch - mean
+
+
+def in_a_generator_for_each_pass(directory: Path) -> None:
+    run = Run(directory)
+    end = run.steps + BATCHES - 1
+    for loader in run.epochs():
+        for batch in Smoothed(loader):
+            run.step(batch)
+            run.save()
+            if run.steps == end:
+                return
+
+
 class Key:
     """Of a dict; who wants its text, is wrong."""
 
@@ -360,6 +409,8 @@ FOUND: dict[Callable[[Path], None], list[str]] = {
         "Schedules.losses (then [whole,half], now [half,half])",
     ],
     by_objects: ["by_objects.weights.Key 0"],
+    in_generators: ["annealed.factor (then 0.", "annealed.passes (then ", "packed.left"],
+    in_a_generator_for_each_pass: ["Smoothed.__iter__.mean (then "],
     in_turns: ["in_turns.turn (then 0, now 1)", "in_turns.left (then 8, now 9)"],
     in_functions: ["weigh (then whole, now half)", "Weighting.by (then partial(pow,"],
 }
@@ -515,6 +566,36 @@ def numbers_that_stay(directory: Path) -> None:
                 break
 
 
+def counted(loader: Any, steps: int) -> Iterator[torch.Tensor]:
+    while True:
+        group: list[float] = []
+        for batch in loader:
+            steps, doubled = steps + 1, 2 * batch
+            group.append(float(doubled.sum()))
+            yield doubled
+            group = []
+
+
+def in_generators_that_go_on(directory: Path) -> None:
+    """A count that the checkpoint has, and what is emptied behind the save."""
+    run = Run(directory)
+    for batch in counted(run.epoch(), run.steps):
+        run.step(batch)
+        if run.save():
+            break
+
+
+def in_a_generator_whose_pass_is_over(directory: Path) -> None:
+    run = Run(directory)
+    end = run.steps + BATCHES
+    for loader in run.epochs():
+        for batch in Smoothed(loader):
+            run.step(batch)
+            run.save()
+        if run.steps == end:
+            break
+
+
 def said_by(loop: Callable[[Path], None], directory: Path) -> list[str]:
     """What the second and third process of a run say; the first says nothing."""
     said = []
@@ -551,6 +632,8 @@ def test_said_once_in_each_process(loop: Callable[[Path], None], tmp_path: Path)
         meters,
         saved_as_stateful,
         numbers_that_stay,
+        in_generators_that_go_on,
+        in_a_generator_whose_pass_is_over,
     ],
     ids=lambda loop: loop.__name__,
 )
