@@ -200,7 +200,7 @@ def _numbers_at(
     elif issubclass(kind, dict) or (may_be_record and _is_growing(value)):
         yield from _items_of(path, value, depth, "" if may_be_record and _is_by_number(value) else counted)
     elif issubclass(kind, (*_NUMBERS, *_SEQUENCES)):
-        text = None if holds_tensors(value) else shown_value(value, is_setting=True)
+        text = None if holds_tensors(value) else shown_value(value, is_setting=not _is_of_texts(value))
         if text is not None and text != RESULT:
             yield path, text
 
@@ -216,6 +216,11 @@ def _items_of(path: str, container: Any, depth: int, counted: str) -> Iterator[t
     if counted and all(shown) and not any(issubclass(type(part), FUNCTIONS) for _, part in named):
         yield path, f"{len(container)}{counted}"
     yield from (pair for pairs in shown for pair in pairs)
+
+
+def _is_of_texts(value: Any) -> bool:
+    few = [*islice(values_in(value), _LOOKED_AT)] if issubclass(type(value), list | tuple | deque) else []
+    return bool(few) and all(type(part) is str and "/" not in part for part in few)  # a pool, not paths
 
 
 def _all_functions(values: Iterable[Any]) -> bool:

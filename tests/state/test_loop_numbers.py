@@ -357,6 +357,16 @@ def in_a_generator_for_each_pass(directory: Path) -> None:
                 return
 
 
+def in_lists_of_texts(directory: Path) -> None:
+    run, pool, paths = Run(directory), ["seed"], ["out/0"]
+    for loader in run.epochs():
+        for batch in loader:
+            run.step(batch)
+            pool, paths = [*pool, f"text {run.steps}"][-3:], [*paths, f"out/{run.steps}"][-3:]
+            if run.save():
+                break
+
+
 class Key:
     """Of a dict; who wants its text, is wrong."""
 
@@ -408,6 +418,7 @@ FOUND: dict[Callable[[Path], None], list[str]] = {
         *(f"Schedules.{path}" for path in ("by_phase.main (then whole, now half)", "factors.1 (then", "means.0")),
         "Schedules.losses (then [whole,half], now [half,half])",
     ],
+    in_lists_of_texts: ["in_lists_of_texts.pool"],
     by_objects: ["by_objects.weights.Key 0"],
     in_generators: ["annealed.factor (then 0.", "annealed.passes (then ", "packed.left"],
     in_a_generator_for_each_pass: ["Smoothed.__iter__.mean (then "],
