@@ -110,10 +110,18 @@ def shown_tensors(value: Any) -> set[str]:
 def _shown_tensors(value: Any, depth: int) -> Iterator[str]:
     kind = type(value)
     if issubclass(kind, Tensor | np.ndarray):
-        yield shown_value(value, is_carried=True) or ""
+        yield shown_value(_as_array(value), is_carried=True) or ""
     elif depth < _HOLDS_DEPTH:
         for part in islice(_parts(value), _LOOKED_AT_ITEMS[depth]):
             yield from _shown_tensors(part, depth + 1)
+
+
+def _as_array(value: Any) -> Any:
+    """Of a tensor the array with its memory, as a ``state_dict`` may give one for the other; else the value."""
+    try:
+        return value.detach().numpy() if issubclass(type(value), Tensor) else value
+    except (TypeError, RuntimeError):  # what arrays do not have, such as an accelerator's memory
+        return value
 
 
 def _parts(value: Any) -> Iterator[Any]:

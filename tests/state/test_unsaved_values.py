@@ -31,6 +31,7 @@ from torchmetrics import MeanMetric, Metric
 
 from neuromanifold_gpt import SeparatedCheckpoint, list_checkpoints, load_checkpoint, resumable, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.unsaved_objects import saved_by_others
 from tests.record import EmptyFile
 
 
@@ -754,3 +755,17 @@ class TestInLightning:
     def test_what_it_collates_by_goes_with_the_position(self, tmp_path: Path) -> None:
         with nothing_said():
             fit(tmp_path, Carries(keeps=False), data=Grows(in_collate=True), every_n_train_steps=3)
+
+
+class HasTensor:
+    def __init__(self, mean: np.ndarray) -> None:
+        self._mean = mean
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"mean": torch.from_numpy(self._mean)}
+
+
+def test_an_array_that_another_object_saves_as_a_tensor_is_saved() -> None:
+    mean = np.arange(4.0)
+    others = {"other": mean + 1, "other dtype": mean.astype(np.float32), "other shape": mean.reshape(2, 2)}
+    assert saved_by_others({"mean": mean, **others}, [HasTensor(mean.copy())]) == ["mean"]
