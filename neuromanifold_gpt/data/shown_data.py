@@ -34,7 +34,9 @@ class ShownData:
     """
 
     def __init__(self, owned: OwnedState) -> None:
-        self.texts = {path: shown for path, value in owned.attributes() if (shown := _shown(value)) is not None}
+        shown = {path: text for path, value in owned.attributes() if (text := _shown(value)) is not None}
+        elsewhere = tuple(f"{path}." for path, owner in owned.owners() if _is_of_another_process(owner))
+        self.texts = {path: text for path, text in shown.items() if not path.startswith(elsewhere)}
 
     def under(self, prefix: str) -> dict[str, str]:
         """``texts`` with something in front of the paths, to be stored among others."""
@@ -59,6 +61,11 @@ class ShownData:
                 DataOrderWarning,
                 stacklevel=3,
             )
+
+
+def _is_of_another_process(owner: Any) -> bool:
+    """Whether it is of :mod:`multiprocessing.managers`, and has where that process is found, instead of data."""
+    return any(base.__module__ == "multiprocessing.managers" for base in type(owner).__mro__)
 
 
 def _shown(value: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -145,3 +146,19 @@ def test_each_of_several_loaders(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, step=1, model=torch.nn.Linear(1, 1), loaders=loaders)
     with pytest.warns(DataOrderWarning, match="other samples follow: dataset.tensors. "):
         load_checkpoint(latest_checkpoint(tmp_path)).restore(loaders=[split(0), labels(1)])  # type: ignore[arg-type]
+
+
+class Shared(torch.utils.data.Dataset[int]):
+    def __init__(self, memo: object) -> None:
+        self.memo, self.labels = memo, [1, 2, 3, 4]
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        return self.labels[index]
+
+
+def test_where_the_process_of_shared_objects_is_found_is_no_data() -> None:
+    with multiprocessing.Manager() as manager:
+        assert [*ResumableDataLoader(Shared(manager.dict()), 2).shown_data.texts] == ["dataset.labels"]
