@@ -24,10 +24,11 @@ from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.lightning_io.cycled_passes import CycledPasses, continued
 from neuromanifold_gpt.lightning_io.loader_parts import (
+    OwnedByLoaders,
     collate_fns_of,
+    generators_in,
     is_order,
     load_states,
-    owned_by_loaders,
     settings_of,
     states_of,
 )
@@ -42,7 +43,7 @@ from neuromanifold_gpt.lightning_io.loader_warnings import (
 from neuromanifold_gpt.lightning_io.streams_read_again import StreamsReadAgain
 from neuromanifold_gpt.lightning_io.users_parts import what_trains
 from neuromanifold_gpt.state.flat_values import equal
-from neuromanifold_gpt.state.own_generators import what_is_drawn_from
+from neuromanifold_gpt.state.own_generators import warn_of_missing_generators, what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, restore_rng_state
 
@@ -52,7 +53,7 @@ class DataPosition:
 
     def __init__(self, fit_loop: _FitLoop) -> None:
         self._fit_loop = fit_loop
-        self._owned: dict[str, OwnedState] = {}
+        self._owned = OwnedByLoaders([])
         self._settings: list[dict[str, Any]] = []
         self._variables = OwnedState({})  # generators in users' Python modules
         self._samplers_on_the_way = SamplersOnTheWay([])
@@ -68,11 +69,11 @@ class DataPosition:
 
     def loaders_are_new(self) -> None:
         """Lightning has just got its loaders, and will make an iterator of them."""
-        self._owned, self._settings = owned_by_loaders(self._combined.flattened), settings_of(self._combined.flattened)
+        self._owned, self._settings = OwnedByLoaders(self._combined.flattened), settings_of(self._combined.flattened)
         self._variables = what_is_drawn_from({}, things=[*what_trains(self._fit_loop.trainer), *self.objects()])
         self._samplers_on_the_way = SamplersOnTheWay(self._combined.flattened)
-        in_workers = [owned for name, owned in self._owned.items() if not is_order(name)]
-        self._beside = ChangesBesidePosition([*self._owned.values()], shared=in_workers)
+        in_workers = [owned for name, owned in self._owned.parts.items() if not is_order(name)]
+        self._beside = ChangesBesidePosition([*self._owned.parts.values()], shared=in_workers)
         self._streams = StreamsReadAgain(self._combined.flattened)
         self.iterator_is_made()
         warn_of_inexact_loaders(self._combined.flattened)
@@ -86,8 +87,9 @@ class DataPosition:
         self._before_fetch = {}
         self._at_iterator = {"states": states_of(self._combined.flattened), "begun_again": [], "at_end": []}
         if not self._all_stateful:
+            self._owned.look_for_generators()
             variables = self._variables.generator_states()
-            self._at_iterator.update(rng=capture_rng_state(), owned=self._owned_state(), variables=variables)
+            self._at_iterator.update(rng=capture_rng_state(), owned=self._owned.state(), variables=variables)
 
     def batch_is_fetched(self) -> None:
         """Lightning is about to fetch a batch."""
@@ -103,7 +105,10 @@ class DataPosition:
         if ahead:
             self._before_fetch = self._position_of_stateful()
         if ahead or (replayed and self._streams):
-            self._before_fetch.update(rng=capture_rng_state(), number=self._batches_taken)
+            if self._batches_taken == 0:
+                self._owned.look_for_generators()
+            generators = self._owned.generator_states()
+            self._before_fetch.update(rng=capture_rng_state(), generators=generators, number=self._batches_taken)
 
     def batch_was_fetched(self) -> None:
         """Training goes on with it."""
@@ -128,17 +133,20 @@ class DataPosition:
             ahead = bool(getattr(self._fetcher, "batches", ()))
             before = self._before_fetch if self._batches_taken else self._at_iterator
             return before if ahead else self._position_of_stateful()
+        if self._fit_loop.epoch_loop.batch_idx <= 0 or self._fetcher.done:  # hooks and first samples make some
+            self._owned.look_for_generators()
         return {
             "at_iterator": self._at_iterator,
             "at_first_batch": self._at_first_batch,
             "before_fetch": self._before_fetch.get("rng"),
+            "generators_before_fetch": self._before_fetch.get("generators", {}),
             "before_fetch_of": self._before_fetch.get("number"),
             "cycled": self._cycled.current(),
             "streams": self._streams.current(),
             "batches": self._batches_taken,
             "workers": self._workers,
             "settings": settings_of(self._combined.flattened, self._settings),
-            "owned": self._owned_state(),
+            "owned": self._owned.state(),
         }
 
     def go_on_in_epoch(self, saved: dict[str, Any]) -> None:
@@ -166,7 +174,10 @@ class DataPosition:
         others_come = bool(self._fit_loop._should_reload_train_dl)
         if not others_come:
             warn_of_other_settings(self._settings, saved.get("settings", []))
-        self._restore_owned(saved.get("owned", {}))
+        owned = saved.get("owned", {})
+        self._owned.make_generators(generators_in(owned))
+        missing = self._owned.restore(owned)
+        warn_of_missing_generators([] if others_come else missing)
         with sizes_pass(others_come):
             load_states(
                 self._combined.flattened, saved["states"] if "states" in saved else saved["at_iterator"]["states"]
@@ -183,7 +194,8 @@ class DataPosition:
         warn_of_other_workers(self._workers, saved["workers"])
         for loader in self._combined.flattened:
             _shutdown_workers_and_reset_iterator(loader)
-        self._restore_owned(self._at_iterator["owned"])
+        self._owned.make_generators(generators_in(self._at_iterator["owned"]))
+        self._owned.restore(self._at_iterator["owned"])
         self._variables.restore_generators(self._at_iterator["variables"])
         load_states(self._combined.flattened, self._at_iterator["states"])
         restore_rng_state(self._at_iterator["rng"])
@@ -197,10 +209,11 @@ class DataPosition:
                 restore_rng_state(self._at_first_batch)
             if number == saved.get("before_fetch_of", batches - 1) and saved["before_fetch"] is not None:
                 restore_rng_state(saved["before_fetch"])
+                self._owned.restore_generators(saved.get("generators_before_fetch", {}))
             self._streams.follow(self._combined)
             next(fetcher)
         self._cycled.are_repeated()
-        owned_of = self._owned_of(saved["owned"])
+        owned_of = self._owned.of(saved["owned"])
         if batches and all(equal(owned.changed_values(), saved["owned"][name]["values"]) for name, owned in owned_of):
             self._streams.check(saved.get("streams", {}))
         # What hooks and validations did meanwhile to data and samplers, or drew from a generator, no reading repeats.
@@ -210,7 +223,7 @@ class DataPosition:
                 owned.restore_values(saved["owned"][name]["values"])
             elif self._workers == saved["workers"]:
                 owned.restore_attributes(saved["owned"][name]["values"])
-            owned.restore_generators(saved["owned"][name]["generators"])
+        warn_of_missing_generators(self._owned.restore_generators(generators_in(saved["owned"])))
         self._beside.begin_pass(with_workers=any(self._workers))
 
     def _position_of_stateful(self) -> dict[str, Any]:
@@ -253,23 +266,9 @@ class DataPosition:
             with contextlib.suppress(StopIteration):
                 fetcher.batches.append(_DataFetcher.__next__(fetcher))
 
-    def _owned_state(self) -> dict[str, Any]:
-        return {
-            name: {"generators": owned.generator_states(), "values": owned.changed_values()}
-            for name, owned in self._owned.items()
-        }
-
-    def _restore_owned(self, saved: dict[str, Any]) -> None:
-        for name, owned in self._owned_of(saved):
-            owned.restore_values(saved[name]["values"])
-            owned.restore_generators(saved[name]["generators"])
-
-    def _owned_of(self, saved: dict[str, Any]) -> list[tuple[str, OwnedState]]:
-        return [(name, self._owned[name]) for name in saved if name in self._owned]
-
     def objects(self) -> Iterator[Any]:
         """Whose changes go with the position."""
-        for owned in self._owned.values():
+        for owned in self._owned.parts.values():
             yield from owned.objects()
         for loader in self._combined.flattened if self._fit_loop._combined_loader is not None else ():
             if isinstance(loader, PositionedLoader):

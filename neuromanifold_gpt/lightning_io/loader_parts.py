@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from lightning.fabric.utilities.data import sized_len
 from lightning.fabric.utilities.types import _Stateful
+from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
@@ -18,15 +19,83 @@ from neuromanifold_gpt.state.plain_reading import attribute_dict
 from neuromanifold_gpt.state.stock_loaders import parts_of_stock_loader
 from neuromanifold_gpt.state.users_objects import is_of_users_class
 
+DATA = ("dataset", "collate_fn", "generator", "iterable", "loader")  # of a validation, training may share it
+ORDER = ("sampler",)
 
-def owned_by_loaders(loaders: list[Any]) -> dict[str, OwnedState]:
-    """What decides the batches of loaders without ``state_dict``, by name."""
-    return {
-        name: OwnedState({name: part}, ignored, thorough=name.endswith("sampler"))
-        for number, loader in enumerate(loaders)
-        if not isinstance(loader, _Stateful)
-        for name, part, ignored in _parts_with_state(number, loader)
-    }
+
+class OwnedByLoaders:
+    """What decides the batches of loaders without ``state_dict``.
+
+    Args:
+        loaders: all.
+        kinds: of parts.
+
+    Attributes:
+        parts: by name, such as ``0.dataset``.
+    """
+
+    def __init__(self, loaders: list[Any], kinds: Collection[str] = (*DATA, *ORDER)) -> None:
+        self._loaders = loaders
+        self.parts = {
+            name: OwnedState({name: part}, ignored, thorough=name.endswith("sampler"))
+            for number, loader in enumerate(loaders)
+            if not isinstance(loader, _Stateful)
+            for name, part, ignored in _parts_with_state(number, loader)
+            if name.partition(".")[2] in kinds
+        }
+
+    def look_for_generators(self) -> None:
+        """Find those that hooks and samples have made meanwhile."""
+        for owned in self.parts.values():
+            owned.look_for_generators()
+
+    def generator_states(self) -> dict[str, Any]:
+        """By name of the part, as plain values and tensors."""
+        return {name: owned.generator_states() for name, owned in self.parts.items()}
+
+    def restore_generators(self, states: dict[str, Any]) -> list[str]:
+        """Put back :meth:`generator_states`; gives the paths at which there is none of the kind."""
+        self.look_for_generators()
+        names = states.keys() & self.parts.keys()
+        return [path for name in sorted(names) for path in self.parts[name].restore_generators(states[name])]
+
+    def make_generators(self, states: dict[str, Any]) -> None:
+        """Make those of a save that are not there yet, as far as they come with the first batch, which nobody gets.
+
+        Values, and random number generators, are used; the caller restores them afterwards.
+        """
+        self.look_for_generators()
+        missing = {
+            name.partition(".")[0]
+            for name, owned in self.parts.items()
+            if states.get(name, {}).keys() - owned.generator_states().keys()
+        }
+        for number, loader in enumerate(self._loaders):
+            if str(number) in missing and not isinstance(loader, Iterator):
+                next(iter(loader), None)
+                _shutdown_workers_and_reset_iterator(loader)
+
+    def state(self) -> dict[str, Any]:
+        """Generators and changed values, by name of the part."""
+        return {
+            name: {"generators": owned.generator_states(), "values": owned.changed_values()}
+            for name, owned in self.parts.items()
+        }
+
+    def restore(self, saved: dict[str, Any]) -> list[str]:
+        """Put back :meth:`state`; gives what :meth:`restore_generators` gives."""
+        for name, owned in self.of(saved):
+            owned.restore_values(saved[name]["values"])
+        return self.restore_generators(generators_in(saved))
+
+    def of(self, saved: dict[str, Any]) -> list[tuple[str, OwnedState]]:
+        """The parts of :meth:`state` that are here, in its order."""
+        return [(name, self.parts[name]) for name in saved if name in self.parts]
+
+
+def generators_in(saved: dict[str, Any]) -> dict[str, Any]:
+    """The states of generators in :meth:`OwnedByLoaders.state`."""
+    return {name: state["generators"] for name, state in saved.items()}
 
 
 def states_of(loaders: list[Any]) -> list[dict[str, Any]]:

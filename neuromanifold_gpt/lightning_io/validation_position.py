@@ -2,9 +2,7 @@
 
 A loader of this package begins each validation anew, in an order of (seed, epoch): its seed has to be that of the
 run's beginning. Of a stock ``DataLoader``, the sampler or the dataset may own a generator that goes on from one
-            "workers_are_running": self._workers.are_running(),
-            "generators": {name: owned.generator_states() for name, owned in self._data.items()},
-            "values": {name: owned.changed_values() for name, owned in self._data.items()},
+validation to the next, and what the dataset counts in itself does so too.
 """
 
 from __future__ import annotations
@@ -18,9 +16,9 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from neuromanifold_gpt.data.errors import DatasetError
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
-from neuromanifold_gpt.lightning_io.loader_parts import owned_by_loaders
+from neuromanifold_gpt.lightning_io.loader_parts import DATA, ORDER, OwnedByLoaders, generators_in
 from neuromanifold_gpt.lightning_io.validation_workers import PersistentWorkers
-from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.own_generators import warn_of_missing_generators
 
 
 class ValidationPosition:
@@ -34,8 +32,8 @@ class ValidationPosition:
     def __init__(self, loop: _EvaluationLoop, on_begin: Callable[[], None]) -> None:
         self._loop = loop
         self._followed: CombinedLoader | None = None
-        self._samplers: dict[str, OwnedState] = {}
-        self._data: dict[str, OwnedState] = {}  # training may share it, and move it at any time
+        self._samplers = OwnedByLoaders([])
+        self._data = OwnedByLoaders([])  # training may share it, and move it at any time
         self._workers = PersistentWorkers([])
         self._moved: dict[str, Any] | None = None
         set_up, tear_down = loop.setup_data, loop.teardown
@@ -62,16 +60,14 @@ class ValidationPosition:
                     loader.position() if isinstance(loader, PositionedLoader) else None
                     for loader in self._followed.flattened
                 ],
-                "samplers": {
-                    name: {"generators": owned.generator_states(), "values": owned.changed_values()}
-                    for name, owned in self._samplers.items()
-                },
+                "samplers": self._samplers.state(),
             }
+        data = self._data.state()
         return {
             **self._moved,
             "workers_are_running": self._workers.are_running(),
-            "generators": {name: owned.generator_states() for name, owned in self._data.items()},
-            "values": {name: owned.changed_values() for name, owned in self._data.items()},
+            "generators": generators_in(data),
+            "values": {name: state["values"] for name, state in data.items()},
         }
 
     def has_moved(self) -> None:
@@ -81,12 +77,17 @@ class ValidationPosition:
             InexactResumeWarning: something in it goes with no checkpoint.
         """
         self._moved = None
+        for owned in (self._samplers, self._data):
+            owned.look_for_generators()
         self._workers.warn_if_samples_draw()
 
     def go_to(self, saved: dict[str, Any]) -> None:
         """Put the loaders where they were; they are asked for now if Lightning has not done so yet.
 
         Random number generators may be used; the caller restores them afterwards.
+
+        Warns:
+            InexactResumeWarning: generators that a dataset or sampler had are not there, even behind a batch.
         """
         if not saved:
             return
@@ -99,19 +100,15 @@ class ValidationPosition:
                 with contextlib.suppress(DatasetError):  # another kind of loader now: it validates in its own order
                     loader.load_state_dict(position)
                     loader.leave_pass()
+        values = saved["values"]
+        data = {name: {"generators": states, "values": values[name]} for name, states in saved["generators"].items()}
+        self._samplers.make_generators(generators_in(saved["samplers"]))
+        self._data.make_generators(saved["generators"])
         self._workers.start(saved["workers_are_running"])
-        for name, state in saved["samplers"].items():
-            if name in self._samplers:
-                self._samplers[name].restore_values(state["values"])
-                self._samplers[name].restore_generators(state["generators"])
+        missing = self._samplers.restore(saved["samplers"])
         self._moved = None
         self.current()  # before others draw from what a sampler draws from
-        for name, generators in saved["generators"].items():
-            if name in self._data:
-                self._data[name].restore_generators(generators)
-        for name, values in saved["values"].items():
-            if name in self._data:
-                self._data[name].restore_values(values)
+        warn_of_missing_generators([*missing, *self._data.restore(data)])
 
     def _look_at_loaders(self) -> None:
         self._moved = None
@@ -120,7 +117,7 @@ class ValidationPosition:
             return
         self._workers.leave()
         self._followed = combined
-        self._samplers, self._data = {}, {}
-        for name, owned in owned_by_loaders(combined.flattened if combined is not None else []).items():
-            (self._samplers if name.endswith(".sampler") else self._data)[name] = owned
-        self._workers = PersistentWorkers(combined.flattened if combined is not None else [])
+        loaders = combined.flattened if combined is not None else []
+        self._samplers = OwnedByLoaders(loaders, ORDER)
+        self._data = OwnedByLoaders(loaders, DATA)
+        self._workers = PersistentWorkers(loaders)

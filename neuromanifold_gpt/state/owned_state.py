@@ -72,14 +72,16 @@ class OwnedState:
     def look_again(self) -> None:
         """Find what the objects refer to now; objects that are new begin as they are."""
         before, self._owners = self._owners, {}
-        self._generators: dict[str, Generator] = {}
-        seen = {id(thing) for thing in self._ignored}
-        for name, root in self._roots.items():
-            self._left_to_search = _MAXIMUM_OBJECTS
-            self._search(name, root, seen, 0)
+        self._search_roots()
         known = {path for path, owner in self._owners.items() if before.get(path) is owner}
         new = {path: value for path, value in self.values().items() if path.rpartition(".")[0] not in known}
         self._as_made = {**new, **self._as_made}
+
+    def look_for_generators(self) -> None:
+        """Find those that there are now; values are followed as before."""
+        owners, self._owners = self._owners, {}
+        self._search_roots()
+        self._owners = owners
 
     def replace(self, name: str, root: Any) -> None:
         """Let a root be another object, which begins as it is."""
@@ -103,7 +105,12 @@ class OwnedState:
             set_raw_state(generator, state)
 
     def generator_states(self) -> dict[str, Any]:
-        """The generators, as plain values and tensors, by path."""
+        """The generators, as plain values and tensors, by path; of attributes, those that they hold now."""
+        for path, generator in self._generators.items():
+            owner, _, name = path.rpartition(".")
+            held: Any = kept_variables(self._owners[owner]).get(name) if owner in self._owners else None
+            if held is not generator and issubclass(type(held), Generator):
+                self._generators[path] = held
         return {path: generator_state(generator) for path, generator in sorted(self._generators.items())}
 
     def restore_generators(self, states: dict[str, Any]) -> list[str]:
@@ -194,6 +201,13 @@ class OwnedState:
     def held(self) -> list[int]:
         """What the objects refer to, by identity: as long as it is the same, there is nothing new to be found."""
         return [id(value) for _, value in self.attributes() if value is None or not is_scalar(type(value))]
+
+    def _search_roots(self) -> None:
+        self._generators: dict[str, Generator] = {}
+        seen = {id(thing) for thing in self._ignored}
+        for name, root in self._roots.items():
+            self._left_to_search = _MAXIMUM_OBJECTS
+            self._search(name, root, seen, 0)
 
     def _search(self, path: str, thing: Any, seen: set[int], depth: int) -> None:
         if id(thing) in seen or depth > _MAXIMUM_DEPTH or self._left_to_search <= 0:
