@@ -88,7 +88,8 @@ class LoopBoundaries:
         self._resume_point, self._loop_state = point, loop_state
 
     def _after_step(self) -> None:
-        if not self._fit_loop.epoch_loop._num_ready_batches_reached() and not self._window_is_open():
+        waits = self._window_is_open() and not is_about_to_be_left(self._fit_loop)
+        if not self._fit_loop.epoch_loop._num_ready_batches_reached() and not waits:
             self._on_boundary(BETWEEN_STEPS)
 
     def _data_ended(self) -> None:
@@ -113,7 +114,7 @@ class LoopBoundaries:
         self._on_fit_left()
 
     def _window_is_open(self) -> bool:
-        """Whether gradients of an accumulation window wait for its last batch: they are in no checkpoint."""
+        """Whether gradients of an accumulation window wait for its last batch."""
         return self._fit_loop._should_accumulate()
 
     def _before_loading_positions(self) -> bool:
@@ -167,6 +168,12 @@ class LoopBoundaries:
         # Through the base class: the fit loop's own setter keeps ``restarting`` true wherever max_steps is set.
         _Loop.restarting.fset(self._fit_loop, False)  # type: ignore[attr-defined]
         return point
+
+
+def is_about_to_be_left(fit_loop: _FitLoop) -> bool:
+    """Whether no further step follows the one that is over."""
+    should_stop: bool = fit_loop.trainer.should_stop
+    return fit_loop.epoch_loop._is_training_done or (should_stop and fit_loop._can_stop_early)
 
 
 def load_counters(fit_loop: _FitLoop, state: dict[str, Any]) -> None:

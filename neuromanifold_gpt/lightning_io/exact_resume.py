@@ -170,11 +170,9 @@ class ExactResume(Callback):
         self._tracker.warn_of_what_is_left_out()
         checkpoint["loops"]["fit_loop"] = loop.fit_loop
         checkpoint["epoch"] = loop.epoch
-        # Those that decide about checkpoints name this very one; the others are as they were at the point.
-        savers = {callback.state_key for callback in trainer.checkpoint_callbacks}
-        earlier = {key: state for key, state in (loop.callbacks or {}).items() if key not in savers}
-        checkpoint["callbacks"] = {key: earlier.get(key, state) for key, state in checkpoint["callbacks"].items()}
-        monitored = trainer.callback_metrics if loop.callback_metrics is None else loop.callback_metrics
+        hooks = loop.before_last_hooks
+        inexact = hooks.put_into(trainer, checkpoint) if hooks is not None else []
+        monitored = trainer.callback_metrics if hooks is None else hooks.callback_metrics
         names = parameter_names(pl_module)
         checkpoint["optimizer_states"] = [
             named_optimizer_state(optimizer, names, state)
@@ -199,8 +197,10 @@ class ExactResume(Callback):
             **{key: [rank[key] for rank in ranks] for key in ranks[0]},
             # Before the first step after a resume, the loaded ones are not in place yet.
             "callback_metrics": dict(sorted({**(self._loaded or {}).get("callback_metrics", {}), **monitored}.items())),
-            "modes": self._frozen.modes(pl_module),
-            "inexact": inexact_here(trainer, loop.point) + self._tracker.inexact_here(loop.point, loop.fit_loop),
+            "modes": {**self._frozen.modes(pl_module), **(hooks.modes if hooks is not None else {})},
+            "inexact": inexact
+            + inexact_here(trainer, loop.point)
+            + self._tracker.inexact_here(loop.point, loop.fit_loop),
             "scheduler_classes": [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs],
             "settings": self._settings.current(),
             "constants": {**self._tracker.constants(), **self._loader_epochs.shown_data()},

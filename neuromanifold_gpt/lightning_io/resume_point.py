@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import copy
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.trainer.call import _call_callbacks_state_dict
 from torchmetrics import Metric
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.lightning_io.before_last_hooks import BeforeLastHooks
 from neuromanifold_gpt.lightning_io.boundaries import (
     BETWEEN_EPOCHS,
     BETWEEN_STEPS,
     EPOCH_END,
     STEP_END,
     STEP_END_VALIDATED,
+    is_about_to_be_left,
 )
 from neuromanifold_gpt.lightning_io.data_position import DataPosition
 from neuromanifold_gpt.lightning_io.epoch_metrics import capture_epoch_metrics, restore_epoch_metrics
 from neuromanifold_gpt.lightning_io.hooks_to_come import warn_of_hooks_to_come
 from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs
+from neuromanifold_gpt.lightning_io.loop_state import LoopState
 from neuromanifold_gpt.lightning_io.users_parts import UsersParts
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
 from neuromanifold_gpt.state.module_values import ModuleValues
@@ -30,43 +31,6 @@ from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.own_generators import warn_of_missing_generators
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, own_state
-
-
-@dataclass(frozen=True)
-class LoopState:
-    """A point of the loop, with what has to be put back there.
-
-    Attributes:
-        point: one of the names in ``boundaries.py``; ``None`` where an exact resume is not possible.
-        global_step: number of optimizer steps taken.
-        epoch: epoch of the last of them.
-        fit_loop: the counters, ``fit_loop.state_dict()``.
-        rng: random number generators of this process.
-        own_generators: those that the module, callbacks, the data module and users' Python modules own.
-        module_values: what else it changes beside its state dict, see :class:`ModuleValues`.
-        data: position in the training data, see :class:`DataPosition`.
-        validation: what decides the batches of the next validation, see :class:`ValidationPosition`.
-        loader_epochs: in which epochs loaders were asked for, and how, see :class:`LoaderEpochs`.
-        epoch_metrics: what has been accumulated, see ``epoch_metrics.py``.
-        open_window: gradients have been accumulated that no optimizer step has used yet.
-        callbacks: states of the callbacks there, if they may have changed since.
-        callback_metrics: what callbacks monitor, if it may have changed since.
-    """
-
-    point: str | None
-    global_step: int
-    epoch: int
-    fit_loop: dict[str, Any]
-    rng: dict[str, Any]
-    own_generators: dict[str, Any]
-    module_values: dict[str, Any]
-    data: dict[str, Any]
-    validation: dict[str, Any]
-    loader_epochs: dict[str, dict[str, Any]]
-    epoch_metrics: dict[str, Any]
-    open_window: bool = False
-    callbacks: dict[str, Any] | None = None
-    callback_metrics: dict[str, Any] | None = None
 
 
 class ResumePointTracker:
@@ -98,9 +62,6 @@ class ResumePointTracker:
 
     def reached(self, trainer: Trainer, point: str) -> None:
         """The state is whole now."""
-        # When the loop is left in the middle of an epoch, hooks of the epoch's end follow that an undisturbed run would
-        # not have called yet: what they change in callbacks, and means over a part of the epoch, are not part of the
-        # state.
         between = point in (EPOCH_END, BETWEEN_EPOCHS)
         if self._parts is not None and not self._has_stepped:
             self._parts.look()
@@ -109,7 +70,7 @@ class ResumePointTracker:
             self._owned = self._parts.look_again()  # hooks and first batches may have made some
         self._hooks_were_called = between
         stepped = self.whole is None or trainer.global_step != self.whole.global_step
-        leaving = trainer.should_stop or trainer.fit_loop.epoch_loop._is_training_done
+        waits_for_batches = not stepped or trainer.fit_loop._should_accumulate()
         self.whole = LoopState(
             point=point,
             global_step=trainer.global_step,
@@ -120,9 +81,8 @@ class ResumePointTracker:
             data=self._data.current(),
             loader_epochs=self._loader_epochs.current(),
             epoch_metrics=capture_epoch_metrics(trainer, self._metrics),
-            open_window=not stepped and _has_gradients(trainer),
-            callbacks=copy.deepcopy(_call_callbacks_state_dict(trainer)) if leaving else None,
-            callback_metrics=dict(trainer.callback_metrics) if leaving else None,
+            open_window=waits_for_batches and _has_gradients(trainer),
+            before_last_hooks=BeforeLastHooks(trainer) if is_about_to_be_left(trainer.fit_loop) else None,
         )
 
     def loaded(self, checkpoint: dict[str, Any], resume: dict[str, Any]) -> None:

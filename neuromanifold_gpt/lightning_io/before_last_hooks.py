@@ -1,0 +1,133 @@
+"""What the hooks change that Lightning calls when it leaves the loop in the middle of an epoch.
+
+Where ``max_steps``, ``max_time`` or ``should_stop`` ends a fit, it calls those of the epoch's end, and of training's
+end, before saves that are decided there are made. A run that goes on would not have called them yet, so what is small
+is saved as it was before them; whether they change what is large, a sum tells.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.call import _call_callbacks_state_dict
+from torch import Tensor, int16, int32, int64, nn, strided, uint8
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
+
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.modules import listed, module_modes, parameter_names
+
+_COPIED_BYTES = 2**26  # of buffers, the smallest first
+_INTEGERS = {1: uint8, 2: int16, 4: int32, 8: int64}
+
+
+class BeforeLastHooks:
+    """Taken where the state is whole and the loop is about to be left.
+
+    Attributes:
+        callback_metrics: what callbacks monitor.
+        modes: see :func:`module_modes`.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.callback_metrics = dict(trainer.callback_metrics)
+        self.modes = module_modes(trainer.lightning_module)
+        self._callbacks = copy.deepcopy(_call_callbacks_state_dict(trainer))
+        self._schedulers = copy.deepcopy([config.scheduler.state_dict() for config in trainer.lr_scheduler_configs])
+        self._groups = [list(map(_settings, optimizer.param_groups)) for optimizer in trainer.optimizers]
+        self._sums = _sums(trainer)
+        self._buffers: dict[str, Tensor] = {}
+        room_bytes = _COPIED_BYTES
+        for name, buffer in sorted(_persistent_buffers(trainer.lightning_module), key=lambda item: item[1].nbytes):
+            room_bytes -= buffer.nbytes
+            if room_bytes >= 0 and name in self._sums:
+                self._buffers[name] = buffer.detach().clone()
+
+    def put_into(self, trainer: Trainer, checkpoint: dict[str, Any]) -> list[str]:
+        """Let a checkpoint of now have what was there.
+
+        Buffers stay if weights have changed as well: they may belong to these.
+
+        Returns:
+            why a resume from it is not exact.
+
+        Warns:
+            InexactResumeWarning: says the same.
+        """
+        # Those that decide about checkpoints name this very one; the others are as they were.
+        savers = {callback.state_key for callback in trainer.checkpoint_callbacks}
+        for key in checkpoint["callbacks"].keys() - savers:
+            checkpoint["callbacks"][key] = self._callbacks.get(key, checkpoint["callbacks"][key])
+        if len(self._schedulers) == len(checkpoint["lr_schedulers"]):
+            checkpoint["lr_schedulers"] = self._schedulers
+        for state, groups in zip(checkpoint["optimizer_states"], self._groups, strict=True):
+            for group, settings in zip(state.get("param_groups", ()), groups, strict=False):
+                group.update(settings)
+        now = _sums(trainer)
+        changed = sorted(name for name in {*self._sums, *now} if self._sums.get(name) != now.get(name))
+        if not {*changed} <= self._buffers.keys():
+            return [_said(changed)]
+        for name in changed:
+            if name in checkpoint["state_dict"]:
+                checkpoint["state_dict"][name] = self._buffers[name]
+        return []
+
+
+def _said(changed: list[str]) -> str:
+    reason = (
+        "hooks that were called since training ended here (on_train_epoch_end, on_train_end) have changed what a run "
+        f"that goes on would not have changed: {listed(changed)}"
+    )
+    warnings.warn(
+        f"a resume from this save cannot be exact: {reason}. Save by steps (every_n_train_steps), which comes before "
+        "these hooks, or let training end at the end of an epoch.",
+        InexactResumeWarning,
+        stacklevel=4,
+    )
+    return reason
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
+
+
+def _sums(trainer: Trainer) -> dict[str, Any]:
+    """Of the bits of each tensor, and numbers beside them; sharded tensors and other subclasses are left out."""
+    sums = {name: [_sum(leaf) for leaf in tree_leaves(value)] for name, value in _parts(trainer)}
+    return {name: found for name, found in sums.items() if None not in found}
+
+
+def _sum(value: Any) -> Any:
+    if isinstance(value, bool | int | float):
+        return value
+    if type(value) not in (Tensor, nn.Parameter, nn.Buffer) or value.layout is not strided or value.is_meta:
+        return None
+    integer = _INTEGERS.get(value.element_size())
+    if integer is None or value.is_quantized:
+        return None
+    bits = value.detach().reshape(-1).view(integer)
+    return bits.sum(dtype=integer if value.element_size() >= 4 else int64).item()
+
+
+def _parts(trainer: Trainer) -> Iterator[tuple[str, Any]]:
+    """Parameters and persistent buffers of the module, and the states of optimizers, by name."""
+    module = trainer.lightning_module
+    yield from module.named_parameters()
+    yield from _persistent_buffers(module)
+    names = parameter_names(module)
+    for optimizer in trainer.optimizers:
+        for parameter, state in getattr(optimizer, "state", {}).items():
+            name = names.get(id(parameter), type(optimizer).__name__)
+            if isinstance(state, Mapping):
+                yield from ((f"{key} of {name} in the optimizer", value) for key, value in state.items())
+
+
+def _persistent_buffers(module: LightningModule) -> Iterator[tuple[str, Tensor]]:
+    for owner, part in module.named_modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and name not in part._non_persistent_buffers_set and not is_lazy(buffer):
+                yield f"{owner}.{name}".lstrip("."), buffer
