@@ -29,6 +29,7 @@ from neuromanifold_gpt.state.users_objects import NAMESPACES, is_iterator, is_of
 _WATCHED_ELEMENTS = 1 << 16
 _USERS = (Dataset, Sampler, *NAMESPACES)
 _CONTAINERS = (list, tuple, deque, dict)
+_MOST_OWNERS_AROUND_BATCHES = 100
 _NONE, _CALLED, _REFERS_TO = "none", "called", "refers to"
 
 
@@ -132,8 +133,10 @@ class ChangesBesidePosition:
         return {path: number for owned in self._sharing for path, number in owned.shared_numbers().items()}
 
     def _owners_of_attributes(self) -> dict[str, Any]:
-        """By path, of attributes that are not ``None``."""
+        """By path, of attributes that are not ``None``. It is asked around each batch, so only where they are few."""
         owners = [owner for owned in self._owned for owner in owned.owners()]
+        if len(owners) > _MOST_OWNERS_AROUND_BATCHES:
+            return {}
         return {
             f"{path}.{name}": owner
             for path, owner in owners
