@@ -43,10 +43,7 @@ from neuromanifold_gpt.state.script_functions import (
 )
 from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, shown_value
 from neuromanifold_gpt.state.users_locals import users_frames, variables_of_script
-from neuromanifold_gpt.state.users_objects import (
-    is_a_time,
-    variables_of_frame,
-)
+from neuromanifold_gpt.state.users_objects import is_a_time, variables_of_frame
 
 LOOP_NUMBERS_KEY = "loop_numbers"  # of a manifest's details
 _NUMBERS = (bool, int, float, complex, np.generic, Tensor, tuple, set)
