@@ -140,7 +140,12 @@ class Position:
         self.moves += 1
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch's beginning, unless that epoch is under way.
+        """Go to an epoch's beginning, unless that epoch is under way."""
+        self._move_to(epoch)
+        self.epoch_is_known = self._is_told = True
+
+    def warn_if_left_for(self, epoch: int) -> None:
+        """A program is about to set the epoch itself.
 
         Warns:
             DataOrderWarning: a position was loaded, and would be left.
@@ -153,8 +158,6 @@ class Position:
                 DataOrderWarning,
                 stacklevel=3,
             )
-        self._move_to(epoch)
-        self.epoch_is_known = self._is_told = True
 
     def _may_be_next(self, epoch: int) -> bool:
         """Behind an epoch's end: the one that follows; or again the one that is over, as each validation may ask."""

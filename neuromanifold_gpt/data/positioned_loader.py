@@ -182,6 +182,7 @@ class PositionedLoader(DataLoader[Any]):
 
         A pass over another epoch may be finished, but its batches no longer count.
         """
+        self._position.warn_if_left_for(epoch)
         self._position.set_epoch(epoch)
 
     def leave_pass(self) -> None:

@@ -10,6 +10,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from neuromanifold_gpt.data.position import Position
 
+_LIGHTNING = ("lightning.", "lightning_fabric.", "pytorch_lightning.")  # where it counts, its own counters are restored
 _FABRIC_WRAPPERS = ("lightning.fabric.wrappers", "lightning_fabric.wrappers")
 
 
@@ -27,6 +28,8 @@ class EpochSetter(DistributedSampler[Any]):
         if asking in _FABRIC_WRAPPERS:
             self._position.set_counted_epoch(epoch)
         else:
+            if not str(sys._getframe(1).f_globals.get("__name__")).startswith(_LIGHTNING):
+                self._position.warn_if_left_for(epoch)
             self._position.set_epoch(epoch)
 
 

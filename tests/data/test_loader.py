@@ -509,23 +509,25 @@ class TestSetEpoch:
     def test_leaves_a_resumed_position_for_another_epoch(self):
         loader = make_loader()
         take(loader, 2)
-        loader = resumed(loader.state_dict())
-        with pytest.warns(
-            DataOrderWarning, match=r"set_epoch\(1\) leaves the position .* in epoch 0 \(8 samples"
-        ) as said:
+        state = loader.state_dict()
+        loader = resumed(state)
+        left = r"^set_epoch\(1\) leaves the position that was restored, which is in epoch 0"
+        with pytest.warns(DataOrderWarning, match=left) as said:
             loader.set_epoch(1)
         assert said[0].filename == __file__
         assert take(loader, BATCHES) == self.epoch(1)
+        with pytest.warns(DataOrderWarning, match=left):
+            resumed(state).sampler.set_epoch(1)
         loader.set_epoch(0)
         assert take(loader, BATCHES) == self.epoch(0)
 
     @pytest.mark.parametrize(
-        ("batches", "number", "is_said"), [(2, 0, True), (2, 1, False), (2, 2, False), (1, 0, False)]
+        ("epochs", "number", "is_said"), [(2, 0, True), (2, 1, False), (2, 2, False), (1, 0, False)]
     )
-    def test_behind_an_epoch_may_be_the_same_again_but_not_one_before(self, batches, number, is_said):
+    def test_behind_an_epoch_may_be_the_same_again_but_not_one_before(self, epochs, number, is_said):
         """A validation that asks for one order each time may; a loop that begins to count at 0 may not."""
         loader = make_loader()
-        take(loader, batches * BATCHES)
+        take(loader, epochs * BATCHES)
         loader = resumed(loader.state_dict())
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
