@@ -9,7 +9,6 @@ from lightning.fabric.utilities.data import sized_len
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
 from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.checkpoint.errors import StateMismatchError
 from neuromanifold_gpt.data.changes import name_of
@@ -179,10 +178,7 @@ def _parts_with_state(number: int, loader: Any) -> Iterator[tuple[str, Any, tupl
     if not parts:
         yield f"{number}.iterable", loader, ()
     elif is_of_users_class(loader):  # which may count passes, or batches, itself
-        ignored = (*parts.values(), vars(loader).get("sampler"))
-        found = OwnedState({"loader": loader}, ignored).objects()
-        under_way = [thing for thing in found if issubclass(type(thing), _BaseDataLoaderIter)]  # which count tasks
-        yield f"{number}.loader", loader, (*ignored, *under_way)
+        yield f"{number}.loader", loader, (*parts.values(), vars(loader).get("sampler"))
 
 
 def is_order(name: str) -> bool:

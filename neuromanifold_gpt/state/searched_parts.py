@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.state.flat_values import SCALARS
 from neuromanifold_gpt.state.generators import Generator
@@ -18,7 +19,8 @@ from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.plain_reading import CONTAINERS, parts_of
 from neuromanifold_gpt.state.users_objects import variables_of_generator
 
-_OPAQUE = (str, bytes, int, float, complex, type, types.ModuleType, Tensor, np.ndarray, enum.Enum, type(None))
+_OPAQUE: tuple[type, ...] = (str, bytes, int, float, complex, type, types.ModuleType, Tensor, np.ndarray, enum.Enum)
+_OPAQUE += (type(None), _BaseDataLoaderIter)  # the latter counts what its workers owe it: put back, it waits for ever
 # What refers to the whole run, and is reached from it: a data module, of which ``collate_fn`` is a method, say.
 _MODULES_OF_TRAINERS = (
     "lightning.pytorch.trainer.",

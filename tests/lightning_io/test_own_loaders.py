@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from neuromanifold_gpt import SeparatedCheckpoint
 from neuromanifold_gpt.checkpoint.errors import CheckpointWarning
 from neuromanifold_gpt.data.errors import DataOrderWarning
+from neuromanifold_gpt.lightning_io.loader_parts import OwnedByLoaders
 
 from .toy import NoisySamples, ToyModule, by_step, contents, fit
 
@@ -37,6 +38,20 @@ class Counts(DataLoader):
         for x, y, ids in super().__iter__():
             self.seen += 1
             yield x * self.epoch + 0.01 * self.seen, y + torch.rand(1, generator=self.draws), ids
+
+
+def test_what_an_iterator_counts_of_its_workers_is_not_put_back() -> None:
+    """It would wait for what they do not owe it; persistent workers make an attribute of it."""
+
+    class Own(DataLoader):
+        passes = 0
+
+    loader = Own(range(8), 2, num_workers=1, persistent_workers=True)
+    owned = OwnedByLoaders([loader]).parts["0.loader"]
+    assert len(list(loader)) == 4
+    owned.look_again()
+    assert loader._iterator is not None
+    assert not [path for path, _ in owned.attributes() if "_iterator." in path]
 
 
 class Masks(DataLoader):
