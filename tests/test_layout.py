@@ -85,6 +85,10 @@ class TestDependencies:
         if room is not None:
             assert rooms_imported(path) <= all_below(room)
 
+    def test_what_reads_programs_knows_nothing_of_what_is_said_about_them(self):
+        for path in sorted((PACKAGE / "state" / "inspection").glob("*.py")):
+            assert not [name for name in imports_of(path) if name.startswith("neuromanifold_gpt.state.unsaved")], path
+
     def test_no_room_imports_the_front_door_or_the_command_line(self):
         for path in MODULES:
             if room_of(path) is not None:

@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
-from neuromanifold_gpt.state.kept_variables import variables_at
+from neuromanifold_gpt.state.inspection.kept_variables import variables_at
+from neuromanifold_gpt.state.inspection.searched_parts import MAXIMUM_ITEMS
+from neuromanifold_gpt.state.inspection.shared_values import array_in
+from neuromanifold_gpt.state.inspection.users_objects import NAMESPACES, is_iterator, is_of_users_class, is_users_module
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.searched_parts import MAXIMUM_ITEMS
-from neuromanifold_gpt.state.shared_values import array_in
-from neuromanifold_gpt.state.shown_values import shown_value
-from neuromanifold_gpt.state.users_objects import NAMESPACES, is_iterator, is_of_users_class, is_users_module
+from neuromanifold_gpt.state.unsaved.shown_values import shown_value
 
 _WATCHED_ELEMENTS = 1 << 16
 _USERS = (Dataset, Sampler, *NAMESPACES)

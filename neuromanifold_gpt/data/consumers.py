@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
-from neuromanifold_gpt.state.plain_reading import attribute_dict
-from neuromanifold_gpt.state.users_objects import loader_of_pass, variables_of_generator
+from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict
+from neuromanifold_gpt.state.inspection.users_objects import loader_of_pass, variables_of_generator
 
 _MAXIMUM_DEPTH = 4  # enumerate(tqdm(zip(loader, other)))
 _KINDS = (enumerate, itertools.cycle, zip)

@@ -23,10 +23,15 @@ from torch import Tensor, nn
 
 from neuromanifold_gpt.data.consumers import generators_at
 from neuromanifold_gpt.data.errors import DataOrderWarning
-from neuromanifold_gpt.state.loop_carried import carried_by_loops, held_back_by, read_for_more
-from neuromanifold_gpt.state.plain_reading import values_in
-from neuromanifold_gpt.state.users_modules import is_users_code
-from neuromanifold_gpt.state.users_objects import attributes_of, is_iterator, is_of_users_class, variables_of_frame
+from neuromanifold_gpt.state.inspection.loop_carried import carried_by_loops, held_back_by, read_for_more
+from neuromanifold_gpt.state.inspection.plain_reading import values_in
+from neuromanifold_gpt.state.inspection.users_modules import is_users_code
+from neuromanifold_gpt.state.inspection.users_objects import (
+    attributes_of,
+    is_iterator,
+    is_of_users_class,
+    variables_of_frame,
+)
 
 _MOST_LOOKS = 10  # for one loader: a look at all objects takes some 50 ms
 _LOOKED_AT_ITEMS = (100, 100, 10, 10)  # of the variables, of what they hold, and so on

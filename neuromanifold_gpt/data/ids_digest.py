@@ -10,8 +10,8 @@ import xxhash
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from neuromanifold_gpt.state.flat_values import as_plain
-from neuromanifold_gpt.state.shown_values import shown_value
+from neuromanifold_gpt.state.inspection.flat_values import as_plain
+from neuromanifold_gpt.state.unsaved.shown_values import shown_value
 
 _MOST_LEAVES = 100  # of a sample, that are looked at
 _WHOLE_ELEMENTS = 1 << 12  # of larger tensors, some are

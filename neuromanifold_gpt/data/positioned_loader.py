@@ -28,9 +28,9 @@ from neuromanifold_gpt.data.held_back import HeldBack
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.position import Position, Progress
 from neuromanifold_gpt.data.shown_data import ShownData
-from neuromanifold_gpt.state.before_next_batch import BeforeNextBatch, Gap
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.unsaved_values import variables_beside_state
+from neuromanifold_gpt.state.unsaved.before_next_batch import BeforeNextBatch, Gap
+from neuromanifold_gpt.state.unsaved.unsaved_values import variables_beside_state
 
 
 class PositionedLoader(DataLoader[Any]):

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from neuromanifold_gpt.data.order import mixed
-from neuromanifold_gpt.state.flat_values import equal
+from neuromanifold_gpt.state.inspection.flat_values import equal
 from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import cpu_generator_states

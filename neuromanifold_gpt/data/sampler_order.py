@@ -16,9 +16,9 @@ from neuromanifold_gpt.data.position import Position, Progress, Steps, nothing_l
 from neuromanifold_gpt.data.sample_seeds import OwnGenerators, SampleKey
 from neuromanifold_gpt.data.sampler_run import Changes, CountedIds, RunningSampler, SamplerUnits
 from neuromanifold_gpt.data.shown_samplers import ShownSampler
+from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict
 from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.plain_reading import attribute_dict
 from neuromanifold_gpt.state.rng import rank_and_world_size
 
 _BATCH_SAMPLER = "batch_sampler"

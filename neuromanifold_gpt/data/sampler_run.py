@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from neuromanifold_gpt.data.sample_seeds import OwnGenerators
-from neuromanifold_gpt.state.flat_values import equal
+from neuromanifold_gpt.state.inspection.flat_values import equal
+from neuromanifold_gpt.state.inspection.stored_values import is_scalar, stored
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.stored_values import is_scalar, stored
 
 _DIGEST_BYTES = 8
 _PASSED_OVER_AT_ONCE = 1024

@@ -15,7 +15,7 @@ from torch import Tensor
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.shown_values import shown_value
+from neuromanifold_gpt.state.unsaved.shown_values import shown_value
 
 _LOOKED_AT_ITEMS = 1000  # of a list, evenly spaced
 _LOOKED_AT_WITHIN = 10  # of a list in it

@@ -15,11 +15,11 @@ import numpy as np
 from torch import Tensor
 
 from neuromanifold_gpt.data.changes import looked_at_attributes, shown_attributes
-from neuromanifold_gpt.state.flat_values import SCALARS, as_plain, equal
-from neuromanifold_gpt.state.kept_variables import kept_variables, set_variable
+from neuromanifold_gpt.state.inspection.flat_values import SCALARS, as_plain, equal
+from neuromanifold_gpt.state.inspection.kept_variables import kept_variables, set_variable
+from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict
+from neuromanifold_gpt.state.inspection.stored_values import UNKNOWN, as_it_was, is_scalar, stored
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.plain_reading import attribute_dict
-from neuromanifold_gpt.state.stored_values import UNKNOWN, as_it_was, is_scalar, stored
 
 MAXIMUM_ITEMS = 1 << 16  # of a container, in all that it holds, and elements of tensors
 _CONTAINERS = (list, tuple, set, deque, dict)

@@ -24,9 +24,9 @@ from neuromanifold_gpt.data.ids_digest import IdsDigest
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.sample_seeds import isolated_generators, seed_generators
 from neuromanifold_gpt.data.watched_collate import WATCHED_BATCHES
+from neuromanifold_gpt.state.inspection.users_objects import is_stateful
 from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.users_objects import is_stateful
 
 _COLLATION = -1  # in place of the number of a sample
 _NOTHING = object()

@@ -13,11 +13,11 @@ from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.position import Progress, Steps
 from neuromanifold_gpt.data.stream_contents import MAXIMUM_ITEMS, StreamContents
 from neuromanifold_gpt.data.stream_shards import Shard, StreamOptions
-from neuromanifold_gpt.state.flat_values import equal
+from neuromanifold_gpt.state.inspection.flat_values import equal
+from neuromanifold_gpt.state.inspection.users_objects import is_stateful
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import rank_and_world_size
-from neuromanifold_gpt.state.users_objects import is_stateful
 
 _BEGINNING: dict[str, Any] = {"samples": 0, "state": None, "is_done": False, "collate_fn": {}, "ids": None}
 

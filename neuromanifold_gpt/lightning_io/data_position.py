@@ -42,7 +42,7 @@ from neuromanifold_gpt.lightning_io.loader_warnings import (
 )
 from neuromanifold_gpt.lightning_io.streams_read_again import StreamsReadAgain
 from neuromanifold_gpt.lightning_io.users_parts import what_trains
-from neuromanifold_gpt.state.flat_values import equal
+from neuromanifold_gpt.state.inspection.flat_values import equal
 from neuromanifold_gpt.state.own_generators import warn_of_missing_generators, what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import capture_rng_state, restore_rng_state

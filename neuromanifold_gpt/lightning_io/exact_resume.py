@@ -38,10 +38,10 @@ from neuromanifold_gpt.lightning_io.validation_position import ValidationPositio
 from neuromanifold_gpt.state.gradients import capture_gradients, restore_gradients
 from neuromanifold_gpt.state.modules import parameter_names, warn_if_rounded
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
-from neuromanifold_gpt.state.rank_differences import warn_of_other_ranks
 from neuromanifold_gpt.state.rng import gather_across_ranks, own_state, restore_own_rng_state
 from neuromanifold_gpt.state.settings import DEFAULTS_KEY, warn_of_ignored_settings
 from neuromanifold_gpt.state.steps_taken_again import compare_steps, note_steps
+from neuromanifold_gpt.state.unsaved.rank_differences import warn_of_other_ranks
 
 _OF_RANK = "tensors of the rank"  # compared, not saved
 

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 from neuromanifold_gpt.checkpoint.errors import StateMismatchError
 from neuromanifold_gpt.data.changes import name_of
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
+from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict
+from neuromanifold_gpt.state.inspection.users_objects import is_of_users_class
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.plain_reading import attribute_dict
-from neuromanifold_gpt.state.stock_loaders import parts_of_stock_loader
-from neuromanifold_gpt.state.users_objects import is_of_users_class
+from neuromanifold_gpt.state.unsaved.stock_loaders import parts_of_stock_loader
 
 DATA = ("dataset", "collate_fn", "generator", "iterable", "loader")  # of a validation, training may share it
 ORDER = ("sampler",)

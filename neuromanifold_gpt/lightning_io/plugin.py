@@ -28,7 +28,7 @@ from neuromanifold_gpt.checkpoint.writer import resolve_directory, stage_checkpo
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY, is_trainer_checkpoint, split
 from neuromanifold_gpt.state.rng import rank_and_world_size
 from neuromanifold_gpt.state.steps_taken_again import steps_are_behind
-from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY
+from neuromanifold_gpt.state.unsaved.unsaved_values import DETAILS_KEY
 
 
 class SeparatedCheckpointIO(CheckpointIO):

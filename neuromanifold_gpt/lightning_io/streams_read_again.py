@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.data.ids_digest import IdsDigest
-from neuromanifold_gpt.state.flat_values import equal
+from neuromanifold_gpt.state.inspection.flat_values import equal
 from neuromanifold_gpt.state.rng import cpu_generator_states
-from neuromanifold_gpt.state.shown_values import shown_value
+from neuromanifold_gpt.state.unsaved.shown_values import shown_value
 
 _MOST_LEAVES = 100  # of a batch, that are looked at
 

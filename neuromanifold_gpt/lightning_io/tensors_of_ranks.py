@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import Trainer
 from torch.nn.parallel import DistributedDataParallel
 
-from neuromanifold_gpt.state.shown_values import shown_value
+from neuromanifold_gpt.state.unsaved.shown_values import shown_value
 
 
 def shown_tensors_of_rank(trainer: Trainer) -> dict[str, str | None]:

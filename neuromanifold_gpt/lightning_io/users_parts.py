@@ -1,7 +1,7 @@
 """What users' callbacks, data module, trainer, strategy and precision plugin keep beside a state dict: generators are
 stored, the rest is said.
 
-As in modules (``state/unsaved_values.py``), most of what changes in them is a record that nobody reads again.
+As in modules (``state/unsaved/unsaved_values.py``), most of what changes in them is a record that nobody reads again.
 """
 
 from __future__ import annotations
@@ -23,18 +23,31 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torchmetrics import Metric
 
 from neuromanifold_gpt.lightning_io.loader_epochs import DATA_PREFIX
-from neuromanifold_gpt.state.followed_values import FollowedValues, SavedValues
-from neuromanifold_gpt.state.layers import settings_of_layers
+from neuromanifold_gpt.state.inspection.plain_reading import (
+    all_attributes,
+    bases_of,
+    module_name_of,
+    variables_of_class,
+)
+from neuromanifold_gpt.state.inspection.stored_values import is_single_value
+from neuromanifold_gpt.state.inspection.users_objects import is_a_time, is_of_users_class, is_users_module
+from neuromanifold_gpt.state.inspection.users_variables import users_variables
 from neuromanifold_gpt.state.metrics import metrics_of
-from neuromanifold_gpt.state.optimizer_values import parameters_of_no_module, values_of_optimizers, values_of_schedulers
 from neuromanifold_gpt.state.own_generators import by_number, generators_around
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.plain_reading import all_attributes, bases_of, module_name_of, variables_of_class
-from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, kept_by, memory_in, shown_value
-from neuromanifold_gpt.state.stored_values import is_single_value
-from neuromanifold_gpt.state.unsaved_values import attributes_of_parts, values_beside_state, variables_beside_state
-from neuromanifold_gpt.state.users_objects import is_a_time, is_of_users_class, is_users_module
-from neuromanifold_gpt.state.users_variables import users_variables
+from neuromanifold_gpt.state.unsaved.followed_values import FollowedValues, SavedValues
+from neuromanifold_gpt.state.unsaved.layers import settings_of_layers
+from neuromanifold_gpt.state.unsaved.optimizer_values import (
+    parameters_of_no_module,
+    values_of_optimizers,
+    values_of_schedulers,
+)
+from neuromanifold_gpt.state.unsaved.shown_values import RESULT, holds_tensors, kept_by, memory_in, shown_value
+from neuromanifold_gpt.state.unsaved.unsaved_values import (
+    attributes_of_parts,
+    values_beside_state,
+    variables_beside_state,
+)
 
 # The hyper-parameters are in the checkpoint, but ``fit`` does not put them back.
 _OF_EVERY_MODULE = frozenset({*vars(LightningModule()), "_hparams_initial"})

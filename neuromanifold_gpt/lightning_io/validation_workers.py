@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_re
 from torch.utils.data import DataLoader, get_worker_info
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
-from neuromanifold_gpt.state.flat_values import equal
+from neuromanifold_gpt.state.inspection.flat_values import equal
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import cpu_generator_states
 

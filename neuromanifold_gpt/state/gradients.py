@@ -20,8 +20,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.checkpoint.foreign import clean_name
 from neuromanifold_gpt.state import steps_taken_again
-from neuromanifold_gpt.state.gradient_additions import follow, note_step
 from neuromanifold_gpt.state.modules import listed, unwrap
+from neuromanifold_gpt.state.unsaved.gradient_additions import follow, note_step
 
 _MARK = "_version_at_step"
 

@@ -18,10 +18,9 @@ from neuromanifold_gpt.checkpoint.errors import (
     MissingOptimizerError,
     StateMismatchError,
 )
-from neuromanifold_gpt.state.before_next_batch import follow_up_to_batch
 from neuromanifold_gpt.state.generators import Generator, set_generator_state
 from neuromanifold_gpt.state.gradients import restore_gradients
-from neuromanifold_gpt.state.loop_numbers import LOOP_NUMBERS_KEY
+from neuromanifold_gpt.state.inspection.users_objects import has_position
 from neuromanifold_gpt.state.metrics import load_metric_states, metrics_of
 from neuromanifold_gpt.state.modules import (
     load_module_state,
@@ -42,9 +41,10 @@ from neuromanifold_gpt.state.rng import own_state, rank_and_world_size, restore_
 from neuromanifold_gpt.state.save import DATA_KEY, Stateful, as_list, as_stateful, without_generators
 from neuromanifold_gpt.state.settings import check_classes, warn_of_ignored_settings
 from neuromanifold_gpt.state.steps_taken_again import compare_steps
-from neuromanifold_gpt.state.stock_loaders import warn_of_seeds_of_iterators
-from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_other_values, with_what_they_read
-from neuromanifold_gpt.state.users_objects import has_position
+from neuromanifold_gpt.state.unsaved.before_next_batch import follow_up_to_batch
+from neuromanifold_gpt.state.unsaved.loop_numbers import LOOP_NUMBERS_KEY
+from neuromanifold_gpt.state.unsaved.stock_loaders import warn_of_seeds_of_iterators
+from neuromanifold_gpt.state.unsaved.unsaved_values import DETAILS_KEY, warn_of_other_values, with_what_they_read
 
 
 @dataclass

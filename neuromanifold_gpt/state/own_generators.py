@@ -13,17 +13,17 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
-from neuromanifold_gpt.state.flat_values import equal
 from neuromanifold_gpt.state.generators import Generator
-from neuromanifold_gpt.state.hooks import hooks_of
+from neuromanifold_gpt.state.inspection.flat_values import equal
+from neuromanifold_gpt.state.inspection.hooks import hooks_of
+from neuromanifold_gpt.state.inspection.plain_reading import CONTAINERS, FUNCTIONS
+from neuromanifold_gpt.state.inspection.users_locals import is_data, users_locals
+from neuromanifold_gpt.state.inspection.users_objects import NAMESPACES, has_position, is_of_users_class
+from neuromanifold_gpt.state.inspection.users_variables import users_variables
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.plain_reading import CONTAINERS, FUNCTIONS
-from neuromanifold_gpt.state.stock_loaders import parts_of_stock_loader
-from neuromanifold_gpt.state.users_locals import is_data, users_locals
-from neuromanifold_gpt.state.users_objects import NAMESPACES, has_position, is_of_users_class
-from neuromanifold_gpt.state.users_variables import users_variables
+from neuromanifold_gpt.state.unsaved.stock_loaders import parts_of_stock_loader
 
 _SEARCHED = (*CONTAINERS, *FUNCTIONS, *NAMESPACES, contextvars.ContextVar, threading.local, types.GeneratorType)
 # Of the model, what it owns is searched with it; of the others, what decides batches is in the position in the data.

@@ -13,7 +13,6 @@ from typing import Any
 import xxhash
 from torch import Tensor
 
-from neuromanifold_gpt.state.flat_values import as_plain, copy_of, equal, put_back, seem_equal
 from neuromanifold_gpt.state.generators import (
     Generator,
     generator_state,
@@ -22,17 +21,18 @@ from neuromanifold_gpt.state.generators import (
     set_generator_state,
     set_raw_state,
 )
-from neuromanifold_gpt.state.kept_variables import (
+from neuromanifold_gpt.state.inspection.flat_values import as_plain, copy_of, equal, put_back, seem_equal
+from neuromanifold_gpt.state.inspection.kept_variables import (
     keeps_variables,
     kept_variables,
     set_variable,
     take_back,
     variables_at,
 )
-from neuromanifold_gpt.state.searched_parts import is_opaque, searched_parts
-from neuromanifold_gpt.state.shared_values import is_shared_number, number_in
-from neuromanifold_gpt.state.stored_values import UNKNOWN, as_it_was, is_scalar, is_single_value, stored
-from neuromanifold_gpt.state.users_objects import is_stateful
+from neuromanifold_gpt.state.inspection.searched_parts import is_opaque, searched_parts
+from neuromanifold_gpt.state.inspection.shared_values import is_shared_number, number_in
+from neuromanifold_gpt.state.inspection.stored_values import UNKNOWN, as_it_was, is_scalar, is_single_value, stored
+from neuromanifold_gpt.state.inspection.users_objects import is_stateful
 
 _MAXIMUM_DEPTH = 6
 _MAXIMUM_OBJECTS = 10_000  # that are searched from one root

@@ -24,19 +24,19 @@ from neuromanifold_gpt.checkpoint.writer import (
     stage_checkpoint,
     write_checkpoint,
 )
-from neuromanifold_gpt.state.before_next_batch import follow_up_to_batch
 from neuromanifold_gpt.state.generators import Generator, generator_state
 from neuromanifold_gpt.state.gradients import capture_gradients
-from neuromanifold_gpt.state.loop_numbers import LOOP_NUMBERS, LOOP_NUMBERS_KEY
+from neuromanifold_gpt.state.inspection.users_objects import has_position
 from neuromanifold_gpt.state.metrics import metric_states, metrics_of
 from neuromanifold_gpt.state.modules import module_modes, module_state, parameter_names, unwrap
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
 from neuromanifold_gpt.state.own_generators import by_number, generators_around, of_positions
-from neuromanifold_gpt.state.rank_differences import shown_on_this_rank, warn_of_other_ranks
 from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks, rank_and_world_size
 from neuromanifold_gpt.state.steps_taken_again import note_steps, steps_are_behind
-from neuromanifold_gpt.state.unsaved_values import DETAILS_KEY, warn_of_values_left_out, with_what_they_read
-from neuromanifold_gpt.state.users_objects import has_position
+from neuromanifold_gpt.state.unsaved.before_next_batch import follow_up_to_batch
+from neuromanifold_gpt.state.unsaved.loop_numbers import LOOP_NUMBERS, LOOP_NUMBERS_KEY
+from neuromanifold_gpt.state.unsaved.rank_differences import shown_on_this_rank, warn_of_other_ranks
+from neuromanifold_gpt.state.unsaved.unsaved_values import DETAILS_KEY, warn_of_values_left_out, with_what_they_read
 
 T = TypeVar("T")
 # The layout of the model file is that of Lightning 2 weights; Lightning migrates nothing from this version on.

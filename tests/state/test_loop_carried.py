@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from neuromanifold_gpt import ResumableDataLoader, latest_checkpoint, load_checkpoint, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
-from neuromanifold_gpt.state.loop_carried import carried_by_loops, set_by_loops
-from neuromanifold_gpt.state.users_objects import progress_of_iterator
+from neuromanifold_gpt.state.inspection.loop_carried import carried_by_loops, set_by_loops
+from neuromanifold_gpt.state.inspection.users_objects import progress_of_iterator
 
 ROUNDS = 4
 

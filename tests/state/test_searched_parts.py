@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from neuromanifold_gpt.state.searched_parts import MAXIMUM_ITEMS, searched_parts
+from neuromanifold_gpt.state.inspection.searched_parts import MAXIMUM_ITEMS, searched_parts
 
 
 def _raise(*_: Any) -> Any:

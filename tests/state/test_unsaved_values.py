@@ -31,7 +31,7 @@ from torchmetrics import MeanMetric, Metric
 
 from neuromanifold_gpt import SeparatedCheckpoint, list_checkpoints, load_checkpoint, resumable, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
-from neuromanifold_gpt.state.unsaved_objects import saved_by_others
+from neuromanifold_gpt.state.unsaved.unsaved_objects import saved_by_others
 from tests.record import EmptyFile
 
 

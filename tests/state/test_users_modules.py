@@ -14,7 +14,7 @@ import pytest
 from torch import nn
 
 from neuromanifold_gpt import load_checkpoint, save_checkpoint
-from neuromanifold_gpt.state.users_modules import users_modules
+from neuromanifold_gpt.state.inspection.users_modules import users_modules
 
 PROGRAM = {
     "__init__": "",

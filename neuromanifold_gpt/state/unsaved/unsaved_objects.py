@@ -18,27 +18,27 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
-from neuromanifold_gpt.state.flat_values import equal
 from neuromanifold_gpt.state.generators import Generator
-from neuromanifold_gpt.state.modules import listed
-from neuromanifold_gpt.state.plain_reading import bases_of, parts_of, variables_of_class
-from neuromanifold_gpt.state.rng import distributed
-from neuromanifold_gpt.state.shown_values import holds_tensors, plain_attributes, shown_tensors, shown_value
-from neuromanifold_gpt.state.stock_loaders import is_stock_loader
-from neuromanifold_gpt.state.unsaved_attributes import (
-    attributes_of_data,
-    attributes_of_module,
-    own_attributes,
-)
-from neuromanifold_gpt.state.users_locals import users_locals, values_carried_by_loops, variables_of_script
-from neuromanifold_gpt.state.users_modules import is_users_code
-from neuromanifold_gpt.state.users_objects import (
+from neuromanifold_gpt.state.inspection.flat_values import equal
+from neuromanifold_gpt.state.inspection.plain_reading import bases_of, parts_of, variables_of_class
+from neuromanifold_gpt.state.inspection.users_locals import users_locals, values_carried_by_loops, variables_of_script
+from neuromanifold_gpt.state.inspection.users_modules import is_users_code
+from neuromanifold_gpt.state.inspection.users_objects import (
     NAMESPACES,
     has_position,
     is_iterator,
     is_of_the_run,
     is_of_users_class,
     is_over_stock_loader,
+)
+from neuromanifold_gpt.state.modules import listed
+from neuromanifold_gpt.state.rng import distributed
+from neuromanifold_gpt.state.unsaved.shown_values import holds_tensors, plain_attributes, shown_tensors, shown_value
+from neuromanifold_gpt.state.unsaved.stock_loaders import is_stock_loader
+from neuromanifold_gpt.state.unsaved.unsaved_attributes import (
+    attributes_of_data,
+    attributes_of_module,
+    own_attributes,
 )
 
 _FUNCTIONS = (types.FunctionType, functools.partial)

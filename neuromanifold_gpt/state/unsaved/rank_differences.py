@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.modules import listed, parameter_names, unwrap
 from neuromanifold_gpt.state.rng import rank_and_world_size
-from neuromanifold_gpt.state.shown_values import shown_value
+from neuromanifold_gpt.state.unsaved.shown_values import shown_value
 
 _shown_before: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 _said: WeakSet[nn.Module] = WeakSet()

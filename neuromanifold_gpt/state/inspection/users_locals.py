@@ -11,11 +11,11 @@ from typing import Any
 
 from torch.utils.data import Dataset, Sampler
 
-from neuromanifold_gpt.state.loop_carried import carried_by_loops
-from neuromanifold_gpt.state.plain_reading import qualified_name_of
-from neuromanifold_gpt.state.script_functions import code_of_script, names_read_by
-from neuromanifold_gpt.state.users_modules import is_users_code
-from neuromanifold_gpt.state.users_objects import is_of_users_class, variables_of_frame
+from neuromanifold_gpt.state.inspection.loop_carried import carried_by_loops
+from neuromanifold_gpt.state.inspection.plain_reading import qualified_name_of
+from neuromanifold_gpt.state.inspection.script_functions import code_of_script, names_read_by
+from neuromanifold_gpt.state.inspection.users_modules import is_users_code
+from neuromanifold_gpt.state.inspection.users_objects import is_of_users_class, variables_of_frame
 
 
 def users_locals() -> Iterator[tuple[str, Any]]:

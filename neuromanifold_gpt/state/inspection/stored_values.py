@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from neuromanifold_gpt.state.flat_values import SCALARS, as_plain
-from neuromanifold_gpt.state.plain_reading import module_name_of, qualified_name_of, variables_of_module
+from neuromanifold_gpt.state.inspection.flat_values import SCALARS, as_plain
+from neuromanifold_gpt.state.inspection.plain_reading import module_name_of, qualified_name_of, variables_of_module
 
 UNKNOWN = object()
 _NUMBERS_OF_NUMPY = (np.number, np.bool_)

@@ -21,11 +21,11 @@ from typing import Any, Literal
 import torch
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
-from neuromanifold_gpt.state.flat_values import equal
-from neuromanifold_gpt.state.loop_numbers import LOOP_NUMBERS
+from neuromanifold_gpt.state.inspection.flat_values import equal
+from neuromanifold_gpt.state.inspection.users_objects import has_position
 from neuromanifold_gpt.state.rng import cpu_generator_states
-from neuromanifold_gpt.state.shown_values import shown_value
-from neuromanifold_gpt.state.users_objects import has_position
+from neuromanifold_gpt.state.unsaved.loop_numbers import LOOP_NUMBERS
+from neuromanifold_gpt.state.unsaved.shown_values import shown_value
 
 Beginning = Literal["creation", "save", "restore"]
 _ITERATING = {"FOR_ITER", "SEND"}

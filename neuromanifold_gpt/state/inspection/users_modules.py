@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from neuromanifold_gpt.state.plain_reading import (
+from neuromanifold_gpt.state.inspection.plain_reading import (
     bases_of,
     module_name_of,
     parts_of,
     variables_of_class,
     variables_of_module,
 )
-from neuromanifold_gpt.state.users_objects import is_users_file
+from neuromanifold_gpt.state.inspection.users_objects import is_users_file
 
 Variables = dict[str, Any]
 _NOT_FOLLOWED = (str, bytes, int, float, complex, type(None), Tensor, np.ndarray)

@@ -16,15 +16,15 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from neuromanifold_gpt.state.metrics import is_metric
-from neuromanifold_gpt.state.plain_reading import (
+from neuromanifold_gpt.state.inspection.plain_reading import (
     attribute_dict,
     bases_of,
     module_name_of,
     qualified_name_of,
     variables_of_class,
 )
-from neuromanifold_gpt.state.users_objects import is_of_the_run, is_of_users_class, is_users_module
+from neuromanifold_gpt.state.inspection.users_objects import is_of_the_run, is_of_users_class, is_users_module
+from neuromanifold_gpt.state.metrics import is_metric
 
 NONE = "none"
 _CODE, _END = "code ", " | "

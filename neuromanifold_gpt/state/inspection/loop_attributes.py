@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from neuromanifold_gpt.state.flat_values import SCALARS
-from neuromanifold_gpt.state.kept_variables import kept_variables
-from neuromanifold_gpt.state.plain_reading import bases_of, module_name_of, parts_of, variables_of_class
-from neuromanifold_gpt.state.script_functions import names_only_added_to
-from neuromanifold_gpt.state.users_locals import users_frames, users_locals, variables_of_script
-from neuromanifold_gpt.state.users_objects import (
+from neuromanifold_gpt.state.inspection.flat_values import SCALARS
+from neuromanifold_gpt.state.inspection.kept_variables import kept_variables
+from neuromanifold_gpt.state.inspection.plain_reading import bases_of, module_name_of, parts_of, variables_of_class
+from neuromanifold_gpt.state.inspection.script_functions import names_only_added_to
+from neuromanifold_gpt.state.inspection.users_locals import users_frames, users_locals, variables_of_script
+from neuromanifold_gpt.state.inspection.users_objects import (
     NAMESPACES,
     attributes_of,
     is_of_users_class,
     is_stateful,
     is_users_module,
 )
-from neuromanifold_gpt.state.users_variables import names_in_class
+from neuromanifold_gpt.state.inspection.users_variables import names_in_class
 
 _CONTAINERS = (list, tuple, dict)
 _MAXIMUM_DEPTH = 5

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from neuromanifold_gpt.state.inspection.plain_reading import bases_of
 from neuromanifold_gpt.state.metrics import is_metric
-from neuromanifold_gpt.state.plain_reading import bases_of
-from neuromanifold_gpt.state.shown_code import NONE, WITH_TENSORS, class_of_layer, with_code
+from neuromanifold_gpt.state.unsaved.shown_code import NONE, WITH_TENSORS, class_of_layer, with_code
 
 _IN_PLACE = re.compile(r",? ?inplace=\w+")  # which decides nothing
 _DECIDE_NOTHING = {"inplace", "enable_nested_tensor", "mask_check"}  # the last two how an evaluation is computed

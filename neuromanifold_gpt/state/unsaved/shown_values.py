@@ -18,19 +18,19 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from neuromanifold_gpt.state.flat_values import spaced
-from neuromanifold_gpt.state.layers import settings_of_layers
-from neuromanifold_gpt.state.metrics import metric_state, metrics_of
-from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
-from neuromanifold_gpt.state.plain_reading import attribute_dict, values_in
-from neuromanifold_gpt.state.shared_values import array_in, is_shared_number, number_in
-from neuromanifold_gpt.state.shown_code import NONE, code_in, code_of, is_plain_layer, with_code
-from neuromanifold_gpt.state.users_objects import (
+from neuromanifold_gpt.state.inspection.flat_values import spaced
+from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict, values_in
+from neuromanifold_gpt.state.inspection.shared_values import array_in, is_shared_number, number_in
+from neuromanifold_gpt.state.inspection.users_objects import (
     attributes_of,
     is_a_time,
     is_of_users_class,
     loader_of_pass,
 )
+from neuromanifold_gpt.state.metrics import metric_state, metrics_of
+from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
+from neuromanifold_gpt.state.unsaved.layers import settings_of_layers
+from neuromanifold_gpt.state.unsaved.shown_code import NONE, code_in, code_of, is_plain_layer, with_code
 
 RESULT = "a result with its graph"
 NUMBERS = (bool, int, float)

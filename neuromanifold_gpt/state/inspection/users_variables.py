@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from neuromanifold_gpt.state.users_modules import users_modules
+from neuromanifold_gpt.state.inspection.users_modules import users_modules
 
 _CONSTANTS = (bool, int, float, str, bytes, type(None), type)
 _NO_STATE = (type, types.ModuleType, types.BuiltinFunctionType, staticmethod, classmethod, property)

@@ -16,17 +16,27 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from neuromanifold_gpt.state.followed_values import FollowedValues, SavedValues
-from neuromanifold_gpt.state.hooks import hooks_of
-from neuromanifold_gpt.state.layers import layers_by_path, settings_of_layers
+from neuromanifold_gpt.state.inspection.hooks import hooks_of
+from neuromanifold_gpt.state.inspection.users_objects import (
+    has_position,
+    is_a_time,
+    is_users_module,
+)
+from neuromanifold_gpt.state.inspection.users_variables import users_variables
 from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.module_values import is_kept_by_others, non_persistent_buffers
 from neuromanifold_gpt.state.modules import unwrap
-from neuromanifold_gpt.state.optimizer_values import parameters_of_no_module, values_of_optimizers, values_of_schedulers
-from neuromanifold_gpt.state.shown_code import NONE, OF_CLASS, own_methods
-from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, kept_by, plain_attributes, shown_value
-from neuromanifold_gpt.state.stock_loaders import warn_of_passes_under_way, warn_of_workers_that_stay
-from neuromanifold_gpt.state.unsaved_objects import (
+from neuromanifold_gpt.state.unsaved.followed_values import FollowedValues, SavedValues
+from neuromanifold_gpt.state.unsaved.layers import layers_by_path, settings_of_layers
+from neuromanifold_gpt.state.unsaved.optimizer_values import (
+    parameters_of_no_module,
+    values_of_optimizers,
+    values_of_schedulers,
+)
+from neuromanifold_gpt.state.unsaved.shown_code import NONE, OF_CLASS, own_methods
+from neuromanifold_gpt.state.unsaved.shown_values import RESULT, holds_tensors, kept_by, plain_attributes, shown_value
+from neuromanifold_gpt.state.unsaved.stock_loaders import warn_of_passes_under_way, warn_of_workers_that_stay
+from neuromanifold_gpt.state.unsaved.unsaved_objects import (
     names_of_variables,
     note_saved,
     saved_by_others,
@@ -35,12 +45,6 @@ from neuromanifold_gpt.state.unsaved_objects import (
     values_of_objects,
     warn_of_loaders_left_out,
 )
-from neuromanifold_gpt.state.users_objects import (
-    has_position,
-    is_a_time,
-    is_users_module,
-)
-from neuromanifold_gpt.state.users_variables import users_variables
 
 DETAILS_KEY = "module_values"
 _LOOKED_AT_OF_VARIABLES = 100  # there may be many, and large tables that never change among them

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.modules import listed
-from neuromanifold_gpt.state.shown_code import NONE, WITH_TENSORS, code_in
-from neuromanifold_gpt.state.shown_values import RESULT
+from neuromanifold_gpt.state.unsaved.shown_code import NONE, WITH_TENSORS, code_in
+from neuromanifold_gpt.state.unsaved.shown_values import RESULT
 
 _REMEDY = (
     "If training depends on them, save them: in a module by persistent buffers or get_extra_state, in other objects by "

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from neuromanifold_gpt.state.inspection.plain_reading import FUNCTIONS, all_attributes, values_in
+from neuromanifold_gpt.state.inspection.users_objects import has_position, is_of_users_class
 from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.owned_state import OwnedState
-from neuromanifold_gpt.state.plain_reading import FUNCTIONS, all_attributes, values_in
-from neuromanifold_gpt.state.shown_values import NUMBERS, holds_tensors, plain_attributes
-from neuromanifold_gpt.state.stock_loaders import parts_of_stock_loader
-from neuromanifold_gpt.state.users_objects import has_position, is_of_users_class
+from neuromanifold_gpt.state.unsaved.shown_values import NUMBERS, holds_tensors, plain_attributes
+from neuromanifold_gpt.state.unsaved.stock_loaders import parts_of_stock_loader
 
 _LOOKED_AT = 100  # of one container
 

@@ -12,10 +12,16 @@ import types
 from collections.abc import Iterator
 from typing import Any, cast
 
-from neuromanifold_gpt.state.plain_reading import attribute_dict, module_name_of, parts_of, slots_of, values_of_slots
-from neuromanifold_gpt.state.shared_values import is_shared_number, number_in, set_number
-from neuromanifold_gpt.state.stored_values import is_single_value
-from neuromanifold_gpt.state.users_objects import is_users_module
+from neuromanifold_gpt.state.inspection.plain_reading import (
+    attribute_dict,
+    module_name_of,
+    parts_of,
+    slots_of,
+    values_of_slots,
+)
+from neuromanifold_gpt.state.inspection.shared_values import is_shared_number, number_in, set_number
+from neuromanifold_gpt.state.inspection.stored_values import is_single_value
+from neuromanifold_gpt.state.inspection.users_objects import is_users_module
 
 
 def keeps_variables(thing: Any) -> bool:

@@ -13,11 +13,11 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from neuromanifold_gpt.state.flat_values import SCALARS
 from neuromanifold_gpt.state.generators import Generator
+from neuromanifold_gpt.state.inspection.flat_values import SCALARS
+from neuromanifold_gpt.state.inspection.plain_reading import CONTAINERS, parts_of
+from neuromanifold_gpt.state.inspection.users_objects import variables_of_generator
 from neuromanifold_gpt.state.metrics import is_metric
-from neuromanifold_gpt.state.plain_reading import CONTAINERS, parts_of
-from neuromanifold_gpt.state.users_objects import variables_of_generator
 
 _OPAQUE: tuple[type, ...] = (str, bytes, int, float, complex, type, types.ModuleType, Tensor, np.ndarray, enum.Enum)
 _OPAQUE += (type(None), _BaseDataLoaderIter)  # the latter counts what its workers owe it: put back, it waits for ever

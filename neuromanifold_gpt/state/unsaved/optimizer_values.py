@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from neuromanifold_gpt.state.inspection.users_objects import is_a_time, is_of_users_class, is_users_module
 from neuromanifold_gpt.state.rng import distributed
-from neuromanifold_gpt.state.shown_values import shown_tensors, shown_value
-from neuromanifold_gpt.state.users_objects import is_a_time, is_of_users_class, is_users_module
+from neuromanifold_gpt.state.unsaved.shown_values import shown_tensors, shown_value
 
 _OF_EVERY_OPTIMIZER = frozenset({*vars(torch.optim.SGD([torch.zeros(1)], lr=0.1)), "_opt_called"})
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")

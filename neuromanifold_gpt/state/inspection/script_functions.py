@@ -11,9 +11,9 @@ import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from neuromanifold_gpt.state.loop_carried import added_and_read, globals_read_by
-from neuromanifold_gpt.state.plain_reading import attribute_dict, module_name_of, variables_of_class
-from neuromanifold_gpt.state.users_modules import is_users_code
+from neuromanifold_gpt.state.inspection.loop_carried import added_and_read, globals_read_by
+from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict, module_name_of, variables_of_class
+from neuromanifold_gpt.state.inspection.users_modules import is_users_code
 
 _ASK_TO_STOP = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT")
 _SIGNALS = [number for number in signal.Signals if number.name in _ASK_TO_STOP]  # not every system has them all

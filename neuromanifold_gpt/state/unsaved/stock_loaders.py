@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict
+from neuromanifold_gpt.state.inspection.users_objects import has_position
 from neuromanifold_gpt.state.modules import listed
-from neuromanifold_gpt.state.plain_reading import attribute_dict
-from neuromanifold_gpt.state.users_objects import has_position
 
 _MOST_LOOKS = 10  # for one loader: a look at all objects takes some 50 ms
 _looks: WeakKeyDictionary[DataLoader[Any], int] = WeakKeyDictionary()

@@ -25,8 +25,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from neuromanifold_gpt.state.loop_carried import read_for_more
-from neuromanifold_gpt.state.plain_reading import (
+from neuromanifold_gpt.state.inspection.loop_carried import read_for_more
+from neuromanifold_gpt.state.inspection.plain_reading import (
     FUNCTIONS,
     all_attributes,
     bases_of,

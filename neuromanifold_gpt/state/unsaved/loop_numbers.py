@@ -28,22 +28,22 @@ import numpy as np
 from torch import Tensor
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
-from neuromanifold_gpt.state.flat_values import SCALARS
-from neuromanifold_gpt.state.followed_values import FollowedValues
-from neuromanifold_gpt.state.kept_variables import names_set_by
-from neuromanifold_gpt.state.loop_attributes import attributes_of_variables
-from neuromanifold_gpt.state.loop_carried import carried_by_loops, only_added_to, set_by_loops
-from neuromanifold_gpt.state.modules import listed
-from neuromanifold_gpt.state.plain_reading import FUNCTIONS, qualified_name_of, values_in
-from neuromanifold_gpt.state.script_functions import (
+from neuromanifold_gpt.state.inspection.flat_values import SCALARS
+from neuromanifold_gpt.state.inspection.kept_variables import names_set_by
+from neuromanifold_gpt.state.inspection.loop_attributes import attributes_of_variables
+from neuromanifold_gpt.state.inspection.loop_carried import carried_by_loops, only_added_to, set_by_loops
+from neuromanifold_gpt.state.inspection.plain_reading import FUNCTIONS, qualified_name_of, values_in
+from neuromanifold_gpt.state.inspection.script_functions import (
     code_of_script,
     names_only_added_to,
     names_read_by,
     names_set_by_signals,
 )
-from neuromanifold_gpt.state.shown_values import RESULT, holds_tensors, shown_value
-from neuromanifold_gpt.state.users_locals import users_frames, variables_of_script
-from neuromanifold_gpt.state.users_objects import is_a_time, variables_of_frame
+from neuromanifold_gpt.state.inspection.users_locals import users_frames, variables_of_script
+from neuromanifold_gpt.state.inspection.users_objects import is_a_time, variables_of_frame
+from neuromanifold_gpt.state.modules import listed
+from neuromanifold_gpt.state.unsaved.followed_values import FollowedValues
+from neuromanifold_gpt.state.unsaved.shown_values import RESULT, holds_tensors, shown_value
 
 LOOP_NUMBERS_KEY = "loop_numbers"  # of a manifest's details
 _NUMBERS = (bool, int, float, complex, np.generic, Tensor, tuple, set)
