@@ -6,31 +6,20 @@ As in modules (``state/unsaved/unsaved_values.py``), most of what changes in the
 
 from __future__ import annotations
 
-import dis
-import functools
-import types
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import Metric
 
 from neuromanifold_gpt.lightning_io.loader_epochs import DATA_PREFIX
-from neuromanifold_gpt.state.inspection.plain_reading import (
-    all_attributes,
-    bases_of,
-    module_name_of,
-    variables_of_class,
-)
+from neuromanifold_gpt.lightning_io.users_attributes import UsersAttributes
 from neuromanifold_gpt.state.inspection.stored_values import is_single_value
-from neuromanifold_gpt.state.inspection.users_objects import is_a_time, is_of_users_class, is_users_module
+from neuromanifold_gpt.state.inspection.users_objects import is_a_time
 from neuromanifold_gpt.state.inspection.users_variables import users_variables
 from neuromanifold_gpt.state.metrics import metrics_of
 from neuromanifold_gpt.state.own_generators import by_number, generators_around
@@ -51,8 +40,6 @@ from neuromanifold_gpt.state.unsaved.unsaved_values import (
 
 # The hyper-parameters are in the checkpoint, but ``fit`` does not put them back.
 _OF_EVERY_MODULE = frozenset({*vars(LightningModule()), "_hparams_initial"})
-_OF_EVERY_DATA_MODULE = frozenset({*vars(LightningDataModule()), "_hparams", "_hparams_initial"})
-_SAVING_HOOKS = ("state_dict", "on_save_checkpoint", "save_checkpoint")
 
 
 class UsersParts:
@@ -68,10 +55,7 @@ class UsersParts:
 
     def __init__(self, trainer: Trainer, of_position: Callable[[], Iterable[Any]]) -> None:
         self._trainer, self._of_position = trainer, of_position
-        data: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
-        self._has_data_module = (
-            data is not None and _saves_nothing(data, LightningDataModule) and not _goes_with_position(data, trainer)
-        )
+        self._users_attributes = UsersAttributes(trainer)
         self.metrics = self._metrics()
         self._unsaved = FollowedValues(self._values())
         self._constants = FollowedValues(self._shown_constants())
@@ -141,7 +125,7 @@ class UsersParts:
             self._saved_constants.note_there(self._set_by_now())
         others = {
             path: value
-            for path, value in self._attributes()
+            for path, value in self._users_attributes.read()
             if not issubclass(type(value), Dataset | DataLoader | Sampler)  # goes with the positions of loaders
         }
         trainer = self._trainer
@@ -161,7 +145,7 @@ class UsersParts:
         if not is_overridden("on_save_checkpoint", module):
             found = values_beside_state(module, ignored=_OF_EVERY_MODULE, kept=self._saved(), as_settings=True)
         kept = self._kept()
-        for path, value in self._attributes():
+        for path, value in self._users_attributes.read():
             if not is_a_time(_name(path), value) and (shown := shown_value(value, kept, is_setting=True)) is not None:
                 found[path] = shown
         passed_over = {} if module.strict_loading else settings_of_layers(module)  # others are to be loaded into it
@@ -174,7 +158,7 @@ class UsersParts:
     def _plain_values(self) -> list[tuple[str, Any]]:
         """Attributes, also of the module, and variables of users' Python modules."""
         trainer, module = self._trainer, self._trainer.lightning_module
-        found = [*self._attributes(), *users_variables([*what_trains(trainer), *self._of_position()])]
+        found = [*self._users_attributes.read(), *users_variables([*what_trains(trainer), *self._of_position()])]
         if not is_overridden("on_save_checkpoint", module):
             found += [(path.lstrip("."), value) for path, value, _ in attributes_of_parts(module, _OF_EVERY_MODULE)]
         return found
@@ -190,14 +174,14 @@ class UsersParts:
         found.update(values_of_optimizers(trainer.optimizers))
         found.update(values_of_schedulers(self._schedulers(), kept))
         found.update(variables_beside_state([*what_trains(trainer), *self._of_position()], kept, with_script=True))
-        for path, value in self._attributes():
+        for path, value in self._users_attributes.read():
             if not is_a_time(_name(path), value) and (shown := shown_value(value, kept, names_code=True)) is not None:
                 found[path] = shown
         return found
 
     def _numbers_of_others(self) -> list[str]:
         """Attributes of callbacks and the data module that are there, and hold no tensors."""
-        return [path for path, value in self._attributes() if value is not None and not holds_tensors(value)]
+        return [path for path, value in self._users_attributes.read() if value is not None and not holds_tensors(value)]
 
     def _schedulers(self) -> list[Any]:
         return [part for config in self._trainer.lr_scheduler_configs for part in _with_parts(config.scheduler)]
@@ -218,30 +202,10 @@ class UsersParts:
         """Of the module, and of what else keeps some and saves nothing."""
         found = metrics_of(self._trainer.lightning_module)
         seen = {id(metric) for metric in found.values()}
-        for path, value in self._attributes():
+        for path, value in self._users_attributes.read():
             of_it = metrics_of(value) if issubclass(type(value), nn.Module) else {}
             found.update((f"{path}.{name}", metric) for name, metric in of_it.items() if id(metric) not in seen)
         return found
-
-    def _attributes(self) -> Iterator[tuple[str, Any]]:
-        """Of users' callbacks, data module and parts of the trainer that save nothing themselves."""
-        seen: Counter[str] = Counter()
-        callbacks: list[Callback] = self._trainer.callbacks  # type: ignore[attr-defined]
-        for callback in callbacks:
-            if _saves_nothing(callback, Callback) and not isinstance(callback, Checkpoint):
-                name = type(callback).__name__
-                seen[name] += 1
-                owner = name if seen[name] == 1 else f"{name}-{seen[name]}"
-                yield from ((f"{owner}.{attribute}", value) for attribute, value in all_attributes(callback).items())
-        if self._has_data_module:
-            data: LightningDataModule = self._trainer.datamodule  # type: ignore[attr-defined]
-            for attribute, value in all_attributes(data).items():
-                if attribute not in _OF_EVERY_DATA_MODULE:
-                    yield f"{type(data).__name__}.{attribute}", value
-        for part in (self._trainer, self._trainer.strategy, self._trainer.precision_plugin):
-            if names := _names_of_users_classes(cast(Any, type(part))):
-                own = {name: value for name, value in all_attributes(part).items() if name in names}
-                yield from ((f"{type(part).__name__}.{attribute}", value) for attribute, value in own.items())
 
 
 def _with_parts(scheduler: Any) -> list[Any]:
@@ -264,46 +228,3 @@ def _is_single(value: Any) -> bool:
 
 def _name(path: str) -> str:
     return path.rpartition(".")[2]
-
-
-def _saves_nothing(thing: Any, base: type) -> bool:
-    hooks = ("state_dict", "on_save_checkpoint")
-    inherited = all(getattr(type(thing), hook, None) is getattr(base, hook, None) for hook in hooks)
-    return inherited and is_of_users_class(thing)
-
-
-@functools.cache
-def _names_of_users_classes(kind: type) -> frozenset[str]:
-    """Attributes of a class that users' classes set, and not those of Lightning that they are derived from.
-
-    None where users' classes save themselves.
-    """
-    of_users: set[str] = set()
-    of_others: set[str] = set()
-    for base in bases_of(kind):
-        is_users = is_users_module(module_name_of(base))
-        if is_users and any(hook in variables_of_class(base) for hook in _SAVING_HOOKS):
-            return frozenset()
-        names = of_users if is_users else of_others
-        names.update(name for value in variables_of_class(base).values() for name in _sets(value))
-    return frozenset(of_users - of_others)
-
-
-def _sets(value: Any) -> Iterator[str]:
-    """Names of attributes, to which a function, method or property assigns."""
-    if isinstance(value, types.CodeType):
-        yield from (step.argval for step in dis.get_instructions(value) if step.opname == "STORE_ATTR")
-        for constant in value.co_consts:
-            yield from _sets(constant)
-    elif isinstance(value, property):
-        yield from _sets(value.fset)
-    elif isinstance(value, types.FunctionType):
-        yield from _sets(value.__code__)
-        yield from _sets(vars(value).get("__wrapped__"))  # within a decorator
-
-
-def _goes_with_position(data: LightningDataModule, trainer: Trainer) -> bool:
-    """Whether a loader that makes its batches in this process holds it, by its ``collate_fn``, say."""
-    loaders = [loader for loader in tree_leaves(trainer.train_dataloader) if isinstance(loader, DataLoader)]
-    here = [loader for loader in loaders if not loader.num_workers and not isinstance(loader.dataset, IterableDataset)]
-    return any(thing is data for loader in here for thing in OwnedState({"loader": loader}).objects())

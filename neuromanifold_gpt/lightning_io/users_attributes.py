@@ -1,0 +1,100 @@
+"""Attributes of users' callbacks, data module, trainer, strategy and precision plugin that save nothing themselves."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import types
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, IterableDataset
+
+from neuromanifold_gpt.state.inspection.plain_reading import (
+    all_attributes,
+    bases_of,
+    module_name_of,
+    variables_of_class,
+)
+from neuromanifold_gpt.state.inspection.users_objects import is_of_users_class, is_users_module
+from neuromanifold_gpt.state.owned_state import OwnedState
+
+_OF_EVERY_DATA_MODULE = frozenset({*vars(LightningDataModule()), "_hparams", "_hparams_initial"})
+_SAVING_HOOKS = ("state_dict", "on_save_checkpoint", "save_checkpoint")
+
+
+class UsersAttributes:
+    """Those of a trainer whose training begins."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        data: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
+        self._has_data_module = (
+            data is not None and _saves_nothing(data, LightningDataModule) and not _goes_with_position(data, trainer)
+        )
+
+    def read(self) -> Iterator[tuple[str, Any]]:
+        """Give them with their paths, ``TheirCallback.best``, as they are now."""
+        seen: Counter[str] = Counter()
+        callbacks: list[Callback] = self._trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if _saves_nothing(callback, Callback) and not isinstance(callback, Checkpoint):
+                name = type(callback).__name__
+                seen[name] += 1
+                owner = name if seen[name] == 1 else f"{name}-{seen[name]}"
+                yield from ((f"{owner}.{attribute}", value) for attribute, value in all_attributes(callback).items())
+        if self._has_data_module:
+            data: LightningDataModule = self._trainer.datamodule  # type: ignore[attr-defined]
+            own = {name: value for name, value in all_attributes(data).items() if name not in _OF_EVERY_DATA_MODULE}
+            yield from ((f"{type(data).__name__}.{attribute}", value) for attribute, value in own.items())
+        for part in (self._trainer, self._trainer.strategy, self._trainer.precision_plugin):
+            if names := _names_of_users_classes(cast(Any, type(part))):
+                own = {name: value for name, value in all_attributes(part).items() if name in names}
+                yield from ((f"{type(part).__name__}.{attribute}", value) for attribute, value in own.items())
+
+
+def _saves_nothing(thing: Any, base: type) -> bool:
+    hooks = ("state_dict", "on_save_checkpoint")
+    inherited = all(getattr(type(thing), hook, None) is getattr(base, hook, None) for hook in hooks)
+    return inherited and is_of_users_class(thing)
+
+
+@functools.cache
+def _names_of_users_classes(kind: type) -> frozenset[str]:
+    """Attributes of a class that users' classes set, and not those of Lightning that they are derived from.
+
+    None where users' classes save themselves.
+    """
+    of_users: set[str] = set()
+    of_others: set[str] = set()
+    for base in bases_of(kind):
+        is_users = is_users_module(module_name_of(base))
+        if is_users and any(hook in variables_of_class(base) for hook in _SAVING_HOOKS):
+            return frozenset()
+        names = of_users if is_users else of_others
+        names.update(name for value in variables_of_class(base).values() for name in _sets(value))
+    return frozenset(of_users - of_others)
+
+
+def _sets(value: Any) -> Iterator[str]:
+    """Names of attributes, to which a function, method or property assigns."""
+    if isinstance(value, types.CodeType):
+        yield from (step.argval for step in dis.get_instructions(value) if step.opname == "STORE_ATTR")
+        for constant in value.co_consts:
+            yield from _sets(constant)
+    elif isinstance(value, property):
+        yield from _sets(value.fset)
+    elif isinstance(value, types.FunctionType):
+        yield from _sets(value.__code__)
+        yield from _sets(vars(value).get("__wrapped__"))  # within a decorator
+
+
+def _goes_with_position(data: LightningDataModule, trainer: Trainer) -> bool:
+    """Whether a loader that makes its batches in this process holds it, by its ``collate_fn``, say."""
+    loaders = [loader for loader in tree_leaves(trainer.train_dataloader) if isinstance(loader, DataLoader)]
+    here = [loader for loader in loaders if not loader.num_workers and not isinstance(loader.dataset, IterableDataset)]
+    return any(thing is data for loader in here for thing in OwnedState({"loader": loader}).objects())
