@@ -136,8 +136,9 @@ def _server() -> socket.socket:
     theirs.close()
 
     def close() -> None:
-        ours.close()
+        ours.shutdown(socket.SHUT_WR)  # closing is not enough where data workers were forked from this process
         process.wait()
+        ours.close()
 
     atexit.register(close)
     return ours

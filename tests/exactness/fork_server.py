@@ -22,11 +22,11 @@ _LAST_RANKS_GRACE_SEC = 3.0
 
 
 def serve() -> None:
-    """Answer jobs until the input ends."""
+    """Answer jobs until there is none."""
     threads = len(list(Path("/proc/self/task").iterdir()))
     assert threads == 1, f"{threads} threads: a fork would leave their locks taken"
-    for line in sys.stdin:
-        print(json.dumps(run_job(json.loads(line))), flush=True)
+    while (job := json.loads(sys.stdin.readline() or "null")) is not None:
+        print(json.dumps(run_job(job)), flush=True)
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:

@@ -98,7 +98,9 @@ class Runner:
 
     def close(self) -> None:
         """End the fork server."""
+        # Said in words: data workers forked from this process may still hold its end of the pipe open.
         assert self._server.stdin is not None
+        print(json.dumps(None), file=self._server.stdin, flush=True)
         self._server.stdin.close()
         self._server.wait(timeout=30)
 

@@ -51,7 +51,8 @@ class ForkServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate()
+        # Said in words: data workers forked from this process may still hold its end of the pipe open.
+        self._process.communicate(json.dumps(None) + "\n")
         assert self._process.returncode == 0
 
     def run(self, task: str, *arguments: object, attach: Callable[[int], None] = lambda pid: None) -> Outcome:
@@ -76,8 +77,7 @@ def serve() -> None:
 
     undisturbed()  # imports all that a training imports, once for all
     output, sys.stdout = sys.stdout, sys.stderr
-    for line in sys.stdin:
-        request = json.loads(line)
+    while (request := json.loads(sys.stdin.readline() or "null")) is not None:
         report_read, report_write = os.pipe()
         go_read, go_write = os.pipe()
         child = os.fork()
