@@ -48,7 +48,7 @@ class SeededSamples(Dataset[Any]):
     def __init__(self, source: Any, seed_samples: bool) -> None:
         self.source = source
         self._seed_samples = seed_samples
-        self._seeded = _Seeded("dataset", source)
+        self._seeded = Seeded("dataset", source)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -75,7 +75,7 @@ class SeededCollate:
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self._collate = collate
-        self._seeded = _Seeded("collate_fn", collate)
+        self._seeded = Seeded("collate_fn", collate)
 
     @property
     def draws(self) -> bool:
@@ -103,7 +103,7 @@ class CollateSingle:
         return self._collate(samples[0])
 
 
-class _Seeded:
+class Seeded:
     """Lets an object make things, each under a seed, and sees whether it draws.
 
     What it draws from may be made only when it is first needed. It cannot be seeded before that, so what was made with

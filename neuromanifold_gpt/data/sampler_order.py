@@ -63,6 +63,7 @@ class SamplerOrder:
         self._owned = OwnedState(owners, ignored=(self._dataset,), thorough=True)
         self._unit = "samples_consumed" if self._in_samples else "batches_consumed"
         self._running: RunningSampler | None = None
+        self._has_begun = False  # an epoch, in this process
 
     @property
     def size(self) -> int | None:
@@ -229,7 +230,22 @@ class SamplerOrder:
         for sampler in self._samplers:
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
-        drawn_from = what_is_drawn_from({"sampler": self.source}, ignored=(self._dataset,))
+        drawn_from, before = self._drawn_from(), {} if self._has_begun else self._owned.values()
+        units = self._units(epoch, changes, drawn_from)
+        if not self._has_begun:
+            self._has_begun = True
+            units.put_back(units.take(1))
+            made = self._drawn_from()
+            if not made.has_as_many_generators_as(drawn_from):  # when first asked: they are to be seeded as well
+                now = self._owned.values()
+                self._owned.set_values({path: value for path, value in before.items() if path in now})
+                return self._units(epoch, changes, made)
+        return units
+
+    def _drawn_from(self) -> OwnedState:
+        return what_is_drawn_from({"sampler": self.source}, ignored=(self._dataset,))
+
+    def _units(self, epoch: int, changes: Changes, drawn_from: OwnedState) -> SamplerUnits:
         generators = OwnGenerators(mixed(self.seed, epoch), drawn_from)
         return SamplerUnits(self.source, generators, changes, self._owned.set_single_values)
 

@@ -10,20 +10,20 @@ import copy
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset, get_worker_info
-from torch.utils.data._utils import worker as torch_worker
 from tqdm import tqdm
 
 from neuromanifold_gpt.data.changes import shown_containers
 from neuromanifold_gpt.data.errors import DatasetError
 from neuromanifold_gpt.data.ids_digest import IdsDigest
 from neuromanifold_gpt.data.order import mixed
-from neuromanifold_gpt.data.sample_seeds import isolated_generators, seed_generators
+from neuromanifold_gpt.data.sample_seeds import Seeded, isolated_generators, seed_generators
 from neuromanifold_gpt.data.watched_collate import WATCHED_BATCHES
+from neuromanifold_gpt.data.worker_info import as_data_worker
 from neuromanifold_gpt.state.inspection.users_objects import is_stateful
 from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
@@ -145,9 +145,8 @@ class Shard:
         self._iterator: Any = None
         self._ids: IdsDigest | None = None  # of streams that are read again
         self._is_other = False
-        self._drawn_from = (
-            what_is_drawn_from({"dataset": dataset, "collate_fn": options.collate_fn}) if options.seed_samples else None
-        )
+        self._drawn_from = self._what_is_drawn_from()
+        self._collation = Seeded("collate_fn", options.collate_fn)
         # What belongs to the dataset as well is read again, or in its state.
         self._of_dataset = OwnedState({"dataset": dataset})
         # What a collate function does not refer to, it does not change; a thread of the dataset may.
@@ -169,7 +168,6 @@ class Shard:
                 self.is_done = True
                 self._last_state = self._state()
                 return Item(self._number, self._last_state, [], [], self._is_other)
-            self._seed_all(_COLLATION, self._samples)
             batch, not_kept = self._collated(samples)
             state = self._state()
             self._look_ahead()
@@ -221,7 +219,12 @@ class Shard:
         self._batches += 1
         # Behind the first batch, at which files are opened and the like.
         before = self._not_kept() if 1 < self._batches <= WATCHED_BATCHES else {}
-        batch = self._options.collate_fn(samples if self._options.batch_size is not None else samples[0])
+        given = samples if self._options.batch_size is not None else samples[0]
+        if self._options.seed_samples:
+            seed = mixed(self._seed, _COLLATION, self._samples)
+            [batch] = self._collation.made([seed], lambda _: self._options.collate_fn(given))
+        else:
+            batch = self._options.collate_fn(given)
         after = self._not_kept() if before else {}
         self._collate_values = self._collate_fn.changed_values()
         return batch, sorted(path for path, shown in before.items() if after.get(path, shown) != shown)
@@ -248,10 +251,19 @@ class Shard:
             self._samples += 1
             if self._ids is not None:
                 self._ids.add(sample)
+                if self._samples == 1:  # some make their generators when they are read: seeded from the second one on
+                    self._drawn_from = self._what_is_drawn_from()
         return sample
+
+    def _what_is_drawn_from(self) -> OwnedState | None:
+        roots = {"dataset": self._dataset, "collate_fn": self._options.collate_fn}
+        return what_is_drawn_from(roots) if self._options.seed_samples else None
 
     def _digest_of_ids(self) -> str | None:
         return self._ids.digest() if self._ids is not None else None
+
+    def _as_its_worker(self) -> AbstractContextManager[None]:
+        return as_data_worker(self._number, self._workers, self._seed >> 1, self._dataset)
 
     def _seed_all(self, *position: int) -> None:
         if self._options.seed_samples:
@@ -268,19 +280,6 @@ class Shard:
             "collate_fn": self._collate_values,
             "ids": self._digest_of_ids(),
         }
-
-    @contextmanager
-    def _as_its_worker(self) -> Iterator[None]:
-        """Let ``get_worker_info()`` say what it says in the data worker of this shard's number."""
-        actual = torch_worker._worker_info
-        if self._workers:
-            torch_worker._worker_info = torch_worker.WorkerInfo(
-                id=self._number, num_workers=self._workers, seed=self._seed >> 1, dataset=self._dataset
-            )
-        try:
-            yield
-        finally:
-            torch_worker._worker_info = actual
 
 
 def _state_of(owner: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset, Sampler, default_collate
 
-from neuromanifold_gpt import SeparatedCheckpoint
+from neuromanifold_gpt import SeparatedCheckpoint, resumable
 from neuromanifold_gpt.checkpoint.errors import CheckpointWarning, InexactResumeWarning
 from neuromanifold_gpt.data.errors import DataOrderWarning
 
@@ -114,6 +114,13 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "first collation": lambda: DataLoader(NoisySamples(), 4, collate_fn=FirstCollation()),
     "each epoch of an own loader": EachEpoch,
     "by a hook": lambda: DataLoader(ByHook(), 4, shuffle=True),
+    "first sample, resumable": lambda: resumable(DataLoader(FirstSample(), 4, shuffle=True)),
+    "first iteration of a stream, resumable": lambda: resumable(DataLoader(FirstIteration(), 4)),
+    "first order of a sampler, resumable": lambda: resumable(DataLoader(NoisySamples(), 4, sampler=FirstOrder())),
+    "first collation, resumable": lambda: resumable(DataLoader(NoisySamples(), 4, collate_fn=FirstCollation())),
+    "first collation of a stream, resumable": lambda: resumable(
+        DataLoader(FirstIteration(), 4, collate_fn=FirstCollation())
+    ),
 }
 
 
