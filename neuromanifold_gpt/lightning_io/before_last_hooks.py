@@ -12,17 +12,15 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.call import _call_callbacks_state_dict
-from torch import Tensor, int16, int32, int64, nn, strided, uint8
-from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.lightning_io.tensor_sums import others_than, persistent_buffers, sums_of
 from neuromanifold_gpt.state.modules import listed, module_modes, parameter_names
 
 _COPIED_BYTES = 2**26  # of buffers, the smallest first
-_INTEGERS = {1: uint8, 2: int16, 4: int32, 8: int64}
 
 
 class BeforeLastHooks:
@@ -39,10 +37,10 @@ class BeforeLastHooks:
         self._callbacks = copy.deepcopy(_call_callbacks_state_dict(trainer))
         self._schedulers = copy.deepcopy([config.scheduler.state_dict() for config in trainer.lr_scheduler_configs])
         self._groups = [list(map(_settings, optimizer.param_groups)) for optimizer in trainer.optimizers]
-        self._sums = _sums(trainer)
+        self._sums = sums_of(_parts(trainer))
         self._buffers: dict[str, Tensor] = {}
         room_bytes = _COPIED_BYTES
-        for name, buffer in sorted(_persistent_buffers(trainer.lightning_module), key=lambda item: item[1].nbytes):
+        for name, buffer in sorted(persistent_buffers(trainer.lightning_module), key=lambda item: item[1].nbytes):
             room_bytes -= buffer.nbytes
             if room_bytes >= 0 and name in self._sums:
                 self._buffers[name] = buffer.detach().clone()
@@ -67,8 +65,7 @@ class BeforeLastHooks:
         for state, groups in zip(checkpoint["optimizer_states"], self._groups, strict=True):
             for group, settings in zip(state.get("param_groups", ()), groups, strict=False):
                 group.update(settings)
-        now = _sums(trainer)
-        changed = sorted(name for name in {*self._sums, *now} if self._sums.get(name) != now.get(name))
+        changed = others_than(self._sums, sums_of(_parts(trainer)))
         if not {*changed} <= self._buffers.keys():
             return [_said(changed)]
         for name in changed:
@@ -95,39 +92,14 @@ def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
 
 
-def _sums(trainer: Trainer) -> dict[str, Any]:
-    """Of the bits of each tensor, and numbers beside them; sharded tensors and other subclasses are left out."""
-    sums = {name: [_sum(leaf) for leaf in tree_leaves(value)] for name, value in _parts(trainer)}
-    return {name: found for name, found in sums.items() if None not in found}
-
-
-def _sum(value: Any) -> Any:
-    if isinstance(value, bool | int | float):
-        return value
-    if type(value) not in (Tensor, nn.Parameter, nn.Buffer) or value.layout is not strided or value.is_meta:
-        return None
-    integer = _INTEGERS.get(value.element_size())
-    if integer is None or value.is_quantized:
-        return None
-    bits = value.detach().reshape(-1).view(integer)
-    return bits.sum(dtype=integer if value.element_size() >= 4 else int64).item()
-
-
 def _parts(trainer: Trainer) -> Iterator[tuple[str, Any]]:
     """Parameters and persistent buffers of the module, and the states of optimizers, by name."""
     module = trainer.lightning_module
     yield from module.named_parameters()
-    yield from _persistent_buffers(module)
+    yield from persistent_buffers(module)
     names = parameter_names(module)
     for optimizer in trainer.optimizers:
         for parameter, state in getattr(optimizer, "state", {}).items():
             name = names.get(id(parameter), type(optimizer).__name__)
             if isinstance(state, Mapping):
                 yield from ((f"{key} of {name} in the optimizer", value) for key, value in state.items())
-
-
-def _persistent_buffers(module: LightningModule) -> Iterator[tuple[str, Tensor]]:
-    for owner, part in module.named_modules():
-        for name, buffer in part._buffers.items():
-            if buffer is not None and name not in part._non_persistent_buffers_set and not is_lazy(buffer):
-                yield f"{owner}.{name}".lstrip("."), buffer

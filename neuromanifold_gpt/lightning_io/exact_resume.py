@@ -10,11 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from neuromanifold_gpt.checkpoint.environment import current_environment, warn_if_changed
-from neuromanifold_gpt.checkpoint.errors import (
-    CheckpointError,
-    InexactResumeWarning,
-    MissingOptimizerError,
-)
+from neuromanifold_gpt.checkpoint.errors import CheckpointError, InexactResumeWarning
 from neuromanifold_gpt.lightning_io.boundaries import BETWEEN_EPOCHS, EPOCH_END, LoopBoundaries
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY
 from neuromanifold_gpt.lightning_io.data_position import DataPosition
@@ -30,8 +26,9 @@ from neuromanifold_gpt.lightning_io.other_callbacks import (
     warn_of_a_later_fit,
 )
 from neuromanifold_gpt.lightning_io.plugin import writes_separated
+from neuromanifold_gpt.lightning_io.restored_weights import shown_weights, warn_of_changed_weights
 from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker
-from neuromanifold_gpt.lightning_io.state_loading import load_by_names, load_doubles, own_names_hook
+from neuromanifold_gpt.lightning_io.state_loading import load_by_names, load_doubles, own_names_hook, require_optimizers
 from neuromanifold_gpt.lightning_io.tensors_of_ranks import shown_tensors_of_rank
 from neuromanifold_gpt.lightning_io.trainer_settings import TrainerSettings
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
@@ -71,6 +68,7 @@ class ExactResume(Callback):
         self._loaded: dict[str, Any] | None = None
         self._optimizers_are_loaded = False
         self._optimizer_settings: list[dict[str, Any]] = []
+        self._weights: dict[str, Any] = {}  # as they were loaded
         self._name_hook: Any = None
         self._listeners: list[Callable[[Trainer], None]] = []
         self._frozen = FrozenParameters()
@@ -242,17 +240,13 @@ class ExactResume(Callback):
         """Refuse a checkpoint without optimizer state, before Lightning does so in other words."""
         self._remove_name_hook()
         checkpoint = trainer._checkpoint_connector._loaded_checkpoint
-        if checkpoint and "optimizer_states" not in checkpoint:
-            raise MissingOptimizerError(
-                f"{trainer.ckpt_path}: this checkpoint is model-only, so training cannot resume from it. Give another "
-                "one, or start anew from its weights: load_checkpoint(path, load_optimizer=False)."
-            )
-
         if checkpoint:
+            require_optimizers(checkpoint, trainer.ckpt_path)
             refuse_tuners(trainer)
             keep_stopped(trainer)
             load_doubles(pl_module, checkpoint["state_dict"])
             warn_if_rounded(pl_module, checkpoint["state_dict"])
+            self._weights = shown_weights(pl_module)
 
     def _restore(self, trainer: Trainer) -> None:
         """Called at the very point: nothing runs between this and the next step."""
@@ -260,6 +254,7 @@ class ExactResume(Callback):
         assert loaded is not None, "the loop resumes only from a checkpoint that was loaded"
         for reason in loaded["inexact"]:
             warnings.warn(f"this resume is not exact: {reason}.", InexactResumeWarning, stacklevel=2)
+        warn_of_changed_weights(self._weights, trainer.lightning_module)
         self._frozen.restore(trainer, loaded["modes"])
         self._validation.go_to(own_state(loaded["validation"]))  # first: training may share a dataset with it
         self._loader_epochs.resumed()

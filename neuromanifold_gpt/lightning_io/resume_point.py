@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 from lightning.pytorch import Trainer
+from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
@@ -46,6 +47,8 @@ class ResumePointTracker:
         self._module_values: ModuleValues | None = None
         self._parts: UsersParts | None = None
         self._has_stepped = False  # in this process
+        self._step_hooks: list[Any] = []
+        self._has_updated = False  # weights since the state was whole, whether Lightning has counted the step or not
         self._hooks_were_called = True  # of an epoch or a validation: they may have made generators
         self._said: set[str] = set()  # generators that were made late
         self._before_validation: tuple[dict[str, Any], dict[str, Any]] = ({}, {})  # the counters, and the rest
@@ -59,6 +62,13 @@ class ResumePointTracker:
         self._owned = self._parts.look_again()
         self._module_values = ModuleValues(trainer.lightning_module)
         self._has_stepped, self._hooks_were_called = False, True
+        for hook in self._step_hooks:
+            hook.remove()
+        optimizers = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, Optimizer)]
+        self._step_hooks = [optimizer.register_step_post_hook(self._note_update) for optimizer in optimizers]
+
+    def _note_update(self, *_: Any) -> None:
+        self._has_updated = True
 
     def reached(self, trainer: Trainer, point: str) -> None:
         """The state is whole now."""
@@ -68,7 +78,7 @@ class ResumePointTracker:
             self._has_stepped = True
         if self._parts is not None and (between or self._hooks_were_called):
             self._owned = self._parts.look_again()  # hooks and first batches may have made some
-        self._hooks_were_called = between
+        self._hooks_were_called, self._has_updated = between, False
         stepped = self.whole is None or trainer.global_step != self.whole.global_step
         waits_for_batches = not stepped or trainer.fit_loop._should_accumulate()
         self.whole = LoopState(
@@ -131,7 +141,8 @@ class ResumePointTracker:
         fit_loop = trainer.fit_loop.state_dict()
         batches = fit_loop["epoch_loop.batch_progress"]
         inside_step = batches["current"]["started"] > batches["current"]["processed"]
-        same_weights = self.whole is not None and trainer.global_step == self.whole.global_step
+        is_same_step = self.whole is not None and trainer.global_step == self.whole.global_step
+        same_weights = is_same_step and not (inside_step and self._has_updated)
         if inside_step and not (same_weights and not any(True for _ in trainer.lightning_module.buffers())):
             warnings.warn(
                 f"step {trainer.global_step} is saved before it is finished: a resume from it cannot be exact. Save "

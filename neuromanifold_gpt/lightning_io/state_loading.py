@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
-from neuromanifold_gpt.checkpoint.errors import StateMismatchError
+from neuromanifold_gpt.checkpoint.errors import MissingOptimizerError, StateMismatchError
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY
 from neuromanifold_gpt.state.modules import errors_as_mismatch, parameter_names, under_own_names
 from neuromanifold_gpt.state.optimizers import (
@@ -20,6 +20,19 @@ from neuromanifold_gpt.state.optimizers import (
     without_names,
 )
 from neuromanifold_gpt.state.settings import check_classes
+
+
+def require_optimizers(checkpoint: Mapping[str, Any], path: Any) -> None:
+    """Refuse to train on from a model file alone.
+
+    Raises:
+        MissingOptimizerError: the checkpoint, loaded from ``path``, has no optimizer states.
+    """
+    if "optimizer_states" not in checkpoint:
+        raise MissingOptimizerError(
+            f"{path}: this checkpoint is model-only, so training cannot resume from it. Give another one, or start "
+            "anew from its weights: load_checkpoint(path, load_optimizer=False)."
+        )
 
 
 def own_names_hook(pl_module: LightningModule) -> Callable[..., None]:

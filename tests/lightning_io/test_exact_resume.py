@@ -260,6 +260,26 @@ def test_a_checkpoint_saved_on_an_exception_resumes_at_the_step_that_failed(tmp_
     assert all(torch.equal(states[0][name], states[1][name]) for name in parameters)
 
 
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_an_exception_around_the_update_of_weights_without_buffers(after: bool, tmp_path: Path):
+    class Fails(ToyModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net[1] = torch.nn.Identity()
+
+        def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+            if self.trainer.global_step == 9 and not after:
+                raise RuntimeError("out of memory, say")
+            super().optimizer_step(*arguments, **options)
+            if self.trainer.global_step == 9:
+                raise RuntimeError("out of memory, say")  # Lightning has not counted the step yet
+
+    said = pytest.warns(InexactResumeWarning, match="step 9 is saved before") if after else warnings.catch_warnings()
+    with said, pytest.raises(RuntimeError, match="out of memory"):
+        fit(saver(tmp_path, every_n_train_steps=4, save_on_exception=True), module=Fails())
+    assert max(by_step(tmp_path)) == 9
+
+
 def test_parameters_declared_in_another_order_keep_their_moments(tmp_path: Path):
     class TwoLayers(ToyModule):
         def __init__(self, reverse: bool = False) -> None:
