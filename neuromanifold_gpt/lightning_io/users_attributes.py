@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, cast
 
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
@@ -24,6 +24,10 @@ from neuromanifold_gpt.state.inspection.users_objects import is_of_users_class, 
 from neuromanifold_gpt.state.owned_state import OwnedState
 
 _OF_EVERY_DATA_MODULE = frozenset({*vars(LightningDataModule()), "_hparams", "_hparams_initial"})
+_BUILDING_METHODS = frozenset(
+    {"__init__", "setup", "prepare_data", "configure_model", "configure_optimizers", "configure_callbacks"}
+    | {f"{kind}_dataloader" for kind in ("train", "val", "test", "predict")}
+)
 _SAVING_HOOKS = ("state_dict", "on_save_checkpoint", "save_checkpoint")
 
 
@@ -57,6 +61,23 @@ class UsersAttributes:
                 yield from ((f"{type(part).__name__}.{attribute}", value) for attribute, value in own.items())
 
 
+def hyper_parameters_in_use(module: LightningModule) -> dict[str, Any]:
+    """Those in ``module.hparams`` that methods read which are called while training goes on.
+
+    What layers, optimizers and loaders are built with shows in these.
+    """
+    read: set[str] = set()
+    for base in bases_of(type(module)):
+        if is_users_module(module_name_of(base)):
+            methods = {name: value for name, value in variables_of_class(base).items() if name not in _BUILDING_METHODS}
+            for value in methods.values():
+                codes = list(_codes(value.fget if isinstance(value, property) else value))
+                if any("hparams" in code.co_names for code in codes):
+                    names = (name for code in codes for name in (*code.co_names, *code.co_consts))
+                    read.update(name for name in names if isinstance(name, str))
+    return {name: value for name, value in module.hparams.items() if name in read}
+
+
 def _saves_nothing(thing: Any, base: type) -> bool:
     hooks = ("state_dict", "on_save_checkpoint")
     inherited = all(getattr(type(thing), hook, None) is getattr(base, hook, None) for hook in hooks)
@@ -82,15 +103,19 @@ def _names_of_users_classes(kind: type) -> frozenset[str]:
 
 def _sets(value: Any) -> Iterator[str]:
     """Names of attributes, to which a function, method or property assigns."""
+    for code in _codes(value.fset if isinstance(value, property) else value):
+        yield from (step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR")
+
+
+def _codes(value: Any) -> Iterator[types.CodeType]:
+    """Of a function, and of those within it."""
     if isinstance(value, types.CodeType):
-        yield from (step.argval for step in dis.get_instructions(value) if step.opname == "STORE_ATTR")
+        yield value
         for constant in value.co_consts:
-            yield from _sets(constant)
-    elif isinstance(value, property):
-        yield from _sets(value.fset)
+            yield from _codes(constant)
     elif isinstance(value, types.FunctionType):
-        yield from _sets(value.__code__)
-        yield from _sets(vars(value).get("__wrapped__"))  # within a decorator
+        yield from _codes(value.__code__)
+        yield from _codes(vars(value).get("__wrapped__"))  # within a decorator
 
 
 def _goes_with_position(data: LightningDataModule, trainer: Trainer) -> bool:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import Metric
 
 from neuromanifold_gpt.lightning_io.loader_epochs import DATA_PREFIX
-from neuromanifold_gpt.lightning_io.users_attributes import UsersAttributes
+from neuromanifold_gpt.lightning_io.users_attributes import UsersAttributes, hyper_parameters_in_use
 from neuromanifold_gpt.state.inspection.stored_values import is_single_value
 from neuromanifold_gpt.state.inspection.users_objects import is_a_time
 from neuromanifold_gpt.state.inspection.users_variables import users_variables
@@ -145,7 +145,9 @@ class UsersParts:
         if not is_overridden("on_save_checkpoint", module):
             found = values_beside_state(module, ignored=_OF_EVERY_MODULE, kept=self._saved(), as_settings=True)
         kept = self._kept()
-        for path, value in self._users_attributes.read():
+        in_use = hyper_parameters_in_use(module)
+        hyper_parameters = [(f"hparams.{name}", value) for name, value in in_use.items()]
+        for path, value in [*hyper_parameters, *self._users_attributes.read()]:
             if not is_a_time(_name(path), value) and (shown := shown_value(value, kept, is_setting=True)) is not None:
                 found[path] = shown
         passed_over = {} if module.strict_loading else settings_of_layers(module)  # others are to be loaded into it

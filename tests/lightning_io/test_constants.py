@@ -167,3 +167,35 @@ def test_a_lazily_set_buffer_goes_on(tmp_path: Path) -> None:
 def test_hyper_parameters_that_training_changes_are_said(tmp_path: Path) -> None:
     with pytest.warns(InexactResumeWarning, match="no checkpoint has: _hparams. If"):
         fit(tmp_path, Anneals())
+
+
+class Weighs(Learns):
+    def __init__(self, weight: float = 1.0, width: int = 4, threads: int = 1) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * self._weight()
+
+    def _weight(self) -> float:
+        return float(self.hparams["weight"] * self.hparams.width)
+
+    def setup(self, stage: str) -> None:
+        self.is_parallel = self.hparams.threads > 0
+
+
+def test_hyper_parameters_that_are_others_on_the_resume_are_said_if_training_reads_them(tmp_path: Path) -> None:
+    fit(tmp_path, Weighs(), max_steps=3)
+    with pytest.warns(InexactResumeWarning) as said:
+        fit(tmp_path, Weighs(0.5, 2, 2), max_steps=6)
+    [text] = [str(warning.message) for warning in said if "hparams" in str(warning.message)]
+    assert "hparams.weight" in text
+    assert "hparams.width" in text
+    assert "threads" not in text
+
+
+def test_hyper_parameters_that_are_the_same_are_nothing_to_say(tmp_path: Path) -> None:
+    fit(tmp_path, Weighs(), max_steps=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InexactResumeWarning)
+        fit(tmp_path, Weighs(threads=2), max_steps=6)
