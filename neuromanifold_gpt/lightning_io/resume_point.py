@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -64,11 +65,14 @@ class ResumePointTracker:
         self._has_stepped, self._hooks_were_called = False, True
         for hook in self._step_hooks:
             hook.remove()
-        optimizers = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, Optimizer)]
-        self._step_hooks = [optimizer.register_step_post_hook(self._note_update) for optimizer in optimizers]
+        own = weakref.ref(self)  # what optimizers refer to is searched for generators
 
-    def _note_update(self, *_: Any) -> None:
-        self._has_updated = True
+        def note_update(*_: Any) -> None:
+            if (tracker := own()) is not None:
+                tracker._has_updated = True
+
+        optimizers = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, Optimizer)]
+        self._step_hooks = [optimizer.register_step_post_hook(note_update) for optimizer in optimizers]
 
     def reached(self, trainer: Trainer, point: str) -> None:
         """The state is whole now."""
