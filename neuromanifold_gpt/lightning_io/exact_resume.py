@@ -244,8 +244,9 @@ class ExactResume(Callback):
             require_optimizers(checkpoint, trainer.ckpt_path)
             refuse_tuners(trainer)
             keep_stopped(trainer)
-            load_doubles(pl_module, checkpoint["state_dict"])
-            warn_if_rounded(pl_module, checkpoint["state_dict"])
+            weights = checkpoint.get("current_model_state", checkpoint["state_dict"])  # WeightAveraging moves them
+            load_doubles(pl_module, weights)
+            warn_if_rounded(pl_module, weights)
             self._weights = shown_weights(pl_module)
 
     def _restore(self, trainer: Trainer) -> None:

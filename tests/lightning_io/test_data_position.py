@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import LearningRateFinder, WeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder, WeightAveraging
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler, default_collate
@@ -298,14 +298,23 @@ def test_a_save_before_the_optimizers_are_loaded_is_refused(tmp_path: Path):
         fit(saver(tmp_path), SaveIn("on_fit_start", tmp_path / "hand-model.pt"), ckpt_path=path, max_steps=3)
 
 
-def test_weights_in_double_precision_keep_all_digits(tmp_path: Path):
-    class Doubles(ToyModule):
-        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            return super().training_step([part.double() if part.is_floating_point() else part for part in batch], 0)
+class InItsType(ToyModule):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return super().training_step([part.to(self.dtype) if part.is_floating_point() else part for part in batch], 0)
 
-    options: dict[str, Any] = {"precision": "64-true", "validate": False, "max_steps": 9}
-    fit(saver(tmp_path / "a"), module=Doubles(), **options)
-    fit(saver(tmp_path / "b"), module=Doubles(), ckpt_path=by_step(tmp_path / "a")[4].model_path, **options)
+
+@pytest.mark.parametrize("averages", [False, True], ids=["", "averages"])
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_weights_in_another_precision_keep_all_digits(precision: str, averages: bool, tmp_path: Path):
+    def run(directory: Path, path: Path | None = None) -> None:
+        callbacks = [EMAWeightAveraging(decay=0.9)] if averages else []
+        options: dict[str, Any] = {"precision": precision, "validate": False, "max_steps": 9}
+        fit(saver(directory), *callbacks, module=InItsType(), ckpt_path=path, **options)
+
+    run(tmp_path / "a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InexactResumeWarning)
+        run(tmp_path / "b", by_step(tmp_path / "a")[4].model_path)
     assert contents(by_step(tmp_path / "b")[9]) == contents(by_step(tmp_path / "a")[9])
 
 

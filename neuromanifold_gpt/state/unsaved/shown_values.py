@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import xxhash
 from torch import Tensor, nn
+from torch.jit._script import RecursiveScriptModule
 
 from neuromanifold_gpt.state.inspection.flat_values import spaced
 from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict, values_in
@@ -245,6 +246,8 @@ def _settings_of_module(module: nn.Module) -> int:
 def plain_attributes(module: nn.Module) -> dict[str, Any]:
     """What a module has beside what every module has, and times."""
     attributes = vars(module).copy()  # threads may change them
+    if isinstance(module, RecursiveScriptModule):  # has its own elsewhere
+        attributes.update((name, module._c.getattr(name)) for name in module._concrete_type.get_attributes())
     return {
         name: value for name, value in attributes.items() if name not in OF_EVERY_MODULE and not is_a_time(name, value)
     }
