@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from neuromanifold_gpt.checkpoint.commit import Checkpoint, open_complete
@@ -62,13 +62,19 @@ def latest_checkpoint(directory: str | Path, *, resumable: bool = False) -> Chec
     Warns:
         DamagedCheckpointWarning: for each newer one that was passed over, with the reason.
     """
-    for paths in sorted(candidates(Path(directory)), key=_claimed_age, reverse=True):
+    return newest_of([Path(directory)], resumable=resumable)
+
+
+def newest_of(directories: Iterable[Path], *, resumable: bool = False) -> Checkpoint | None:
+    """:func:`latest_checkpoint` of several directories."""
+    found = (paths for directory in directories for paths in candidates(directory))
+    for paths in sorted(found, key=_claimed_age, reverse=True):
         try:
             checkpoint = open_complete(paths)
             if not (resumable and checkpoint.model_only):
                 return verify(checkpoint).checkpoint
         except CheckpointError as error:
-            warnings.warn(f"passing over {paths.name}: {error}", DamagedCheckpointWarning, stacklevel=2)
+            warnings.warn(f"passing over {paths.name}: {error}", DamagedCheckpointWarning, stacklevel=3)
     return None
 
 

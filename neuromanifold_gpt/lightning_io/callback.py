@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from neuromanifold_gpt.checkpoint.commit import open_complete
-from neuromanifold_gpt.checkpoint.discovery import latest_checkpoint, list_checkpoints
+from neuromanifold_gpt.checkpoint.discovery import list_checkpoints, newest_of
 from neuromanifold_gpt.checkpoint.errors import CheckpointError, CheckpointWriteError
 from neuromanifold_gpt.checkpoint.lock import RUN, DirectoryLock
 from neuromanifold_gpt.checkpoint.naming import MODEL_SUFFIX, paths_of_model_file
@@ -194,8 +194,11 @@ class SeparatedCheckpoint(SavesAtBoundaries):
         forget(self, {checkpoint.paths.model for checkpoint in removed})
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
-        directory = str(self._ModelCheckpoint__resolve_ckpt_dir(trainer))  # type: ignore[attr-defined]
-        newest = latest_checkpoint(directory, resumable=True)
+        directory = Path(self._ModelCheckpoint__resolve_ckpt_dir(trainer))  # type: ignore[attr-defined]
+        # A metric "val/loss" in the name makes directories, as in ModelCheckpoint, which does not look there.
+        levels = range(1, str(self.filename).count("/") + 1)
+        below = (path for level in levels for path in directory.glob("/".join("*" * level)) if path.is_dir())
+        newest = newest_of([directory, *below], resumable=True)
         return set() if newest is None else {str(newest.model_path)}
 
     # ------------------------------------------------------------------ its own state: the same in every directory

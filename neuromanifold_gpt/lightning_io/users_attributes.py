@@ -1,4 +1,4 @@
-"""Attributes of users' callbacks, data module, trainer, strategy and precision plugin that save nothing themselves."""
+"""Attributes of users' callbacks, data module, loggers, trainer, strategy and precision plugin, which save nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dis
 import functools
 import types
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -40,6 +40,8 @@ class UsersAttributes:
         self._has_data_module = (
             data is not None and _saves_nothing(data, LightningDataModule) and not _goes_with_position(data, trainer)
         )
+        things = [trainer.lightning_module, data, *trainer.callbacks]  # type: ignore[attr-defined]
+        self._read_of_loggers = _names_beside("logger", things) | _names_beside("loggers", things)
 
     def read(self) -> Iterator[tuple[str, Any]]:
         """Give them with their paths, ``TheirCallback.best``, as they are now."""
@@ -55,6 +57,9 @@ class UsersAttributes:
             data: LightningDataModule = self._trainer.datamodule  # type: ignore[attr-defined]
             own = {name: value for name, value in all_attributes(data).items() if name not in _OF_EVERY_DATA_MODULE}
             yield from ((f"{type(data).__name__}.{attribute}", value) for attribute, value in own.items())
+        for logger in filter(is_of_users_class, self._trainer.loggers):  # a record, unless somebody reads it
+            own = {name: value for name, value in all_attributes(logger).items() if name in self._read_of_loggers}
+            yield from ((f"{type(logger).__name__}.{attribute}", value) for attribute, value in own.items())
         for part in (self._trainer, self._trainer.strategy, self._trainer.precision_plugin):
             if names := _names_of_users_classes(cast(Any, type(part))):
                 own = {name: value for name, value in all_attributes(part).items() if name in names}
@@ -66,16 +71,22 @@ def hyper_parameters_in_use(module: LightningModule) -> dict[str, Any]:
 
     What layers, optimizers and loaders are built with shows in these.
     """
-    read: set[str] = set()
-    for base in bases_of(type(module)):
+    read = _names_beside("hparams", [module])
+    return {name: value for name, value in module.hparams.items() if name in read}
+
+
+def _names_beside(word: str, things: Iterable[Any]) -> set[str]:
+    """All names, and texts, in those methods of users' classes that use ``word`` while training goes on."""
+    found: set[str] = set()
+    for base in {base: None for thing in things for base in bases_of(type(thing))}:
         if is_users_module(module_name_of(base)):
             methods = {name: value for name, value in variables_of_class(base).items() if name not in _BUILDING_METHODS}
             for value in methods.values():
                 codes = list(_codes(value.fget if isinstance(value, property) else value))
-                if any("hparams" in code.co_names for code in codes):
+                if any(word in code.co_names for code in codes):
                     names = (name for code in codes for name in (*code.co_names, *code.co_consts))
-                    read.update(name for name in names if isinstance(name, str))
-    return {name: value for name, value in module.hparams.items() if name in read}
+                    found.update(name for name in names if isinstance(name, str))
+    return found
 
 
 def _saves_nothing(thing: Any, base: type) -> bool:

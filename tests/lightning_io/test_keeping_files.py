@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -334,6 +335,30 @@ def test_warnings_are_not_needed_for_a_run_in_which_nothing_fails(tmp_path: Path
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=r".*(num_workers|logging interval|`isinstance).*")
         fit(saver(tmp_path, retention=Retention(keep_last=2), on_save_error="warn"))
+
+
+class Slashes(ToyModule):
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", torch.rand(()))
+
+
+@pytest.mark.parametrize("filename", ["{epoch}-{val/loss:.3f}", "{epoch}/{step}", "all/{epoch}/{step}"])
+def test_the_newest_is_found_in_directories_that_the_name_of_the_file_makes(filename: str, tmp_path: Path):
+    options: dict[str, Any] = {"filename": filename, "monitor": "val/loss", "save_top_k": -1, "every_n_epochs": 1}
+    whole = fit(SeparatedCheckpoint(tmp_path / "a", **options), module=Slashes(), max_epochs=4, max_steps=-1)[1]
+    for epochs in (2, 4):
+        saver = SeparatedCheckpoint(tmp_path / "b", **options)
+        path = "last" if epochs == 4 else None
+        history = fit(saver, module=Slashes(), max_epochs=epochs, max_steps=-1, ckpt_path=path)[1].history
+    assert history == whole.history[14:]
+    files = [
+        {path.relative_to(tmp_path / run): path.read_bytes() for path in (tmp_path / run).rglob("*.pt")} for run in "ab"
+    ]
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize("stale", ["older", "missing"])

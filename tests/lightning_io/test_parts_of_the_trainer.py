@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
@@ -78,6 +79,25 @@ class Mines(Trainer):
         self.hard_ratio = value / 10
 
 
+class Remembers(DummyLogger):
+    """Two lists of losses, of which a callback reads one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[float] = []
+        self.shown: list[float] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        for kept in (self.losses, self.shown):
+            kept += [value for name, value in metrics.items() if name == "train_loss"]
+
+
+class Slows(Callback):
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        losses = trainer.logger.losses  # type: ignore[union-attr]
+        trainer.optimizers[0].param_groups[0]["lr"] = 0.01 * min([1.0, *losses])
+
+
 class Plain(Trainer):
     def describe(self) -> str:
         return "as Lightning's"
@@ -89,18 +109,17 @@ class Module(ToyModule):
             self.trainer.steps_to_come = batch_idx
 
 
-def train(directory: Path, kind: type[Trainer] = Trainer, **options: Any) -> str:
+def train(directory: Path, *callbacks: Callback, kind: type[Trainer] = Trainer, **options: Any) -> str:
     """What is said by a fit that begins, or goes on."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         seed_everything(1, verbose=False)
         trainer = kind(
-            **{"max_steps": 4, **options},
+            **{"max_steps": 4, "logger": False, **options},
             accelerator="cpu",
-            logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[SeparatedCheckpoint(directory, every_n_train_steps=2)],
+            callbacks=[SeparatedCheckpoint(directory, every_n_train_steps=2), *callbacks],
         )
         trainer.fit(Module(), ResumableDataLoader(NoisySamples(), batch_size=4, seed=5), ckpt_path="last")
     return " ".join(str(w.message) for w in caught if w.category is InexactResumeWarning)
@@ -124,6 +143,12 @@ def test_what_lightning_keeps_or_they_save_is_not(tmp_path: Path, options: dict[
     made = {key: value if key == "kind" else value() for key, value in options.items()}
     assert train(tmp_path, **made) == ""
     assert train(tmp_path, **{**made, "max_steps": 6}) == ""
+
+
+def test_what_is_read_of_a_logger_is_said(tmp_path: Path) -> None:
+    said = train(tmp_path / "read", Slows(), logger=Remembers(), log_every_n_steps=1)
+    assert "values change in training that no checkpoint has: Remembers.losses. " in said
+    assert "Remembers" not in train(tmp_path / "unread", logger=Remembers(), log_every_n_steps=1)
 
 
 def test_their_generators_go_on(tmp_path: Path) -> None:

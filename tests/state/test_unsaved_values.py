@@ -61,7 +61,27 @@ def nothing_said() -> Iterator[None]:
         yield
 
 
+class Normalizes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = 0.9 * self.mean + float(x.item())
+        return x
+
+
 class TestInAPlainLoop:
+    @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+    def test_attributes_of_script_modules_too(self, tmp_path: Path) -> None:
+        module = nn.Sequential(torch.jit.script(Normalizes()))
+        for step in (1, 2):
+            with nothing_said():
+                save_checkpoint(tmp_path, step=step, model=module)
+        module(torch.ones(1))
+        with pytest.warns(InexactResumeWarning, match=r"no checkpoint has: 0\.mean\. "):
+            save_checkpoint(tmp_path, step=3, model=module)
+
     def test_what_changes_between_saves_is_said_once(self, tmp_path: Path) -> None:
         module = nn.Sequential(Counts())
         save_checkpoint(tmp_path, step=1, model=module)
