@@ -28,8 +28,8 @@ from neuromanifold_gpt.lightning_io.other_callbacks import (
 from neuromanifold_gpt.lightning_io.plugin import writes_separated
 from neuromanifold_gpt.lightning_io.restored_weights import shown_weights, warn_of_changed_weights
 from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker
+from neuromanifold_gpt.lightning_io.state_by_rank import shown_by_rank
 from neuromanifold_gpt.lightning_io.state_loading import load_by_names, load_doubles, own_names_hook, require_optimizers
-from neuromanifold_gpt.lightning_io.tensors_of_ranks import shown_tensors_of_rank
 from neuromanifold_gpt.lightning_io.trainer_settings import TrainerSettings
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
 from neuromanifold_gpt.state.gradients import capture_gradients, restore_gradients
@@ -40,7 +40,7 @@ from neuromanifold_gpt.state.settings import DEFAULTS_KEY, warn_of_ignored_setti
 from neuromanifold_gpt.state.steps_taken_again import compare_steps, note_steps
 from neuromanifold_gpt.state.unsaved.rank_differences import warn_of_other_ranks
 
-_OF_RANK = "tensors of the rank"  # compared, not saved
+_OF_RANK = "shown of the rank"  # compared, not saved
 
 
 class ExactResume(Callback):
@@ -186,7 +186,7 @@ class ExactResume(Callback):
                 "loader_epochs": loop.loader_epochs,
                 "epoch_metrics": loop.epoch_metrics,
                 "gradients": capture_gradients(pl_module, all_of_them=True) if loop.open_window else {},
-                _OF_RANK: shown_tensors_of_rank(trainer),
+                _OF_RANK: shown_by_rank(trainer, checkpoint),
             }
         )
         warn_of_other_ranks(pl_module, [rank.pop(_OF_RANK) for rank in ranks])
