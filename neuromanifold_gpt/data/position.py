@@ -104,6 +104,11 @@ class Position:
         return self.is_exhausted or self.order.is_over(self.progress)
 
     @property
+    def epoch_of_pass(self) -> int:
+        """The same in a run that goes on and in one that resumes there."""
+        return self.epoch + (self.is_at_end and not self.is_in_pass)
+
+    @property
     def goes_on(self) -> bool:
         """Whether the next pass begins where a position was loaded."""
         return self._continue_pass

@@ -67,9 +67,10 @@ class PositionedLoader(DataLoader[Any]):
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last batch that was handed out, or where the next pass begins if it was set since."""
+        """The epoch of the pass that is under way, behind its last batch too as long as the ``for`` runs; else of the
+        next one."""
         self._position.epoch_is_known = True
-        return self._position.epoch
+        return self._position.epoch_of_pass
 
     def __len__(self) -> int:
         """Batches of a whole epoch, wherever it is continued."""

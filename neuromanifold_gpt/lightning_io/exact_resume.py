@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from neuromanifold_gpt.checkpoint.environment import current_environment, warn_if_changed
 from neuromanifold_gpt.checkpoint.errors import CheckpointError, InexactResumeWarning
+from neuromanifold_gpt.lightning_io.batch_ahead import warn_of_another_batch, with_shown_batch
 from neuromanifold_gpt.lightning_io.boundaries import BETWEEN_EPOCHS, EPOCH_END, LoopBoundaries
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY
 from neuromanifold_gpt.lightning_io.data_position import DataPosition
@@ -29,7 +30,13 @@ from neuromanifold_gpt.lightning_io.plugin import writes_separated
 from neuromanifold_gpt.lightning_io.restored_weights import shown_weights, warn_of_changed_weights
 from neuromanifold_gpt.lightning_io.resume_point import ResumePointTracker
 from neuromanifold_gpt.lightning_io.state_by_rank import shown_by_rank
-from neuromanifold_gpt.lightning_io.state_loading import load_by_names, load_doubles, own_names_hook, require_optimizers
+from neuromanifold_gpt.lightning_io.state_loading import (
+    load_by_names,
+    load_doubles,
+    own_names_hook,
+    require_optimizers,
+    warn_of_stock_checkpoint,
+)
 from neuromanifold_gpt.lightning_io.trainer_settings import TrainerSettings
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
 from neuromanifold_gpt.state.gradients import capture_gradients, restore_gradients
@@ -70,6 +77,7 @@ class ExactResume(Callback):
         self._optimizer_settings: list[dict[str, Any]] = []
         self._weights: dict[str, Any] = {}  # as they were loaded
         self._name_hook: Any = None
+        self._fit_has_begun = False
         self._listeners: list[Callable[[Trainer], None]] = []
         self._frozen = FrozenParameters()
 
@@ -93,6 +101,7 @@ class ExactResume(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Follow the fit loop, and let checkpoints be loaded whose names are clean of ``torch.compile``."""
+        self._fit_has_begun = False
         if self._boundaries is None:
             self._data = DataPosition(trainer.fit_loop)
             self._validation = ValidationPosition(
@@ -150,8 +159,6 @@ class ExactResume(Callback):
             self._name_hook.remove()
             self._name_hook = None
 
-    # ------------------------------------------------------------------ save
-
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Complete Lightning's checkpoint.
 
@@ -181,7 +188,7 @@ class ExactResume(Callback):
                 "rng_states": loop.rng,
                 "own_generators": loop.own_generators,
                 "module_values": loop.module_values,
-                "data": loop.data,
+                "data": with_shown_batch(loop.data),
                 "validation": loop.validation,
                 "loader_epochs": loop.loader_epochs,
                 "epoch_metrics": loop.epoch_metrics,
@@ -214,23 +221,16 @@ class ExactResume(Callback):
         for listener in self._listeners:
             listener(trainer)
 
-    # --------------------------------------------------------------- restore
-
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take what :meth:`on_save_checkpoint` added, and hand Lightning the optimizer states in the order of now."""
-        if trainer.state.fn != TrainerFn.FITTING:
+        if trainer.state.fn != TrainerFn.FITTING or self._fit_has_begun:  # by one, Lightning's tuners begin anew
             return
         self._loaded = checkpoint.get(RESUME_KEY)
         self._optimizers_are_loaded = False
         self._tracker.whole = None
         keep_current_scores(trainer, checkpoint["callbacks"])
         if self._loaded is None:
-            warnings.warn(
-                "the checkpoint was written without SeparatedCheckpoint: it has no random number generators, so the "
-                "resume cannot be exact.",
-                InexactResumeWarning,
-                stacklevel=2,
-            )
+            warn_of_stock_checkpoint()
         elif self._loaded["point"] is not None and self._boundaries is not None:
             self._tracker.loaded(checkpoint, self._loaded)
             self._loader_epochs.loaded(own_state(self._loaded["loader_epochs"]))
@@ -239,6 +239,7 @@ class ExactResume(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a checkpoint without optimizer state, before Lightning does so in other words."""
         self._remove_name_hook()
+        self._fit_has_begun = True
         checkpoint = trainer._checkpoint_connector._loaded_checkpoint
         if checkpoint:
             require_optimizers(checkpoint, trainer.ckpt_path)
@@ -264,6 +265,7 @@ class ExactResume(Callback):
         middle_of_epoch = loaded["point"] not in (BETWEEN_EPOCHS, EPOCH_END)
         if middle_of_epoch or trainer.current_epoch == 0:  # else Lightning makes a new iterator by itself
             self._data.go_on_in_epoch(own_state(loaded["data"]))
+            warn_of_another_batch(own_state(loaded["data"]), trainer)
         else:
             self._data.go_on_between_epochs(own_state(loaded["data"]))
         if own_state(loaded["gradients"]):

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.lightning_io.batch_ahead import with_batch_ahead
 from neuromanifold_gpt.lightning_io.before_last_hooks import BeforeLastHooks
 from neuromanifold_gpt.lightning_io.boundaries import (
     BETWEEN_EPOCHS,
@@ -92,7 +93,7 @@ class ResumePointTracker:
             fit_loop=trainer.fit_loop.state_dict(),
             **self._draws(),
             module_values=self._values(),
-            data=self._data.current(),
+            data=with_batch_ahead(self._data.current(), trainer),
             loader_epochs=self._loader_epochs.current(),
             epoch_metrics=capture_epoch_metrics(trainer, self._metrics),
             open_window=waits_for_batches and _has_gradients(trainer),
@@ -168,7 +169,7 @@ class ResumePointTracker:
             fit_loop=fit_loop,
             **{"epoch_metrics": metrics, **draws},
             module_values=self._values(),
-            data=self._data.current(),
+            data=with_batch_ahead(self._data.current(), trainer),
             loader_epochs=self._loader_epochs.current(),
             open_window=trainer.fit_loop._should_accumulate() and _has_gradients(trainer),
         )

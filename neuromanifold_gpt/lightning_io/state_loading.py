@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
-from neuromanifold_gpt.checkpoint.errors import MissingOptimizerError, StateMismatchError
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, MissingOptimizerError, StateMismatchError
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY
 from neuromanifold_gpt.state.modules import errors_as_mismatch, parameter_names, under_own_names
 from neuromanifold_gpt.state.optimizers import (
@@ -33,6 +34,20 @@ def require_optimizers(checkpoint: Mapping[str, Any], path: Any) -> None:
             f"{path}: this checkpoint is model-only, so training cannot resume from it. Give another one, or start "
             "anew from its weights: load_checkpoint(path, load_optimizer=False)."
         )
+
+
+def warn_of_stock_checkpoint() -> None:
+    """Say that a checkpoint of Lightning alone is resumed.
+
+    Warns:
+        InexactResumeWarning: always.
+    """
+    warnings.warn(
+        "the checkpoint was written without SeparatedCheckpoint: it has no random number generators, so the resume "
+        "cannot be exact.",
+        InexactResumeWarning,
+        stacklevel=3,
+    )
 
 
 def own_names_hook(pl_module: LightningModule) -> Callable[..., None]:

@@ -118,6 +118,11 @@ class _FollowedStream(Iterator[Any]):
         return batch
 
 
+def shown_batch(batch: Any) -> str:
+    """What shows whether it is another one."""
+    return xxhash.xxh3_64_hexdigest(repr(_shown(batch)).encode())
+
+
 def _is_followed(loader: Any) -> bool:
     iterates_itself = isinstance(loader, DataLoader) and type(loader).__iter__ is not DataLoader.__iter__
     return _reads_stream_here(loader) or (iterates_itself and not isinstance(loader, _Stateful))

@@ -487,6 +487,25 @@ class TestSetEpoch:
     def epoch(self, number):
         return take(make_loader(), (number + 1) * BATCHES)[number * BATCHES :]
 
+    def test_is_asked_for_with_the_same_answer_in_every_process(self):
+        def train(loader, seen, states):
+            for _ in range(loader.epoch, 3):
+                seen.append(("top", loader.epoch))
+                for _ in loader:
+                    seen.append(("in", loader.epoch))
+                    states.append((len(seen), loader.state_dict()))
+                seen.append(("behind", loader.epoch))
+                states.append((len(seen), loader.state_dict()))
+
+        whole, states = [], []
+        train(make_loader(), whole, states)
+        for number, state in states:
+            again = []
+            train(resumed(state), again, [])
+            if whole[number - 1][0] == "in":
+                assert again.pop(0) == ("top", whole[number - 1][1])
+            assert again == whole[number:]
+
     def test_goes_to_the_beginning_of_an_epoch(self):
         loader = make_loader()
         for number in (2, 0, 1):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder, WeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler, default_collate
@@ -323,12 +323,6 @@ def test_weights_that_would_be_rounded_are_said(tmp_path: Path):
     path = by_step(tmp_path)[1].model_path
     with pytest.warns(InexactResumeWarning, match="rounded to the model's type: net.0.weight from torch.float32"):
         fit(saver(tmp_path), ckpt_path=path, max_steps=1, validate=False, precision="bf16-true")
-
-
-def test_a_search_that_makes_lightning_forget_the_checkpoint_is_refused(tmp_path: Path):
-    fit(saver(tmp_path), max_steps=2)
-    with pytest.raises(StateMismatchError, match="LearningRateFinder would search again"):
-        fit(saver(tmp_path), LearningRateFinder(), ckpt_path=by_step(tmp_path)[2].model_path)
 
 
 class AverageEachEpoch(WeightAveraging):

@@ -131,3 +131,37 @@ def test_a_stream_that_begins_with_what_training_has_changed_is_said(wrap: Any, 
         run("b", 4, by_step(tmp_path / "a")[3].model_path)
     said = [warning.category for warning in caught if "Replayed, begun again, has come to other" in str(warning)]
     assert said == [InexactResumeWarning if wrap is plain else DataOrderWarning] * grows
+
+
+class Grows(IterableDataset):
+    """Its samples depend on what a hook sets."""
+
+    step = 0
+
+    def __iter__(self) -> Any:
+        for x, y, i in map(NoisySamples().__getitem__, range(26)):
+            yield x * (1 + 0.1 * self.step), y, i
+
+
+class Follows(ToyModule):
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        loader: Any = self.trainer.train_dataloader
+        loader.dataset.step = self.global_step
+
+
+@pytest.mark.parametrize("module", [ToyModule, Follows])
+@pytest.mark.parametrize("kind", [plain, resumable])
+def test_a_batch_that_was_fetched_ahead_and_is_another_one_now_is_said(kind: Any, module: Any, tmp_path: Path):
+    def run(directory: Path, path: Path | None = None) -> None:
+        own, loader = module(), kind(DataLoader(Grows(), 4))
+        own.train_dataloader = lambda: loader
+        callback = SeparatedCheckpoint(directory, every_n_train_steps=1, save_top_k=-1)
+        fit(callback, module=own, loaders=False, validate=False, max_steps=12, ckpt_path=path)
+
+    run(tmp_path / "a")
+    for step in (3, 9):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run(tmp_path / f"b{step}", by_step(tmp_path / "a")[step].model_path)
+        said = [str(warning.message) for warning in caught if warning.category is InexactResumeWarning]
+        assert any("the next batch, which had been fetched before" in text for text in said) == (module is Follows)
