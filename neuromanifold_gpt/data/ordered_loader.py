@@ -11,6 +11,8 @@ from neuromanifold_gpt.data.position import EpochOrder, Position, Progress
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.data.sample_seeds import CollateSingle, SampleKey, SeededCollate, SeededSamples
 from neuromanifold_gpt.data.watched_collate import WatchedCollate, warn_of_changes
+from neuromanifold_gpt.data.worker_info import AsBefore
+from neuromanifold_gpt.state.inspection.flat_values import equal
 from neuromanifold_gpt.state.owned_state import OwnedState
 
 
@@ -71,6 +73,7 @@ class OrderedLoader(PositionedLoader):
         self._owned = OwnedState({"dataset": dataset, "collate_fn": self._collate.root})
         self._beside = ChangesBesidePosition([self._owned, *order.owned()], shared=[self._owned])
         self._values_in_workers: dict[str, Any] | None = None
+        self._values_here: dict[str, Any] | None = None  # to be restored when workers have been given theirs
         self._has_said = self._draws = False
         super().__init__(
             self._samples,
@@ -84,15 +87,16 @@ class OrderedLoader(PositionedLoader):
     def position(self, *, within_pass: bool = False) -> dict[str, Any]:
         """The position, and what dataset and ``collate_fn`` have changed in themselves since the loader was made.
 
-        Workers have copies of them: what changes there is lost, and what changes here reaches the next workers. Numbers
-        of ``multiprocessing`` are the same everywhere.
+        Workers have copies of them: what changes there is lost, and what changes here, in ``values_here``, reaches the
+        next workers. Numbers of ``multiprocessing`` are the same everywhere.
         """
         same_workers = self.persistent_workers or not self.is_at_end
-        values = self._owned.changed_values()
+        values = now = self._owned.changed_values()
         if self._values_in_workers is not None and same_workers:
             shared = self._owned.shared_numbers()
-            values = {path: value for path, value in values.items() if path in shared} | self._values_in_workers
-        return {**super().position(within_pass=within_pass), **({"values": values} if values else {})}
+            values = {path: value for path, value in now.items() if path in shared} | self._values_in_workers
+        position = {**super().position(within_pass=within_pass), **({"values": values} if values else {})}
+        return position if equal(values, now) else {**position, "values_here": now}
 
     @property
     def passes_differ(self) -> bool:
@@ -113,6 +117,7 @@ class OrderedLoader(PositionedLoader):
         self._look_again()
         super().load_state_dict(state_dict)
         self._owned.restore_values(state_dict.get("values", {}))
+        self._values_here = state_dict.get("values_here")
         self._values_in_workers = None
 
     def _take_collate_fn(self) -> None:
@@ -140,14 +145,25 @@ class OrderedLoader(PositionedLoader):
         self._collate.begin_pass()
         ahead = self._keys.begin()
         iterator = self._iterator_over(
-            dataset=self._samples, batch_sampler=self._keys, collate_fn=self._collate.watched
+            dataset=self._samples,
+            batch_sampler=self._keys,
+            collate_fn=self._collate.watched,
+            worker_init_fn=AsBefore(self.worker_init_fn, self.batches_consumed),
         )
+        if self.num_workers:
+            self._restore_values_here()
         for batch in iterator:
             self._draws |= batch.draws
             if batch.changed and not self._has_said:
                 warn_of_changes(batch.changed, self.num_workers)
                 self._has_said = True
             yield batch.batch, ahead.popleft()
+        self._restore_values_here()
+
+    def _restore_values_here(self) -> None:
+        if self._values_here is not None:
+            self._owned.restore_values(self._values_here)
+            self._values_here = None
 
     def batches_of_sample_ids(self) -> Iterator[list[Any]]:
         """Sample ids of this rank's batches, from the current position to the end of the epoch."""

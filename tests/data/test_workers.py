@@ -1,0 +1,121 @@
+"""What data workers are told, and what they are started with, is the same behind a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
+
+from neuromanifold_gpt import ResumableDataLoader, resumable
+
+SIZE, BATCH, WORKERS = 22, 4, 2
+
+
+class Samples(Dataset[torch.Tensor]):
+    scale, offset, level = 1.0, 0.0, 0
+
+    def __len__(self) -> int:
+        return SIZE
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return torch.tensor(self.scale * i + self.offset + 100 * self.level)
+
+
+class Told(Samples):
+    """Depends on which worker it is in."""
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        info = get_worker_info()
+        assert info is not None
+        assert info.dataset is self
+        drawn = np.random.default_rng([info.seed, i]).normal()
+        return super().__getitem__(i) + drawn + 1000 * info.id
+
+
+def configure(worker: int) -> None:
+    info = get_worker_info()
+    assert info is not None
+    dataset: Any = info.dataset
+    dataset.scale, dataset.offset = 10.0 + worker, float(torch.rand(()) + np.random.rand())
+
+
+def configure_part(worker: int) -> None:
+    info = get_worker_info()
+    assert info is not None
+    info.dataset.dataset.scale = 10.0 + worker  # type: ignore[attr-defined]
+
+
+def ours(dataset: Any, **options: Any) -> Any:
+    return ResumableDataLoader(dataset, BATCH, num_workers=WORKERS, **options)
+
+
+def around(dataset: Any, **options: Any) -> Any:
+    return resumable(DataLoader(dataset, BATCH, num_workers=WORKERS, **options))
+
+
+KINDS = pytest.mark.parametrize("kind", [ours, around])
+
+
+def batches(loader: Any) -> list[list[float]]:
+    return [batch.tolist() for batch in loader]
+
+
+@KINDS
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_worker_init_fn_configures_the_dataset_of_its_worker(kind: Callable[..., Any], context: str) -> None:
+    part = Subset(Samples(), range(SIZE))
+    options: dict[str, Any] = {"worker_init_fn": configure_part, "multiprocessing_context": context}
+    stock = DataLoader(part, BATCH, num_workers=WORKERS, **options)
+    assert batches(kind(part, **options)) == batches(stock)
+
+
+@KINDS
+@pytest.mark.parametrize("seed_samples", [True, False])
+def test_batches_go_on_in_the_workers_that_they_would_have_had(kind: Callable[..., Any], seed_samples: bool) -> None:
+    def made() -> Any:
+        if kind is ours:
+            return kind(Told(), worker_init_fn=configure, shuffle=True, seed=3, seed_samples=seed_samples)
+        return resumable(
+            DataLoader(Told(), BATCH, num_workers=WORKERS, worker_init_fn=configure, shuffle=True),
+            seed=3,
+            seed_samples=seed_samples,
+        )
+
+    loader, whole, states = made(), [], []
+    for _ in range(2):
+        for batch in loader:
+            whole.append(batch.tolist())
+            states.append(loader.state_between_passes())
+    for number, state in enumerate(states[:-1], 1):
+        again = made()
+        again.load_state_dict(state)
+        rest = batches(again) + (batches(again) if number < len(whole) // 2 else [])
+        assert rest == whole[number:], f"behind batch {number}"
+
+
+@KINDS
+@pytest.mark.parametrize("persistent_workers", [False, True])
+def test_what_changes_here_reaches_the_workers_of_the_next_epoch(
+    kind: Callable[..., Any], persistent_workers: bool
+) -> None:
+    def trained(loader: Any, epochs: int) -> list[Any]:
+        seen = []
+        for _ in range(epochs):
+            for batch in loader:
+                loader.dataset.level += 1
+                seen.append((batch.tolist(), loader.dataset.level, loader.state_between_passes()))
+        return seen
+
+    def made() -> Any:
+        return kind(Samples(), persistent_workers=persistent_workers)
+
+    whole = trained(made(), 3)
+    per_epoch = len(whole) // 3
+    for number in (1, per_epoch - 1, per_epoch, per_epoch + 2, 2 * per_epoch):
+        again = made()
+        again.load_state_dict(whole[number - 1][2])
+        assert trained(again, 3 - number // per_epoch) == whole[number:], f"behind batch {number}"
