@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from neuromanifold_gpt.checkpoint.environment import current_environment, warn_if_changed
 from neuromanifold_gpt.checkpoint.errors import CheckpointError, InexactResumeWarning
-from neuromanifold_gpt.lightning_io.batch_ahead import warn_of_another_batch, with_shown_batch
+from neuromanifold_gpt.lightning_io.batch_ahead import BatchAhead, with_shown_batch
 from neuromanifold_gpt.lightning_io.boundaries import BETWEEN_EPOCHS, EPOCH_END, LoopBoundaries
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY
 from neuromanifold_gpt.lightning_io.data_position import DataPosition
@@ -64,7 +64,8 @@ class ExactResume(Callback):
     :class:`SeparatedCheckpoint` puts it in front of the trainer's callbacks.
     """
 
-    _data: DataPosition  # this and the next four: from setup on
+    _data: DataPosition  # this and the next five: from setup on
+    _ahead: BatchAhead
     _validation: ValidationPosition
     _loader_epochs: LoaderEpochs
     _tracker: ResumePointTracker
@@ -103,12 +104,12 @@ class ExactResume(Callback):
         """Follow the fit loop, and let checkpoints be loaded whose names are clean of ``torch.compile``."""
         self._fit_has_begun = False
         if self._boundaries is None:
-            self._data = DataPosition(trainer.fit_loop)
+            self._data, self._ahead = DataPosition(trainer.fit_loop), BatchAhead()
             self._validation = ValidationPosition(
                 trainer.fit_loop.epoch_loop.val_loop, on_begin=lambda: self._tracker.validation_begins(trainer)
             )
             self._loader_epochs = LoaderEpochs(trainer.fit_loop)
-            self._tracker = ResumePointTracker(self._data, self._validation, self._loader_epochs)
+            self._tracker = ResumePointTracker(self._data, self._ahead, self._validation, self._loader_epochs)
             self._settings = TrainerSettings(trainer)
             self._boundaries = LoopBoundaries(
                 trainer,
@@ -141,6 +142,7 @@ class ExactResume(Callback):
         """A batch has been fetched; what callbacks set at the beginning of an epoch is set."""
         self._settings.compare()
         self._data.batch_was_fetched()
+        self._ahead.was_fetched(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The weights are loaded; what users load later is theirs."""
@@ -265,7 +267,7 @@ class ExactResume(Callback):
         middle_of_epoch = loaded["point"] not in (BETWEEN_EPOCHS, EPOCH_END)
         if middle_of_epoch or trainer.current_epoch == 0:  # else Lightning makes a new iterator by itself
             self._data.go_on_in_epoch(own_state(loaded["data"]))
-            warn_of_another_batch(own_state(loaded["data"]), trainer)
+            self._ahead.restore(own_state(loaded["data"]), trainer)
         else:
             self._data.go_on_between_epochs(own_state(loaded["data"]))
         if own_state(loaded["gradients"]):

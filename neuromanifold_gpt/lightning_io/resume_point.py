@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
-from neuromanifold_gpt.lightning_io.batch_ahead import with_batch_ahead
+from neuromanifold_gpt.lightning_io.batch_ahead import BatchAhead
 from neuromanifold_gpt.lightning_io.before_last_hooks import BeforeLastHooks
 from neuromanifold_gpt.lightning_io.boundaries import (
     BETWEEN_EPOCHS,
@@ -39,9 +39,11 @@ from neuromanifold_gpt.state.rng import capture_rng_state, own_state
 class ResumePointTracker:
     """Remembers the last point at which the state was whole; taking it costs some 0.1 ms a step, more with metrics."""
 
-    def __init__(self, data: DataPosition, validation: ValidationPosition, loader_epochs: LoaderEpochs) -> None:
+    def __init__(
+        self, data: DataPosition, ahead: BatchAhead, validation: ValidationPosition, loader_epochs: LoaderEpochs
+    ) -> None:
         self.whole: LoopState | None = None
-        self._data = data
+        self._data, self._ahead = data, ahead
         self._validation = validation
         self._loader_epochs = loader_epochs
         self._metrics: dict[str, Metric] = {}
@@ -93,7 +95,7 @@ class ResumePointTracker:
             fit_loop=trainer.fit_loop.state_dict(),
             **self._draws(),
             module_values=self._values(),
-            data=with_batch_ahead(self._data.current(), trainer),
+            data=self._ahead.added_to(self._data.current(), trainer),
             loader_epochs=self._loader_epochs.current(),
             epoch_metrics=capture_epoch_metrics(trainer, self._metrics),
             open_window=waits_for_batches and _has_gradients(trainer),
@@ -169,7 +171,7 @@ class ResumePointTracker:
             fit_loop=fit_loop,
             **{"epoch_metrics": metrics, **draws},
             module_values=self._values(),
-            data=with_batch_ahead(self._data.current(), trainer),
+            data=self._ahead.added_to(self._data.current(), trainer),
             loader_epochs=self._loader_epochs.current(),
             open_window=trainer.fit_loop._should_accumulate() and _has_gradients(trainer),
         )

@@ -1,4 +1,4 @@
-"""Attributes of users' callbacks, data module, loggers, trainer, strategy and precision plugin, which save nothing."""
+"""Attributes of users' callbacks, data module, loggers, and of their own kinds of trainer, loop and plugins."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ class UsersAttributes:
         for logger in filter(is_of_users_class, self._trainer.loggers):  # a record, unless somebody reads it
             own = {name: value for name, value in all_attributes(logger).items() if name in self._read_of_loggers}
             yield from ((f"{type(logger).__name__}.{attribute}", value) for attribute, value in own.items())
-        for part in (self._trainer, self._trainer.strategy, self._trainer.precision_plugin):
+        loop, strategy = self._trainer.fit_loop, self._trainer.strategy
+        of_the_run = (self._trainer, strategy, self._trainer.precision_plugin, strategy.accelerator)
+        for part in (*of_the_run, loop, loop.epoch_loop):
             if names := _names_of_users_classes(cast(Any, type(part))):
                 own = {name: value for name, value in all_attributes(part).items() if name in names}
                 yield from ((f"{type(part).__name__}.{attribute}", value) for attribute, value in own.items())

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
@@ -98,6 +100,40 @@ class Slows(Callback):
         trainer.optimizers[0].param_groups[0]["lr"] = 0.01 * min([1.0, *losses])
 
 
+class Skips(_TrainingEpochLoop):
+    """What Lightning's own class keeps is its own affair."""
+
+    def advance(self, data_fetcher: Any) -> None:
+        self.skipped = getattr(self, "skipped", 1.0) * 1.1
+        super().advance(data_fetcher)
+
+
+class WithOwnLoop(Trainer):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        own, loop = Skips(self, max_steps=self.max_steps), self.fit_loop
+        own.skipped, own.val_loop = 1.0, loop.epoch_loop.val_loop
+        loop.epoch_loop = own
+
+
+class Watches(CPUAccelerator):
+    batches = 0
+
+    def get_device_stats(self, device: Any) -> dict[str, Any]:
+        self.batches += 1
+        return {}
+
+
+class WithOwnAccelerator(Trainer):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "accelerator": Watches()})
+
+
+class Asks(Callback):
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.accelerator.get_device_stats(torch.device("cpu"))
+
+
 class Plain(Trainer):
     def describe(self) -> str:
         return "as Lightning's"
@@ -129,6 +165,7 @@ def train(directory: Path, *callbacks: Callback, kind: type[Trainer] = Trainer, 
     ("options", "name"),
     [
         ({"kind": Mines}, "Mines.hard_ratio"),
+        ({"kind": WithOwnLoop}, "Skips.skipped"),
         ({"strategy": Anneals}, "Anneals.noise"),
         ({"plugins": Scales}, "Scales.scale"),
     ],
@@ -149,6 +186,11 @@ def test_what_is_read_of_a_logger_is_said(tmp_path: Path) -> None:
     said = train(tmp_path / "read", Slows(), logger=Remembers(), log_every_n_steps=1)
     assert "values change in training that no checkpoint has: Remembers.losses. " in said
     assert "Remembers" not in train(tmp_path / "unread", logger=Remembers(), log_every_n_steps=1)
+
+
+def test_what_an_accelerator_changes_is_said(tmp_path: Path) -> None:
+    said = train(tmp_path, Asks(), kind=WithOwnAccelerator)
+    assert "values change in training that no checkpoint has: Watches.batches. " in said
 
 
 def test_their_generators_go_on(tmp_path: Path) -> None:

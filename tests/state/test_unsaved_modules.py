@@ -120,6 +120,29 @@ class TestAModuleAroundTheSavedOne:
         training.save()
         assert said() == ""
 
+    def test_nor_its_memory_in_other_tensors(self, training: Training, said: Callable[[], str]) -> None:
+        learner = Learner(training.model)
+
+        class Averages:
+            def __init__(self) -> None:
+                self.tensors = list(learner.teacher.state_dict().values())
+
+            def step(self) -> None:
+                for tensor in self.tensors:
+                    tensor += 1
+
+        def trained(averages: Averages) -> str:
+            for _ in range(3):
+                training.save()
+                averages.step()
+            return said()
+
+        training.stateful = {"teacher": learner.teacher}
+        assert trained(Averages()) == ""
+        apart = Averages()
+        apart.tensors = [tensor.clone() for tensor in apart.tensors]
+        assert "Averages.tensors" in trained(apart)
+
     def test_nor_what_the_state_of_another_has(self, training: Training, said: Callable[[], str]) -> None:
         learner = Learner(training.model)
 

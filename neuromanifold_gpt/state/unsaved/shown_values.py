@@ -255,8 +255,12 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
 
 def memory_in(things: Iterable[Any]) -> set[int]:
     """Addresses of the memory of tensors that are attributes of some objects."""
-    attributes = (value for thing in things for value in (attribute_dict(thing) or {}).values())
-    return {address for value in attributes if isinstance(value, Tensor) and (address := _address(value))}
+    return memory_of(value for thing in things for value in (attribute_dict(thing) or {}).values())
+
+
+def memory_of(values: Iterable[Any]) -> set[int]:
+    """Addresses of the memory of those that are tensors."""
+    return {address for value in values if isinstance(value, Tensor) and (address := _address(value))}
 
 
 def _address(tensor: Tensor) -> int:

@@ -7,12 +7,11 @@ import functools
 import types
 import warnings
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakSet
 
-import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -33,6 +32,14 @@ from neuromanifold_gpt.state.inspection.users_objects import (
 )
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.rng import distributed
+from neuromanifold_gpt.state.unsaved.saved_things import (
+    is_optimizer,
+    is_saved,
+    memory_of_saved_modules,
+    note_saved,
+    parameters_of_saved_optimizers,
+    saved_parameters,
+)
 from neuromanifold_gpt.state.unsaved.shown_values import holds_tensors, plain_attributes, shown_tensors, shown_value
 from neuromanifold_gpt.state.unsaved.stock_loaders import is_stock_loader
 from neuromanifold_gpt.state.unsaved.unsaved_attributes import (
@@ -44,8 +51,6 @@ from neuromanifold_gpt.state.unsaved.unsaved_attributes import (
 _FUNCTIONS = (types.FunctionType, functools.partial)
 _CONTAINERS = (dict, list, tuple, deque)
 _DATA = (DataLoader, Dataset, Sampler, Generator)  # they have a position, or are stored
-# By identity: what any save of this process has had. A program may save two models apart.
-_saved: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _said: WeakSet[Any] = WeakSet()
 _NOT_COPIED = ("__new__", "__slots__", "__del__")  # what these may do, a copy cannot or must not
 _RANGE_ITERATOR = type(iter(range(0)))
@@ -53,16 +58,6 @@ _MAXIMUM_DEPTH = 4  # of a state in another, and of an object
 _LOOKED_AT = 10_000
 _LOOKED_AT_OF_ONE = 100
 _PLAIN = (str, bytes, int, float, complex, type(None))
-
-
-def note_saved(things: Iterable[Any]) -> None:
-    """They are saved, here or in another checkpoint of the program; of modules, with their parts."""
-    for thing in things:
-        for part in thing.modules() if issubclass(type(thing), nn.Module) else (thing,):
-            try:
-                _saved[id(part)] = part
-            except TypeError:  # it cannot be referred to weakly
-                continue
 
 
 def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
@@ -79,14 +74,14 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
     values = [_owner_of(value) for value in values_carried_by_loops()]
     carried = {id(value) for value in values if not issubclass(type(value), _FUNCTIONS) and not _has_state(value)}
     seen: set[int] = set()
-    of_others = saved_parameters() | _parameters_of_saved_optimizers()
+    of_others = saved_parameters() | parameters_of_saved_optimizers()
     variables = [(path, _owner_of(variable)) for path, variable in (*variables_of_script(), *users_locals())]
     objects = {id(value) for _, value in variables if _has_attributes(value)}  # they are looked at by their own names
     for path, value in variables:
         depth_of_tensors = 1 if _has_attributes(value) else 0  # of attributes, each has a name
         others = of_others | ({id(value)} if depth_of_tensors else set())  # they may refer to it
         for name, part, depth in _with_parts(path, value, seen, ()):
-            if id(part) in kept or _is_saved(part):
+            if id(part) in kept or is_saved(part):
                 continue
             is_carried, has_state = id(value) in carried, _has_state(part)
             has_tensors = is_carried and depth == depth_of_tensors and holds_tensors(part, others)
@@ -96,7 +91,7 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
             if is_carried and issubclass(type(part), Dataset) and is_of_users_class(part):
                 datasets[name] = part
             for attribute, thing in _attributes_of_module(part, is_whole=has_state):
-                if not (id(thing) in kept or id(thing) in objects or _is_saved(thing)):
+                if not (id(thing) in kept or id(thing) in objects or is_saved(thing)):
                     found[f"{name}.{attribute}"] = thing
     return {**found, **attributes_of_data(datasets, found)}
 
@@ -104,18 +99,6 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
 def names_of_variables() -> set[str]:
     """Of the functions that run, and of the script."""
     return {name for name, _ in (*variables_of_script(), *users_locals())}
-
-
-def saved_parameters() -> set[int]:
-    """Identities of the parameters of all modules that are saved."""
-    modules = [part for part in list(_saved.values()) if issubclass(type(part), nn.Module)]
-    return {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
-
-
-def _parameters_of_saved_optimizers() -> set[int]:
-    """Of those that no module has, it is said by the optimizers' names."""
-    groups = [group for part in list(_saved.values()) if _is_optimizer(part) for group in part.param_groups]
-    return {id(parameter) for group in groups for parameter in group["params"]}
 
 
 def saved_by_others(changed: Mapping[str, Any], saved: Sequence[Any]) -> list[str]:
@@ -136,24 +119,20 @@ def saved_by_others(changed: Mapping[str, Any], saved: Sequence[Any]) -> list[st
     tensors = shown_tensors([state for thing, state in by_thing if not _has_weights(thing)])
     # A part of a module is known as such; one that equals it, such as a target network just after an update, is none.
     of_no_module = [state for thing, state in by_thing if not issubclass(type(thing), nn.Module)]
-    of_optimizers = set().union(*(shown_tensors(state) for thing, state in by_thing if _is_optimizer(thing)))
+    of_optimizers = set().union(*(shown_tensors(state) for thing, state in by_thing if is_optimizer(thing)))
     within = {}
     for name, thing in changed.items():
-        state, is_optimizer = _state_of(thing), _is_optimizer(thing)
-        shown = shown_tensors(state if is_optimizer else thing)
+        state, optimizes = _state_of(thing), is_optimizer(thing)
+        shown = shown_tensors(state if optimizes else thing)
         others = of_no_module if issubclass(type(thing), nn.Module) else states
-        if _is_within(state, others, 0) or (shown and shown <= (of_optimizers if is_optimizer else tensors)):
+        if _is_within(state, others, 0) or (shown and shown <= (of_optimizers if optimizes else tensors)):
             within[name] = thing
     note_saved(within.values())
     return [*within]
 
 
 def _has_weights(thing: Any) -> bool:
-    return issubclass(type(thing), nn.Module) or _is_optimizer(thing)
-
-
-def _is_optimizer(thing: Any) -> bool:
-    return issubclass(type(thing), torch.optim.Optimizer)
+    return issubclass(type(thing), nn.Module) or is_optimizer(thing)
 
 
 def _is_followed_iterator(thing: Any) -> bool:
@@ -205,7 +184,7 @@ def values_of_objects(unsaved: Mapping[str, Any], kept: Collection[int]) -> dict
         unsaved: they, by name.
         kept: as for :func:`shown_value`.
     """
-    kept = {*kept, *saved_parameters(), *_parameters_of_saved_optimizers()}
+    kept = {*kept, *saved_parameters(), *memory_of_saved_modules(), *parameters_of_saved_optimizers()}
     owners = {path: id(value) for path, value in (*variables_of_script(), *users_locals()) if _has_attributes(value)}
     found = {
         name: shown_value(part, {*kept, owners.get(name.rpartition(".")[0], 0)}, is_carried=True)
@@ -237,10 +216,6 @@ def warn_of_loaders_left_out(unsaved: Mapping[str, Any]) -> None:
         )
 
 
-def _is_saved(thing: Any) -> bool:
-    return _saved.get(id(thing)) is thing
-
-
 def _with_parts(path: str, value: Any, seen: set[int], inside: tuple[int, ...]) -> Iterator[tuple[str, Any, int]]:
     """It, and what it holds: a trainer its average, a dict its networks, but a hook not the trainer that has it."""
     if id(value) in inside:
@@ -269,7 +244,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"[{key!r}]", part) for key, part in parts_of(value) if isinstance(key, str | int))
     elif _has_attributes(value) or issubclass(kind, (*NAMESPACES, types.FunctionType)):
         yield from ((f".{name}", part) for name, part in parts_of(value))
-    elif issubclass(kind, nn.Module) and not _is_saved(value):
+    elif issubclass(kind, nn.Module) and not is_saved(value):
         parts = {**(plain_attributes(value) if is_of_users_class(value) else {}), **_parts_apart(value)}
         yield from ((f".{name}", part) for name, part in parts.items())
 
@@ -292,7 +267,7 @@ def _has_state(value: Any) -> bool:
     kind = type(value)  # isinstance() would ask proxies
     if issubclass(kind, nn.Module):
         try:
-            return not any(map(_is_saved, value.modules()))  # as compiled, it is the same
+            return not any(map(is_saved, value.modules()))  # as compiled, it is the same
         except AttributeError:  # it is half made
             return False
     if issubclass(kind, _DATA) or is_of_the_run(kind):

@@ -33,14 +33,13 @@ from neuromanifold_gpt.state.unsaved.optimizer_values import (
     values_of_optimizers,
     values_of_schedulers,
 )
+from neuromanifold_gpt.state.unsaved.saved_things import note_saved, saved_parameters
 from neuromanifold_gpt.state.unsaved.shown_code import NONE, OF_CLASS, own_methods
 from neuromanifold_gpt.state.unsaved.shown_values import RESULT, holds_tensors, kept_by, plain_attributes, shown_value
 from neuromanifold_gpt.state.unsaved.stock_loaders import warn_of_passes_under_way, warn_of_workers_that_stay
 from neuromanifold_gpt.state.unsaved.unsaved_objects import (
     names_of_variables,
-    note_saved,
     saved_by_others,
-    saved_parameters,
     unsaved_objects,
     values_of_objects,
     warn_of_loaders_left_out,
