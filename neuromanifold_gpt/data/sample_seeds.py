@@ -129,18 +129,24 @@ class Seeded:
     def made(self, seeds: list[int], make: Callable[[int], Any]) -> list[Any]:
         """What ``make`` gives for 0, 1 and so on, each under its seed."""
         for _ in range(_MADE_AT_MOST):
+            is_first = self._drawn_from is None
             if self._drawn_from is None:
                 self._drawn_from, self._owned = what_is_drawn_from(self._roots), OwnedState(self._roots)
             owned = self._owned
             before, held = owned.values(), owned.held()
             things = self._made(seeds, make, self._drawn_from)
-            if owned.held() == held:
-                break
-            self._owned = OwnedState(self._roots)  # what is let go of, must not be kept alive
-            if self._owned.generators_that_are_new_since(owned):
+            # Also in variables of Python modules, which are looked at behind the first things only.
+            has_more = is_first and not what_is_drawn_from(self._roots).has_as_many_generators_as(self._drawn_from)
+            if has_more:
                 self._drawn_from = None
-            if self._owned.has_as_many_generators_as(owned):  # made anew for each sample, say
+            elif owned.held() == held:
                 break
+            else:
+                self._owned = OwnedState(self._roots)  # what is let go of, must not be kept alive
+                if self._owned.generators_that_are_new_since(owned):
+                    self._drawn_from = None
+                if self._owned.has_as_many_generators_as(owned):  # made anew for each sample, say
+                    break
             now = owned.values()
             owned.set_values({path: value for path, value in before.items() if path in now})
         return things

@@ -119,3 +119,58 @@ def test_what_changes_here_reaches_the_workers_of_the_next_epoch(
         again = made()
         again.load_state_dict(whole[number - 1][2])
         assert trained(again, 3 - number // per_epoch) == whole[number:], f"behind batch {number}"
+
+
+class Noise:
+    own: Any = None
+
+    def drawn(self) -> float:
+        if self.own is None:
+            self.own = np.random.default_rng(torch.initial_seed())
+        return float(self.own.normal())
+
+
+NOISE = Noise()
+rng: Any = None
+
+
+class InAModule(Samples):
+    def __getitem__(self, i: int) -> torch.Tensor:
+        global rng
+        if rng is None:
+            rng = np.random.default_rng(torch.initial_seed())
+        return super().__getitem__(i) + rng.normal()
+
+
+class InItsClass(Samples):
+    rng: Any = None
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        if InItsClass.rng is None:
+            InItsClass.rng = np.random.default_rng(torch.initial_seed())
+        return super().__getitem__(i) + InItsClass.rng.normal()
+
+
+class InAnObject(Samples):
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return super().__getitem__(i) + NOISE.drawn()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("samples", [InAModule, InItsClass, InAnObject])
+def test_generators_that_are_made_late_and_elsewhere_are_seeded(samples: type[Samples], workers: int) -> None:
+    def made() -> Any:
+        global rng
+        rng = InItsClass.rng = NOISE.own = None  # as in a new process
+        return ResumableDataLoader(samples(), BATCH, shuffle=True, seed=3, num_workers=workers)
+
+    loader, whole, states = made(), [], []
+    for _ in range(2):
+        for batch in loader:
+            whole.append(batch.tolist())
+            states.append(loader.state_between_passes())
+    for number in (1, 4, 6, 8):
+        again = made()
+        again.load_state_dict(states[number - 1])
+        rest = batches(again) + (batches(again) if number < len(whole) // 2 else [])
+        assert rest == whole[number:], f"behind batch {number}"
