@@ -1,4 +1,4 @@
-"""Notice what dataset and ``collate_fn`` change in themselves inside workers: it goes with no position."""
+"""Notice what dataset and ``collate_fn`` change inside workers, in themselves and around: it goes with no position."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch.utils.data import get_worker_info
 
 from neuromanifold_gpt.data.changes import shown_containers
 from neuromanifold_gpt.data.errors import DataOrderWarning
+from neuromanifold_gpt.state.inspection.users_objects import is_a_time
+from neuromanifold_gpt.state.inspection.users_variables import users_variables
 from neuromanifold_gpt.state.module_values import ModuleValues
 from neuromanifold_gpt.state.owned_state import OwnedState
 
@@ -69,10 +71,21 @@ class WatchedCollate:
             lambda: [path for path, shown in shown_containers(owned).items() if before.get(path, shown) != shown],
             lambda: owned.changed_values().keys() - owned.shared_numbers().keys(),  # see ChangesBesidePosition
         ]
+        around = _numbers_around(owned)
+        changes.append(lambda: [path for path, now in _numbers_around(owned).items() if around.get(path, now) != now])
         if self._module is not None:
             values = ModuleValues(self._module)
             changes.append(lambda: [f"module.{name.lstrip('.')}" for name in values.changed()["integers"]])
         return changes
+
+
+def _numbers_around(owned: OwnedState) -> dict[str, Any]:
+    """In variables of users' Python modules, such as a mean that samples are normalized by; lists may be memos."""
+    return {
+        path: value
+        for path, value in users_variables(owned.objects())
+        if type(value) in (bool, int, float) and not is_a_time(path.rpartition(".")[2], value)
+    }
 
 
 def warn_of_changes(names: list[str], workers: int) -> None:

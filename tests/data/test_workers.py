@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
 from neuromanifold_gpt import ResumableDataLoader, resumable
+from neuromanifold_gpt.data.errors import DataOrderWarning
 
 SIZE, BATCH, WORKERS = 22, 4, 2
 
@@ -174,3 +175,40 @@ def test_generators_that_are_made_late_and_elsewhere_are_seeded(samples: type[Sa
         again.load_state_dict(states[number - 1])
         rest = batches(again) + (batches(again) if number < len(whole) // 2 else [])
         assert rest == whole[number:], f"behind batch {number}"
+
+
+class WithADefault(Samples):
+    def noise(self, rng: np.random.Generator = np.random.default_rng(3)) -> float:  # noqa: B008
+        return float(rng.normal())
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return super().__getitem__(i) + self.noise()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_generators_in_defaults_of_methods_are_seeded(workers: int) -> None:
+    def made() -> Any:
+        return ResumableDataLoader(WithADefault(), BATCH, shuffle=True, seed=3, num_workers=workers)
+
+    loader = made()
+    whole, state = batches(loader), loader.state_dict()
+    next(iter(loader))
+    again = made()
+    again.load_state_dict({**state, "epoch": 0})
+    assert batches(again) == whole
+
+
+mean = 0.0
+
+
+class Normalized(Samples):
+    def __getitem__(self, i: int) -> torch.Tensor:
+        global mean
+        value = super().__getitem__(i)
+        mean = 0.9 * mean + 0.1 * value.item()
+        return value - mean
+
+
+def test_numbers_around_that_samples_change_in_workers_are_said() -> None:
+    with pytest.warns(DataOrderWarning, match=r"test_workers\.mean changes in the workers"):
+        batches(ours(Normalized()))

@@ -785,3 +785,55 @@ def test_what_functions_change_in_variables_and_classes_of_a_script(tmp_path: Pa
     of_classes = ["Config.Data.strength", "Config.temperature"]
     assert found == [*of_classes, "by_sample.1", "hard", "losses.main", "recent", "scale", "settings.tau", "weights"]
     assert "; State.phase._value_ (then 2, now 1)" in second
+
+
+MADE_BY_THE_FIRST_STEP = """
+import sys
+from pathlib import Path
+from tests.state.test_loop_numbers import Run
+
+class Trainer:
+    def step(self, loss):
+        self.last = loss
+        if not hasattr(self, "mean"):
+            self.mean = loss
+        self.mean = 0.9 * self.mean + 0.1 * loss
+        return self.mean
+
+class Scaled:
+    @classmethod
+    def scale(cls, loss):
+        cls.factor = 0.9 * getattr(cls, "factor", 1.5)
+        return cls.factor * loss
+
+def average(loss):
+    global AVERAGE
+    try:
+        AVERAGE = 0.9 * AVERAGE + 0.1 * loss
+    except NameError:
+        AVERAGE = loss
+    return AVERAGE
+
+def weigh(loss):
+    weigh.weight = 0.9 * getattr(weigh, "weight", 1.0)
+    return weigh.weight * loss
+
+def main():
+    run, trainer = Run(Path(sys.argv[1])), Trainer()
+    for loader in run.epochs():
+        for batch in loader:
+            loss = run.step(batch)
+            if trainer.step(loss) + Scaled.scale(loss) + average(loss) + weigh(loss) < 0 or run.save():
+                break
+
+main()
+"""
+
+
+def test_what_the_first_step_makes_if_it_is_not_there(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(MADE_BY_THE_FIRST_STEP)
+    first, second = (warm_process.run(program, tmp_path / "saved").stderr for _ in range(2))
+    assert "Warning" not in first
+    found = re.findall(r"([\w.]+) \(then [^)]*, now not there\)", second)
+    assert found == ["Trainer.mean", "__main__.AVERAGE", "__main__.Scaled.factor", "__main__.weigh.weight"]

@@ -44,6 +44,13 @@ def attributes_of_variables() -> Iterator[tuple[str, Any, bool]]:
         yield from _attributes_of(path, value, seen, 0)
 
 
+def kinds_of_variables() -> set[type]:
+    """Users' classes of the objects there."""
+    values = [value for _, value in (*variables_of_script(), *users_locals())]
+    kinds = {type(value) for value in values if is_of_users_class(value)}
+    return {base for kind in kinds for base in bases_of(kind) if is_users_module(module_name_of(base))}
+
+
 def _attributes_of(path: str, thing: Any, seen: set[int], depth: int) -> Iterator[tuple[str, Any, bool]]:
     kind = type(thing)
     if kind in SCALARS or id(thing) in seen or depth >= _MAXIMUM_DEPTH or len(seen) >= _LOOKED_AT:

@@ -18,6 +18,8 @@ from neuromanifold_gpt.state.inspection.users_modules import is_users_code
 _ASK_TO_STOP = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT")
 _SIGNALS = [number for number in signal.Signals if number.name in _ASK_TO_STOP]  # not every system has them all
 _NO_FUNCTIONS = (types.ModuleType, str, int, float, bool, type(None), list, dict, tuple, set)
+_ASK_BY_NAME = {"hasattr", "getattr", "vars", "__dict__", "globals"}
+_ERRORS_OF_NAMES = {"AttributeError", "NameError"}
 _SETTING = ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF")
 
 
@@ -34,6 +36,36 @@ def code_of_script() -> list[types.CodeType]:
         elif type(value) not in _NO_FUNCTIONS:
             found.extend(_functions_in(value))
     return [function.__code__ for function in found if function.__globals__ is script]
+
+
+def names_asked_for(kinds: Iterable[type] = ()) -> frozenset[str]:
+    """Variables and attributes of which functions ask whether they are there yet: ``hasattr(self, "mean")``.
+
+    Args:
+        kinds: classes whose methods are such functions too.
+    """
+    values = [value for kind in kinds for value in list(variables_of_class(kind).values())]
+    methods = [part for value in values for part in _functions_in(value)]
+    codes = [*code_of_script(), *(function.__code__ for function in methods)]
+    return frozenset().union(*map(_names_asked_for_in, codes))
+
+
+@functools.lru_cache(maxsize=1000)
+def _names_asked_for_in(whole: types.CodeType) -> frozenset[str]:
+    found: set[str] = set()
+    for code in _with_inner(whole):
+        used = set(code.co_names)
+        if used & _ASK_BY_NAME:
+            found.update(value for value in code.co_consts if type(value) is str)
+        if used & _ERRORS_OF_NAMES:
+            found.update(step.argval for step in dis.get_instructions(code) if step.opname in _SETTING)
+    return frozenset(found)
+
+
+@functools.lru_cache(maxsize=1000)
+def globals_set_by(code: types.CodeType) -> frozenset[str]:
+    """Variables of the script that a function of it sets."""
+    return frozenset(step.argval for step in dis.get_instructions(code) if step.opname == "STORE_GLOBAL")
 
 
 def names_read_by(functions: Iterable[types.CodeType]) -> frozenset[str]:

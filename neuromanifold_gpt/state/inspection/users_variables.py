@@ -48,8 +48,13 @@ def _at_variable(path: str, name: Any, value: Any, module_name: Any) -> Iterator
 
 
 def _keeps_something(function: types.FunctionType) -> bool:
+    return bool(function.__closure__ or function.__dict__) or _has_defaults(function)
+
+
+def _has_defaults(function: types.FunctionType) -> bool:
+    """That may change."""
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    return bool(function.__closure__ or function.__dict__) or any(type(value) not in _CONSTANTS for value in defaults)
+    return any(type(value) not in _CONSTANTS for value in defaults)
 
 
 def _of_class(path: str, kind: type) -> Iterator[tuple[str, Any]]:
@@ -58,7 +63,7 @@ def _of_class(path: str, kind: type) -> Iterator[tuple[str, Any]]:
 
 
 def names_in_class(kind: type) -> list[str]:
-    """Without methods and the like, of which most classes have nothing else."""
+    """Without methods and the like, of which most classes have nothing else, unless their defaults may change."""
     number, names = _names_in_classes.get(kind, (-1, []))
     if number != len(vars(kind)):
         names = [name for name, value in list(vars(kind).items()) if not _is_magic(name) and _is_own(kind, name, value)]
@@ -69,6 +74,8 @@ def names_in_class(kind: type) -> list[str]:
 def _is_own(kind: type, name: str, value: Any) -> bool:
     if issubclass(type(value), type):
         return bool(value.__qualname__ == f"{kind.__qualname__}.{name}")
+    if type(value) is types.FunctionType:
+        return _has_defaults(value)
     return not hasattr(type(value), "__get__")
 
 

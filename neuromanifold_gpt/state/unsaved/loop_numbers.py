@@ -11,7 +11,6 @@ from __future__ import annotations
 import array
 import contextlib
 import contextvars
-import dis
 import functools
 import inspect
 import re
@@ -30,11 +29,13 @@ from torch import Tensor
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.inspection.flat_values import SCALARS
 from neuromanifold_gpt.state.inspection.kept_variables import names_set_by
-from neuromanifold_gpt.state.inspection.loop_attributes import attributes_of_variables
+from neuromanifold_gpt.state.inspection.loop_attributes import attributes_of_variables, kinds_of_variables
 from neuromanifold_gpt.state.inspection.loop_carried import carried_by_loops, only_added_to, set_by_loops
 from neuromanifold_gpt.state.inspection.plain_reading import FUNCTIONS, qualified_name_of, values_in
 from neuromanifold_gpt.state.inspection.script_functions import (
     code_of_script,
+    globals_set_by,
+    names_asked_for,
     names_only_added_to,
     names_read_by,
     names_set_by_signals,
@@ -112,7 +113,8 @@ class LoopNumbers:
         shown = _shown(carried_only=False)
         self._followed, self._asked, self._is_in_first_step = FollowedValues({}), weakref.ref(asked), True
         self._followed.look(_shown(carried_only=True))
-        now = {path: found for path in saved if (found := _found_at(path, shown)) is not None}
+        asked_for = names_asked_for(kinds_of_variables())
+        now = {path: found for path in saved if (found := _found_at(path, shown, asked_for)) is not None}
         others = sorted(path for path in now if not _goes_on(saved[path], now[path], counts))
         if others:
             warnings.warn(
@@ -128,12 +130,14 @@ class LoopNumbers:
 LOOP_NUMBERS = LoopNumbers()
 
 
-def _found_at(path: str, shown: Mapping[str, str]) -> str | None:
+def _found_at(path: str, shown: Mapping[str, str], asked_for: Collection[str]) -> str | None:
     """What is shown there, if anything; of an object that is not made yet, that its owner has ``None``."""
     owner, _, name = path.rpartition(".")
     if path in shown or not owner or name.isdecimal():  # of a list: it may be a record
         return shown.get(path)
-    return "None" if _found_at(owner, shown) == "None" else None
+    if name in asked_for:  # so the next step makes it
+        return "not there"
+    return "None" if _found_at(owner, shown, ()) == "None" else None
 
 
 def _goes_on(saved: str, now: str, counts: Collection[str]) -> bool:
@@ -265,7 +269,7 @@ def _variables(carried_only: bool, around: Iterable[_Carried]) -> Iterator[tuple
     Without records: lists, and dicts by numbers, with which nothing but adding to them is done.
     """
     script, functions = dict(variables_of_script()), code_of_script()
-    of_script: set[str] = set().union(*map(_globals_set_by, functions))
+    of_script: set[str] = set().union(*map(globals_set_by, functions))
     running: set[types.CodeType] = set()
     read_by_script: set[str] = set()
     running_frames = ((frame, carried_by_loops(frame)) for frame in users_frames(functions_only=False))
@@ -292,8 +296,3 @@ def _variables(carried_only: bool, around: Iterable[_Carried]) -> Iterator[tuple
 def _set_by_functions_in(code: types.CodeType) -> frozenset[str]:
     """Variables of a function that others in it set (``nonlocal``)."""
     return frozenset().union(*(names_set_by(part) for part in code.co_consts if isinstance(part, types.CodeType)))
-
-
-@functools.lru_cache(maxsize=1000)
-def _globals_set_by(code: types.CodeType) -> frozenset[str]:
-    return frozenset(step.argval for step in dis.get_instructions(code) if step.opname == "STORE_GLOBAL")
