@@ -457,6 +457,7 @@ def of_the_model(length: int) -> int:
 STREAM = pytest.mark.parametrize("stream", [BufferedStream, BufferedStreamWithLength])
 
 
+@pytest.mark.filterwarnings("ignore:this resume is not exact. the next batch")
 @STREAM
 def test_a_stream_whose_order_depends_on_what_the_model_draws_is_said(stream: Any, tmp_path: Path):
     def loader() -> Any:
