@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any, NamedTuple, Protocol
 
+from neuromanifold_gpt.data.epoch_counting import may_count_epochs
 from neuromanifold_gpt.data.errors import DataOrderWarning
 
 # Position within an epoch as plain values; the order that made it knows its keys.
@@ -251,7 +252,7 @@ class Position:
         self._is_saved_in_pass = True
 
     def _say_that_nothing_is_left(self) -> None:
-        if not self.epoch_is_known:
+        if not self.epoch_is_known and may_count_epochs():
             warnings.warn(
                 f"nothing is left of epoch {self.epoch}, in which the position was saved while the loop over it still "
                 "ran: this pass gives no batch, so that what comes after that loop is done, and the next pass is the "
