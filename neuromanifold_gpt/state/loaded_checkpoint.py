@@ -174,8 +174,9 @@ class LoadedCheckpoint:
         self._warn_of_other_environment(model)
         module = unwrap(model) if model is not None else nn.Module()
         self._restore_beside_state(module, further, generators)
+        restore_late = None
         if self.own_generators and model is not None:
-            restore_generators_around(
+            restore_late = restore_generators_around(
                 module,
                 own_state(self.own_generators),
                 by_number(optimizers=optimizers, schedulers=schedulers),
@@ -188,7 +189,7 @@ class LoadedCheckpoint:
             restore_own_rng_state(self.rng_states)
             warn_of_seeds_of_iterators(loaders, self.loader_states or [])
             numbers, counts = self._values_of_save(LOOP_NUMBERS_KEY), (self.global_step, self.epoch)
-            follow_up_to_batch("restore", loaders, schedulers, numbers, counts)
+            follow_up_to_batch("restore", loaders, schedulers, numbers, counts, restore_late)
         elif optimizers:
             warnings.warn(
                 "the checkpoint has no states of random number generators, since another program has written it: what "

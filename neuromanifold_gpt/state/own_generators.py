@@ -6,7 +6,7 @@ import contextvars
 import threading
 import types
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -80,7 +80,7 @@ def restore_generators_around(
     *,
     with_variables: bool,
     silently: bool,
-) -> None:
+) -> Callable[[], None]:
     """For plain loops, put back the states of :func:`generators_around`.
 
     Args:
@@ -92,8 +92,12 @@ def restore_generators_around(
             it may be by drawing from them again.
         silently: where nothing goes on exactly.
 
+    Returns:
+        what is to be called when the first batch is there, whose samples may make some: puts them back, and warns if
+        there is none of the kind then either.
+
     Warns:
-        InexactResumeWarning: there is none of the kind; or one that is left alone is not as it was.
+        InexactResumeWarning: one that is left alone is not as it was.
     """
     things = list(things)
     ignored = (*of_positions(things), *ignored)
@@ -103,8 +107,7 @@ def restore_generators_around(
     here = around.generator_states()
     missing = {*around.restore_generators(put_back), *(states.keys() - here.keys())}
     if silently:
-        return
-    warn_of_missing_generators(sorted(missing))
+        return lambda: None
     left_alone = states.keys() & here.keys() - put_back.keys()
     moved = sorted(path for path in left_alone if not equal(states[path], here[path]))
     if moved:
@@ -115,6 +118,12 @@ def restore_generators_around(
             InexactResumeWarning,
             stacklevel=4,
         )
+
+    def restore_late() -> None:
+        late = generators_around(module, others, ignored, things=things, with_locals=True) if missing else around
+        warn_of_missing_generators(late.restore_generators({path: states[path] for path in missing}))
+
+    return restore_late
 
 
 def of_positions(things: Iterable[Any]) -> tuple[Any, ...]:

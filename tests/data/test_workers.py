@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
-from neuromanifold_gpt import ResumableDataLoader, resumable
+from neuromanifold_gpt import ResumableDataLoader, latest_checkpoint, load_checkpoint, resumable, save_checkpoint
 from neuromanifold_gpt.data.errors import DataOrderWarning
 
 SIZE, BATCH, WORKERS = 22, 4, 2
@@ -175,6 +178,27 @@ def test_generators_that_are_made_late_and_elsewhere_are_seeded(samples: type[Sa
         again.load_state_dict(states[number - 1])
         rest = batches(again) + (batches(again) if number < len(whole) // 2 else [])
         assert rest == whole[number:], f"behind batch {number}"
+
+
+def test_what_the_loop_draws_from_one_that_samples_make_goes_on(tmp_path: Path) -> None:
+    def trained(directory: Path, steps: int) -> list[Any]:
+        global rng
+        rng, seen = None, []  # as in a new process
+        model, loader = torch.nn.Linear(1, 1), ResumableDataLoader(InAModule(), BATCH, shuffle=True, seed=3)
+        parts: dict[str, Any] = {"model": model, "optimizers": torch.optim.SGD(model.parameters(), 0.1)}
+        first = 0
+        if newest := latest_checkpoint(directory):
+            first = load_checkpoint(newest).restore(**parts, loaders=loader).global_step or 0
+        for step, batch in enumerate(itertools.islice(loader, steps - first), first + 1):
+            seen.append((batch.tolist(), rng.normal()))
+            save_checkpoint(directory, **parts, loaders=loader, step=step)
+        return seen
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = trained(tmp_path / "a", 5)
+        assert trained(tmp_path / "b", 3) == whole[:3]
+        assert trained(tmp_path / "b", 5) == whole[3:]
 
 
 class WithADefault(Samples):

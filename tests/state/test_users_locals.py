@@ -424,6 +424,7 @@ def test_one_that_is_made_when_it_is_needed_is_missed_without_optimizers_too(tmp
         model, loader = Noisy(1, 1), ResumableDataLoader(Samples(), 4)
         if tmp_path.exists() and (newest := latest_checkpoint(tmp_path)):
             load_checkpoint(newest).restore(model=model, loaders=loader)
+        next(iter(loader))
         model.rng = random.Random(1)
         save_checkpoint(tmp_path, step=1, model=model, loaders=loader)
 

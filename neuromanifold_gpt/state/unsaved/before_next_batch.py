@@ -13,7 +13,7 @@ import inspect
 import types
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from opcode import opname
 from typing import Any, Literal
@@ -76,6 +76,7 @@ class Gap:
     schedulers: Sequence[Any] = ()
     loop_numbers: Mapping[str, str] = field(default_factory=dict)  # at the save
     counts: frozenset[str] = frozenset()  # of the checkpoint
+    at_first_batch: Callable[[], None] | None = None
     is_over: bool = False
 
     def __post_init__(self) -> None:
@@ -119,6 +120,7 @@ class BeforeNextBatch:
         self._at_start: frozenset[str] = _ALL  # what may move before the first batch of a process
         self._not_told: frozenset[str] = frozenset()  # which of these training has used
         self._said: set[str] = set()
+        self._at_first_batch: Callable[[], None] | None = None
 
     def __reduce__(self) -> tuple[type[BeforeNextBatch], tuple[()]]:
         return BeforeNextBatch, ()  # a copy of the loader has begun nothing
@@ -157,7 +159,7 @@ class BeforeNextBatch:
             self._end_gap_of_save(moved, is_certain, goes_on)
         elif gap.beginning == "restore":
             LOOP_NUMBERS.training_goes_on(self, gap.loop_numbers, gap.counts, stacklevel=4)
-            self._at_start = moved
+            self._at_start, self._at_first_batch = moved, gap.at_first_batch
             self._follow_step("restore", moved, is_told=is_certain)
         else:
             LOOP_NUMBERS.training_begins(self)
@@ -165,6 +167,9 @@ class BeforeNextBatch:
 
     def batch_is_given(self) -> None:
         """The batch that was asked for."""
+        at_first_batch, self._at_first_batch = self._at_first_batch, None
+        if at_first_batch is not None:
+            at_first_batch()
         if self._step is not None and self._step.states is None:
             self._step.states = _generator_states()
 
@@ -202,6 +207,7 @@ def follow_up_to_batch(
     schedulers: Sequence[Any],
     loop_numbers: Mapping[str, str] | None = None,
     counts: Iterable[int | None] = (),
+    at_first_batch: Callable[[], None] | None = None,
 ) -> None:
     """Up to the next batch of one of those that are this package's.
 
@@ -210,9 +216,12 @@ def follow_up_to_batch(
         loaders, schedulers: that were given to it.
         loop_numbers: of the checkpoint, if it was a restore.
         counts: that it has, of steps and epochs.
+        at_first_batch: to be called when it is there; at once, if no loader is asked for it.
     """
     own = list(filter(has_position, loaders))
-    gap = Gap(beginning, schedulers, loop_numbers or {}, frozenset(map(str, counts))) if own else None
+    if not own and at_first_batch is not None:
+        at_first_batch()
+    gap = Gap(beginning, schedulers, loop_numbers or {}, frozenset(map(str, counts)), at_first_batch)
     for loader in own:
         loader.follow_up_to_batch(gap)
 
