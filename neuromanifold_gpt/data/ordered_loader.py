@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
+from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.data.position import EpochOrder, Position, Progress
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.data.sample_seeds import CollateSingle, SampleKey, SeededCollate, SeededSamples
@@ -96,7 +98,8 @@ class OrderedLoader(PositionedLoader):
             shared = self._owned.shared_numbers()
             values = {path: value for path, value in now.items() if path in shared} | self._values_in_workers
         position = {**super().position(within_pass=within_pass), **({"values": values} if values else {})}
-        return position if equal(values, now) else {**position, "values_here": now}
+        here = now if self._values_here is None else self._values_here
+        return position if equal(values, here) else {**position, "values_here": here}
 
     @property
     def passes_differ(self) -> bool:
@@ -150,20 +153,25 @@ class OrderedLoader(PositionedLoader):
             collate_fn=self._collate.watched,
             worker_init_fn=AsBefore(self.worker_init_fn, self.batches_consumed),
         )
-        if self.num_workers:
-            self._restore_values_here()
+        if self._values_here is not None:
+            self._restore_values_here(self._values_here)
         for batch in iterator:
             self._draws |= batch.draws
             if batch.changed and not self._has_said:
                 warn_of_changes(batch.changed, self.num_workers)
                 self._has_said = True
             yield batch.batch, ahead.popleft()
-        self._restore_values_here()
 
-    def _restore_values_here(self) -> None:
-        if self._values_here is not None:
-            self._owned.restore_values(self._values_here)
-            self._values_here = None
+    def _restore_values_here(self, values: dict[str, Any]) -> None:
+        self._values_here = None
+        self._owned.restore_values(values)
+        if not self.num_workers:
+            warnings.warn(
+                "dataset or collate_fn were changed within the epoch, after workers had been given copies of them: "
+                "without workers, the rest of the epoch is made with what was changed. Resume with workers.",
+                DataOrderWarning,
+                stacklevel=4,  # who iterates
+            )
 
     def batches_of_sample_ids(self) -> Iterator[list[Any]]:
         """Sample ids of this rank's batches, from the current position to the end of the epoch."""

@@ -7,6 +7,7 @@ afterwards, so that fetching early or late does not change what the model draws.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -88,8 +89,17 @@ class SeededCollate:
 
     def __call__(self, samples: SampleBatch) -> Any:
         """Collate the samples of one batch."""
-        [batch] = self._seeded.made([samples.seed], lambda _: self._collate(list(samples)))
+        attempts = again(samples)
+        [batch] = self._seeded.made([samples.seed], lambda _: self._collate(next(attempts)))
         return batch
+
+
+def again(samples: Sequence[Any]) -> Iterator[list[Any]]:
+    """The samples, and copies for each further attempt to collate them: the first may take something out of them."""
+    spare = [copy.copy(sample) if type(sample) in (dict, list) else sample for sample in samples]
+    yield list(samples)
+    while True:
+        yield [copy.copy(sample) if type(sample) in (dict, list) else sample for sample in spare]
 
 
 class CollateSingle:
@@ -117,6 +127,7 @@ class Seeded:
         self._roots = {name: root}
         self._owned = OwnedState({})
         self._drawn_from: OwnedState | None = None
+        self._looks_around = True
         self.draws = False  # as far as it was seen
 
     def __getstate__(self) -> dict[str, Any]:
@@ -136,8 +147,7 @@ class Seeded:
             before, held = owned.values(), owned.held()
             things = self._made(seeds, make, self._drawn_from)
             # Also in variables of Python modules, which are looked at behind the first things only.
-            has_more = is_first and not what_is_drawn_from(self._roots).has_as_many_generators_as(self._drawn_from)
-            if has_more:
+            if is_first and self._looks_around and self._has_more(self._drawn_from):
                 self._drawn_from = None
             elif owned.held() == held:
                 break
@@ -149,7 +159,13 @@ class Seeded:
                     break
             now = owned.values()
             owned.set_values({path: value for path, value in before.items() if path in now})
+        else:  # each of them makes some
+            self._looks_around = False
         return things
+
+    def _has_more(self, before: OwnedState) -> bool:
+        now = what_is_drawn_from(self._roots)
+        return bool(now.generators_that_are_new_since(before)) and not now.has_as_many_generators_as(before)
 
     def _made(self, seeds: list[int], make: Callable[[int], Any], drawn_from: OwnedState) -> list[Any]:
         things = []

@@ -21,7 +21,7 @@ from neuromanifold_gpt.data.changes import shown_containers
 from neuromanifold_gpt.data.errors import DatasetError
 from neuromanifold_gpt.data.ids_digest import IdsDigest
 from neuromanifold_gpt.data.order import mixed
-from neuromanifold_gpt.data.sample_seeds import Seeded, isolated_generators, seed_generators
+from neuromanifold_gpt.data.sample_seeds import Seeded, again, isolated_generators, seed_generators
 from neuromanifold_gpt.data.watched_collate import WATCHED_BATCHES
 from neuromanifold_gpt.data.worker_info import as_data_worker
 from neuromanifold_gpt.state.inspection.users_objects import is_stateful
@@ -219,15 +219,18 @@ class Shard:
         self._batches += 1
         # Behind the first batch, at which files are opened and the like.
         before = self._not_kept() if 1 < self._batches <= WATCHED_BATCHES else {}
-        given = samples if self._options.batch_size is not None else samples[0]
+        attempts = again(samples)
         if self._options.seed_samples:
             seed = mixed(self._seed, _COLLATION, self._samples)
-            [batch] = self._collation.made([seed], lambda _: self._options.collate_fn(given))
+            [batch] = self._collation.made([seed], lambda _: self._collate(next(attempts)))
         else:
-            batch = self._options.collate_fn(given)
+            batch = self._collate(samples)
         after = self._not_kept() if before else {}
         self._collate_values = self._collate_fn.changed_values()
         return batch, sorted(path for path, shown in before.items() if after.get(path, shown) != shown)
+
+    def _collate(self, samples: list[Any]) -> Any:
+        return self._options.collate_fn(samples if self._options.batch_size is not None else samples[0])
 
     def _not_kept(self) -> dict[str, str]:
         """What shows changes that neither a position has nor reading the stream again repeats."""

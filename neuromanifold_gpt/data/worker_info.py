@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,7 @@ def as_data_worker(number: int, workers: int, seed: int, dataset: Any) -> Iterat
     """Let it say what it says in the data worker of this number; if there are no ``workers``, what it says anyway."""
     actual = torch_worker._worker_info
     if workers:
-        info = torch_worker.WorkerInfo(id=number, num_workers=workers, seed=seed, dataset=dataset)
-        torch_worker._worker_info = info
+        torch_worker._worker_info = _info(number, workers, seed, dataset)
     try:
         yield
     finally:
@@ -47,10 +45,14 @@ class AsBefore:
         number = (worker_id + self._batches) % info.num_workers
         base_seed = info.seed - worker_id
         seed, dataset = base_seed + number, info.dataset.source  # type: ignore[attr-defined]
-        torch_worker._worker_info = replace(info, id=number, seed=seed, dataset=dataset)
+        torch_worker._worker_info = _info(number, info.num_workers, seed, dataset)
         if number != worker_id:
             random.seed(seed)
             torch.manual_seed(seed)
             np.random.seed(torch_worker._generate_state(base_seed, number))
         if self._worker_init_fn is not None:
             self._worker_init_fn(number)
+
+
+def _info(number: int, workers: int, seed: int, dataset: Any) -> torch_worker.WorkerInfo:
+    return torch_worker.WorkerInfo(id=number, num_workers=workers, seed=seed, dataset=dataset)

@@ -196,8 +196,9 @@ class SeparatedCheckpoint(SavesAtBoundaries):
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         directory = Path(self._ModelCheckpoint__resolve_ckpt_dir(trainer))  # type: ignore[attr-defined]
         # A metric "val/loss" in the name makes directories, as in ModelCheckpoint, which does not look there.
-        levels = range(1, str(self.filename).count("/") + 1)
-        below = (path for level in levels for path in directory.glob("/".join("*" * level)) if path.is_dir())
+        equals = self.CHECKPOINT_EQUALS_CHAR if self.auto_insert_metric_name else ""
+        pattern = _directories_pattern(str(self.filename), equals)
+        below = filter(Path.is_dir, directory.glob(pattern)) if pattern else ()
         newest = newest_of([directory, *below], resumable=True)
         return set() if newest is None else {str(newest.model_path)}
 
@@ -244,6 +245,20 @@ def _is_complete(model_path: Path) -> bool:
     except CheckpointError:
         return False
     return True
+
+
+def _directories_pattern(filename: str, equals: str) -> str:
+    """Of those that a template makes; empty if it makes none.
+
+    Args:
+        filename: the template.
+        equals: what stands between a metric's name and its value; empty where the name is left out.
+    """
+    literal, *others = re.split(r"\{([^{}:!]*)[^{}]*\}", filename)  # others: names and literals in turn
+    pattern = escape(literal)
+    for name, rest in zip(others[::2], others[1::2], strict=True):
+        pattern += f"{escape(name + equals) if equals else ''}*{escape(rest)}"
+    return pattern.rpartition("/")[0]
 
 
 def _names_pattern(filename: str) -> str | None:

@@ -152,9 +152,7 @@ class ExactResume(Callback):
         """From here on the validation is done, whatever hooks follow."""
         self._tracker.validation_is_done()
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As :meth:`on_validation_start`."""
-        self._remove_name_hook()
+    on_test_start = on_validation_start
 
     def _remove_name_hook(self) -> None:
         if self._name_hook is not None:
@@ -190,7 +188,7 @@ class ExactResume(Callback):
                 "rng_states": loop.rng,
                 "own_generators": loop.own_generators,
                 "module_values": loop.module_values,
-                "data": with_shown_batch(loop.data),
+                "data": with_shown_batch(loop.data, trainer),
                 "validation": loop.validation,
                 "loader_epochs": loop.loader_epochs,
                 "epoch_metrics": loop.epoch_metrics,
@@ -225,7 +223,9 @@ class ExactResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take what :meth:`on_save_checkpoint` added, and hand Lightning the optimizer states in the order of now."""
-        if trainer.state.fn != TrainerFn.FITTING or self._fit_has_begun:  # by one, Lightning's tuners begin anew
+        # By a checkpoint of their own, Lightning's tuners begin anew.
+        is_tuner = self._fit_has_begun and not trainer.strategy.restore_checkpoint_after_setup
+        if trainer.state.fn != TrainerFn.FITTING or is_tuner:
             return
         self._loaded = checkpoint.get(RESUME_KEY)
         self._optimizers_are_loaded = False
@@ -250,7 +250,7 @@ class ExactResume(Callback):
             weights = checkpoint.get("current_model_state", checkpoint["state_dict"])  # WeightAveraging moves them
             load_doubles(pl_module, weights)
             warn_if_rounded(pl_module, weights)
-            self._weights = shown_weights(pl_module)
+            self._weights = {} if trainer.strategy.restore_checkpoint_after_setup else shown_weights(pl_module)
 
     def _restore(self, trainer: Trainer) -> None:
         """Called at the very point: nothing runs between this and the next step."""

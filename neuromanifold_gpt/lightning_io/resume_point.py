@@ -8,7 +8,6 @@ import weakref
 from typing import Any
 
 from lightning.pytorch import Trainer
-from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
@@ -74,7 +73,8 @@ class ResumePointTracker:
             if (tracker := own()) is not None:
                 tracker._has_updated = True
 
-        optimizers = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, Optimizer)]
+        # One that wraps another may have left out super().__init__().
+        optimizers = [optimizer for optimizer in trainer.optimizers if hasattr(optimizer, "_optimizer_step_post_hooks")]
         self._step_hooks = [optimizer.register_step_post_hook(note_update) for optimizer in optimizers]
 
     def reached(self, trainer: Trainer, point: str) -> None:

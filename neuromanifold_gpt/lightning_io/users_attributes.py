@@ -6,7 +6,7 @@ import dis
 import functools
 import types
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -73,8 +73,8 @@ def hyper_parameters_in_use(module: LightningModule) -> dict[str, Any]:
 
     What layers, optimizers and loaders are built with shows in these.
     """
-    read = _names_beside("hparams", [module])
-    return {name: value for name, value in module.hparams.items() if name in read}
+    kept, read = module.hparams, _names_beside("hparams", [module])
+    return {name: value for name, value in kept.items() if name in read} if isinstance(kept, Mapping) else {}
 
 
 def _names_beside(word: str, things: Iterable[Any]) -> set[str]:

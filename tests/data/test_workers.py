@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
 
 from neuromanifold_gpt import ResumableDataLoader, latest_checkpoint, load_checkpoint, resumable, save_checkpoint
 from neuromanifold_gpt.data.errors import DataOrderWarning
@@ -125,6 +126,64 @@ def test_what_changes_here_reaches_the_workers_of_the_next_epoch(
         assert trained(again, 3 - number // per_epoch) == whole[number:], f"behind batch {number}"
 
 
+def test_what_changed_here_is_still_known_before_the_next_batch() -> None:
+    loader = ours(Samples())
+    for batch, _ in zip(loader, range(2), strict=False):
+        loader.dataset.level += int(len(batch) > 0)
+    state = loader.state_dict()
+    assert state["values_here"] == {"dataset.level": 2}
+    again = ours(Samples())
+    again.load_state_dict(state)
+    assert again.state_dict() == state
+
+
+def test_what_changed_here_has_no_workers_to_be_kept_from_is_said() -> None:
+    loader = ours(Samples())
+    for _ in zip(loader, range(2), strict=False):
+        loader.dataset.level += 1
+    again = ResumableDataLoader(Samples(), BATCH)
+    again.load_state_dict(loader.state_dict())
+    with pytest.warns(DataOrderWarning, match="Resume with workers"):
+        batches(again)
+    assert again.dataset.level == 2
+
+
+class Pops:
+    """Takes a key out of each sample, and makes its generator late."""
+
+    own: Any = None
+
+    def __call__(self, samples: list[dict[str, Any]]) -> torch.Tensor:
+        if self.own is None:
+            self.own = np.random.default_rng(0)
+        return torch.stack([sample.pop("value") for sample in samples]) + self.own.normal()
+
+
+class Dicts(Samples):
+    def __getitem__(self, i: int) -> Any:
+        return {"value": super().__getitem__(i)}
+
+
+class DictStream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter([Dicts()[i] for i in range(SIZE)])
+
+
+@pytest.mark.parametrize("dataset", [Dicts, DictStream])
+def test_collate_functions_may_take_something_out_of_samples(dataset: Any) -> None:
+    def made() -> Any:
+        return resumable(DataLoader(dataset(), BATCH, collate_fn=Pops()))
+
+    loader = made()
+    states, whole = [], []
+    for batch in loader:
+        states.append(loader.state_between_passes())
+        whole.append(batch.tolist())
+    again = made()
+    again.load_state_dict(states[1])
+    assert batches(again) == whole[2:]
+
+
 class Noise:
     own: Any = None
 
@@ -199,6 +258,25 @@ def test_what_the_loop_draws_from_one_that_samples_make_goes_on(tmp_path: Path) 
         whole = trained(tmp_path / "a", 5)
         assert trained(tmp_path / "b", 3) == whole[:3]
         assert trained(tmp_path / "b", 5) == whole[3:]
+
+
+made_generators: list[random.Random] = []
+
+
+class KeepsThemAll(Samples):
+    asked = 0
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        self.asked += 1
+        made_generators.append(random.Random(i))
+        return super().__getitem__(i)
+
+
+def test_samples_that_make_a_generator_each_are_not_made_again_and_again() -> None:
+    dataset = KeepsThemAll()
+    for _ in range(2):
+        batches(ResumableDataLoader(dataset, BATCH))
+    assert dataset.asked <= 2 * (SIZE + 4 * BATCH)
 
 
 class WithADefault(Samples):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from neuromanifold_gpt import ResumableDataLoader, SeparatedCheckpoint, SeparatedCheckpointIO
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
@@ -278,6 +279,54 @@ def test_an_exception_around_the_update_of_weights_without_buffers(after: bool, 
     with said, pytest.raises(RuntimeError, match="out of memory"):
         fit(saver(tmp_path, every_n_train_steps=4, save_on_exception=True), module=Fails())
     assert max(by_step(tmp_path)) == 9
+
+
+class Wraps(torch.optim.Optimizer):
+    """As implementations of Lookahead do, without the constructor of its base class."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer, self.param_groups, self.defaults = optimizer, optimizer.param_groups, optimizer.defaults
+        self.state = optimizer.state
+
+    def step(self, closure: Any = None) -> Any:
+        return self.optimizer.step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state_dict)
+
+
+def test_an_optimizer_that_wraps_another_and_has_no_hooks(tmp_path: Path):
+    class Wrapped(ToyModule):
+        def configure_optimizers(self) -> Any:
+            return Wraps(torch.optim.AdamW(self.parameters(), lr=1e-2))
+
+    fit(saver(tmp_path / "a", every_n_train_steps=2), module=Wrapped(), max_steps=4)
+    assert max(by_step(tmp_path / "a")) == 4
+
+
+class RestoresLate(SingleDeviceStrategy):
+    """As model-parallel strategies do: behind ``on_fit_start``."""
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return True
+
+
+def test_a_strategy_that_restores_behind_its_set_up(tmp_path: Path):
+    def run(directory: Path, **options: Any) -> None:
+        fit(saver(directory), strategy=RestoresLate(device=torch.device("cpu")), max_steps=9, **options)
+
+    run(tmp_path / "a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InexactResumeWarning)
+        run(tmp_path / "b", ckpt_path=by_step(tmp_path / "a")[4].model_path)
+    assert contents(by_step(tmp_path / "b")[9]) == contents(by_step(tmp_path / "a")[9])
 
 
 def test_parameters_declared_in_another_order_keep_their_moments(tmp_path: Path):

@@ -361,6 +361,16 @@ def test_the_newest_is_found_in_directories_that_the_name_of_the_file_makes(file
     assert files[0] == files[1]
 
 
+@pytest.mark.parametrize("filename", ["best/{step}", "{epoch}-{val/loss:.3f}"])
+def test_another_run_in_a_directory_beside_these_is_left_alone(filename: str, tmp_path: Path):
+    options: dict[str, Any] = {"filename": filename, "monitor": "val/loss", "save_top_k": -1, "every_n_epochs": 1}
+    fit(SeparatedCheckpoint(tmp_path, **options), module=Slashes(), max_epochs=1, max_steps=-1)
+    fit(SeparatedCheckpoint(tmp_path / "other", every_n_train_steps=10), max_steps=10)
+    saver = SeparatedCheckpoint(tmp_path, **options)
+    history = fit(saver, module=Slashes(), max_epochs=2, max_steps=-1, ckpt_path="last")[1].history
+    assert history[0][0] == 7
+
+
 @pytest.mark.parametrize("stale", ["older", "missing"])
 @pytest.mark.parametrize("last", [True, "link"])
 def test_a_kill_before_last_follows_the_final_step_leaves_it_to_the_next_run(last: Any, stale: str, tmp_path: Path):

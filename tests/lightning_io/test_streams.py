@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from neuromanifold_gpt import SeparatedCheckpoint, resumable
@@ -196,3 +197,38 @@ def test_what_training_changes_behind_the_fetch_goes_with_the_position(workers: 
     whole = run(tmp_path / "a")
     for step in (1, 3, 7, 9, 14):
         assert run(tmp_path / f"b{step}", by_step(tmp_path / "a")[step].model_path) == whole[step:], f"from step {step}"
+
+
+class Doubles(ToyModule):
+    """Changes its batch in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[1] = torch.nn.Identity()  # a step that fails leaves no buffer changed
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        batch[0].mul_(2)
+        return super().training_step(batch, batch_idx)
+
+
+class Fails(Callback):
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 3:
+            raise RuntimeError("out of memory, say")
+
+
+def test_a_batch_that_is_being_trained_on_is_not_compared(tmp_path: Path):
+    def run(directory: Path, *callbacks: Callback, path: Path | None = None) -> Any:
+        torch.manual_seed(0)
+        own, loader = Doubles(), DataLoader(Grows(), 4)
+        own.train_dataloader = lambda: loader  # type: ignore[method-assign]
+        saver = SeparatedCheckpoint(directory, every_n_train_steps=100, save_on_exception=True)
+        options: dict[str, Any] = {"loaders": False, "validate": False, "max_steps": 6, "ckpt_path": path}
+        return fit(saver, *callbacks, module=own, **options)[1].history
+
+    whole = run(tmp_path / "a")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(tmp_path / "b", Fails())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InexactResumeWarning)
+        assert run(tmp_path / "c", path=by_step(tmp_path / "b")[3].model_path) == whole[3:]
