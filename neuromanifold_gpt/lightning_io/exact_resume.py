@@ -128,8 +128,9 @@ class ExactResume(Callback):
         self._optimizers_are_loaded = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the module as it was."""
+        """Leave module and optimizers as they were."""
         self._remove_name_hook()
+        self._tracker.training_ends()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The module and the data are set up."""
@@ -223,8 +224,7 @@ class ExactResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take what :meth:`on_save_checkpoint` added, and hand Lightning the optimizer states in the order of now."""
-        # By a checkpoint of their own, Lightning's tuners begin anew.
-        is_tuner = self._fit_has_begun and not trainer.strategy.restore_checkpoint_after_setup
+        is_tuner = self._fit_has_begun and not trainer.strategy.restore_checkpoint_after_setup  # begins anew
         if trainer.state.fn != TrainerFn.FITTING or is_tuner:
             return
         self._loaded = checkpoint.get(RESUME_KEY)

@@ -65,8 +65,7 @@ class ResumePointTracker:
         self._owned = self._parts.look_again()
         self._module_values = ModuleValues(trainer.lightning_module)
         self._has_stepped, self._hooks_were_called = False, True
-        for hook in self._step_hooks:
-            hook.remove()
+        self.training_ends()
         own = weakref.ref(self)  # what optimizers refer to is searched for generators
 
         def note_update(*_: Any) -> None:
@@ -76,6 +75,12 @@ class ResumePointTracker:
         # One that wraps another may have left out super().__init__().
         optimizers = [optimizer for optimizer in trainer.optimizers if hasattr(optimizer, "_optimizer_step_post_hooks")]
         self._step_hooks = [optimizer.register_step_post_hook(note_update) for optimizer in optimizers]
+
+    def training_ends(self) -> None:
+        """Leave the optimizers as they were."""
+        for hook in self._step_hooks:
+            hook.remove()
+        self._step_hooks = []
 
     def reached(self, trainer: Trainer, point: str) -> None:
         """The state is whole now."""

@@ -80,15 +80,31 @@ def hyper_parameters_in_use(module: LightningModule) -> dict[str, Any]:
 def _names_beside(word: str, things: Iterable[Any]) -> set[str]:
     """All names, and texts, in those methods of users' classes that use ``word`` while training goes on."""
     found: set[str] = set()
-    for base in {base: None for thing in things for base in bases_of(type(thing))}:
-        if is_users_module(module_name_of(base)):
-            methods = {name: value for name, value in variables_of_class(base).items() if name not in _BUILDING_METHODS}
-            for value in methods.values():
-                codes = list(_codes(value.fget if isinstance(value, property) else value))
-                if any(word in code.co_names for code in codes):
-                    names = (name for code in codes for name in (*code.co_names, *code.co_consts))
-                    found.update(name for name in names if isinstance(name, str))
+    for thing in things:
+        for codes in _methods_in_training(cast(Any, type(thing))):
+            if any(word in code.co_names for code in codes):
+                names = (name for code in codes for name in (*code.co_names, *code.co_consts))
+                found.update(name for name in names if isinstance(name, str))
     return found
+
+
+@functools.cache
+def _methods_in_training(kind: type) -> list[list[types.CodeType]]:
+    """The hooks of users' classes but for those that build something, and what these may call; each with what it has
+    within it."""
+    methods: dict[str, list[types.CodeType]] = {}
+    for base in reversed(bases_of(kind)):
+        if is_users_module(module_name_of(base)):
+            for name, value in variables_of_class(base).items():
+                methods.setdefault(name, []).extend(_codes(value.fget if isinstance(value, property) else value))
+    hooks = {name for base in bases_of(kind) if not is_users_module(module_name_of(base)) for name in vars(base)}
+    called: set[str] = set()
+    left = (hooks & methods.keys()) - _BUILDING_METHODS
+    while left:
+        called |= left
+        used = {name for method in left for code in methods[method] for name in code.co_names}
+        left = (used & methods.keys()) - called
+    return [methods[name] for name in sorted(called)]
 
 
 def _saves_nothing(thing: Any, base: type) -> bool:

@@ -181,6 +181,9 @@ class Weighs(Learns):
         return float(self.hparams["weight"] * self.hparams.width)
 
     def setup(self, stage: str) -> None:
+        self._build()
+
+    def _build(self) -> None:
         self.is_parallel = self.hparams.threads > 0
 
 

@@ -310,6 +310,11 @@ def test_an_optimizer_that_wraps_another_and_has_no_hooks(tmp_path: Path):
     assert max(by_step(tmp_path / "a")) == 4
 
 
+def test_no_hook_stays_on_optimizers(tmp_path: Path):
+    trainer, _ = fit(saver(tmp_path), max_steps=2)
+    assert not trainer.optimizers[0]._optimizer_step_post_hooks
+
+
 class RestoresLate(SingleDeviceStrategy):
     """As model-parallel strategies do: behind ``on_fit_start``."""
 
