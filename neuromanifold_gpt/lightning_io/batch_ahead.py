@@ -66,7 +66,7 @@ class BatchAhead:
         combined = trainer.fit_loop._combined_loader
         loaders = combined.flattened if combined is not None else []
         if len(loaders) != len(self._loaders) or any(map(_is_other, loaders, self._loaders)):
-            self._loaders = [*loaders]
+            self._loaders, self._values = [*loaders], {}
             ours = {number: loader for number, loader in enumerate(loaders) if isinstance(loader, PositionedLoader)}
             self._owned = {
                 number: OwnedState({"dataset": loader.dataset, "collate_fn": loader.collate_fn})

@@ -71,7 +71,10 @@ def batches(loader: Any) -> list[list[float]]:
 
 @KINDS
 @pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_worker_init_fn_configures_the_dataset_of_its_worker(kind: Callable[..., Any], context: str) -> None:
+def test_worker_init_fn_configures_the_dataset_of_its_worker(
+    kind: Callable[..., Any], context: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))  # where spawned processes look for this module
     part = Subset(Samples(), range(SIZE))
     options: dict[str, Any] = {"worker_init_fn": configure_part, "multiprocessing_context": context}
     stock = DataLoader(part, BATCH, num_workers=WORKERS, **options)
