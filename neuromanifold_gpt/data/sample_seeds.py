@@ -157,8 +157,7 @@ class Seeded:
                     self._drawn_from = None
                 if self._owned.has_as_many_generators_as(owned):  # made anew for each sample, say
                     break
-            now = owned.values()
-            owned.set_values({path: value for path, value in before.items() if path in now})
+            owned.set_values_still_there(before)
         else:  # each of them makes some
             self._looks_around = False
         return things

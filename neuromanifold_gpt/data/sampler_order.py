@@ -237,8 +237,7 @@ class SamplerOrder:
             units.put_back(units.take(1))
             made = self._drawn_from()
             if not made.has_as_many_generators_as(drawn_from):  # when first asked: they are to be seeded as well
-                now = self._owned.values()
-                self._owned.set_values({path: value for path, value in before.items() if path in now})
+                self._owned.set_values_still_there(before)
                 return self._units(epoch, changes, made)
         return units
 

@@ -161,6 +161,11 @@ class OwnedState:
                 if value is not UNKNOWN and not equal(value, now.get(path, ...)):
                     set_variable(keeper, name, put_back(kept_variables(keeper).get(name), value))
 
+    def set_values_still_there(self, values: dict[str, Any]) -> None:
+        """:meth:`set_values`, but for what has been taken away since."""
+        now = self.values()
+        self.set_values({path: value for path, value in values.items() if path in now})
+
     def set_single_values(self, values: dict[str, Any]) -> None:
         """:meth:`set_values` of numbers and texts, without a look at what else there is."""
         for path, saved in values.items():

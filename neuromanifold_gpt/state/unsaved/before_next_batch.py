@@ -219,8 +219,10 @@ def follow_up_to_batch(
         at_first_batch: to be called when it is there; at once, if no loader is asked for it.
     """
     own = list(filter(has_position, loaders))
-    if not own and at_first_batch is not None:
-        at_first_batch()
+    if not own:
+        if at_first_batch is not None:
+            at_first_batch()
+        return
     gap = Gap(beginning, schedulers, loop_numbers or {}, frozenset(map(str, counts)), at_first_batch)
     for loader in own:
         loader.follow_up_to_batch(gap)

@@ -133,8 +133,7 @@ def _parts(value: Any) -> Iterator[Any]:
 
 def kept_by(module: nn.Module) -> set[int]:
     """Addresses of the memory of parameters and buffers, and identities of its parts."""
-    memory = {address for tensor in (*module.parameters(), *module.buffers()) if (address := _address(tensor))}
-    return memory | {id(part) for part in module.modules()}
+    return memory_of((*module.parameters(), *module.buffers())) | {id(part) for part in module.modules()}
 
 
 class _Look:
