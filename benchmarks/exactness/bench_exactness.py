@@ -1,7 +1,8 @@
 """How exactly training resumes, here and elsewhere: ``python -m benchmarks.exactness.bench_exactness [WORD ...]``.
 
 A scenario is run when its name contains one of the words; ``--column=NAME`` chooses columns. A whole run is written to
-``results.json`` and ``docs/exactness.md``; with ``--update``, each row of a part replaces its own there at once.
+``results.json``, ``docs/exactness.md`` and ``docs/peers.md``; with ``--update``, each row of a part replaces its own
+there at once.
 """
 
 from __future__ import annotations

@@ -99,12 +99,11 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def write(found: dict[str, Any], repository: Path) -> None:
-    """``results.json``, and the tables in the document."""
+    """``results.json``, and the tables in the documents."""
     (repository / _RESULTS).write_text(json.dumps(found, indent=1) + "\n")
-    document = repository / "docs/exactness.md"
-    before, rest = document.read_text().split(_BEGIN)
-    after = rest.split(_END)[1]
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     said = f"Measured on {found['date']}, CPU, Python {found['python']}, {versions}."
-    shown = [_BEGIN, said, "", summary_table(found), "", "Every cell:", "", full_table(found), _END]
-    document.write_text(before + "\n".join(shown) + after)
+    for name, table in (("exactness", summary_table(found)), ("peers", full_table(found))):
+        document = repository / "docs" / f"{name}.md"
+        before, rest = document.read_text().split(_BEGIN)
+        document.write_text("\n".join([before + _BEGIN, said, "", table, _END + rest.split(_END)[1]]))
