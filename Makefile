@@ -35,8 +35,9 @@ strace: ## The tracer that kills processes at their system calls; where it canno
 	  command -v apt-get >/dev/null && $$sudo apt-get -qq update && $$sudo apt-get -qq install --yes strace; \
 	} >/dev/null 2>&1 || echo "strace is not installed and cannot be: tests that need it are skipped"
 
+# A test that hangs ends after four minutes, with the stacks of its threads.
 suite: env strace browser
-	$(RUN)pytest -q -n 2 --dist loadfile -m "not slow"
+	$(RUN)pytest -q -n 2 --dist loadfile -m "not slow" --max-worker-restart=0 -o faulthandler_timeout=240 -o faulthandler_exit_on_timeout=true
 
 # Faults come from the tracer and from records of what was written, so files may lie in memory, where fsync is fast.
 FAULTS_DIR ?= $(shell test -w /dev/shm && echo /dev/shm || echo /tmp)

@@ -28,7 +28,7 @@ def save_forever(directory: Path, version: int) -> None:
         name = "last" if version % 2 else f"step{version % 6}"
         staged = stage_checkpoint(version, model, None if version % 3 == 0 else optimizer)
         write_checkpoint(paths_of_name(directory, name), staged)
-        print(version, name, flush=True)
+        os.write(1, f"{version} {name}\n".encode())  # in one piece: half a line would swallow the next
         version += 1
 
 

@@ -39,19 +39,25 @@ def forker(tmp_path):
     process.stdout.close()
 
 
+def next_line(forker: subprocess.Popen) -> str:
+    line = forker.stdout.readline()
+    assert line, "the process that forks has ended"
+    return line
+
+
 def killed(forker: subprocess.Popen, first_version: int, after_saves: int, sec: float) -> list[tuple[int, str]]:
     """Save from a version on, kill some time after some saves; the saves that had returned, as version and name."""
     print(first_version, file=forker.stdin, flush=True)
     pid, lines = None, []
     while pid is None or len(lines) < after_saves:
-        line = forker.stdout.readline()
+        line = next_line(forker)
         if line.startswith("pid"):
             pid = int(line.split()[1])
         else:
             lines.append(line)
     time.sleep(sec)
     os.kill(pid, signal.SIGKILL)
-    while (line := forker.stdout.readline()) != "dead\n":
+    while (line := next_line(forker)) != "dead\n":
         lines.append(line)
     return [(int(version), name) for version, name in map(str.split, lines)]
 
