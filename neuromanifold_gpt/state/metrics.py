@@ -22,6 +22,12 @@ def is_metric(part: Any) -> bool:
     return any(base.__module__.startswith("torchmetrics.") for base in type_before_parametrizations(part).__mro__)
 
 
+def is_beside_state(part: nn.Module, name: str) -> bool:
+    """Whether an attribute is none of those in which a metric accumulates, or that torchmetrics itself changes."""
+    states: Any = getattr(part, "_defaults", ())  # collections have none
+    return not is_metric(part) or not (name.startswith("_") or name in (*states, *_BESIDE_STATE))
+
+
 def metrics_of(module: nn.Module, further: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The metrics that are part of a module, or the module itself, by name; and those of further objects by name."""
     parts = dict(module.named_modules())

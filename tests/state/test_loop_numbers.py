@@ -397,7 +397,34 @@ IN_VARIABLES = (
     "values (then 1 keys, now 0 keys)",
     "waited",
 )
+
+
+class Hard:
+    def __call__(self, value: float) -> float:
+        return value
+
+
+class Soft(Hard):
+    def __call__(self, value: float) -> float:
+        return value / 2
+
+
+def in_objects_of_other_classes(directory: Path) -> None:
+    """Not that an object is made when it is first needed, or let go of."""
+    run, criterion, trainer = Run(directory), Hard(), SimpleNamespace(criterion=Hard(), made=None, let_go_of=Hard())
+    for loader in run.epochs():
+        for batch in loader:
+            criterion(trainer.criterion(run.step(batch)))
+            criterion, trainer.criterion, trainer.made, trainer.let_go_of = Soft(), Soft(), Soft(), None
+            if run.save():
+                break
+
+
 FOUND: dict[Callable[[Path], None], list[str]] = {
+    in_objects_of_other_classes: [
+        f"in_objects_of_other_classes.{path} (then Soft object, now Hard object)"
+        for path in ("criterion", "trainer.criterion")
+    ],
     in_variables: [f"in_variables.{name}" for name in IN_VARIABLES],
     in_containers_that_are_read: [f"in_containers_that_are_read.{name}" for name in ("by_sample", "last", "losses")],
     in_a_function_within: ["in_a_function_within.baseline"],

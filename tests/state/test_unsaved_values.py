@@ -8,17 +8,21 @@ import io
 import itertools
 import multiprocessing
 import random
+import threading
 import time
 import warnings
 import weakref
-from collections import deque
+from collections import ChainMap, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from queue import Queue
 from types import SimpleNamespace
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -162,6 +166,17 @@ class Buffer:
     def added(self, seen: Any = None) -> Buffer:
         self.seen.append(seen)
         return self
+
+
+def queued(item: Any, queue: Queue[Any] | None = None) -> Queue[Any]:
+    queue = queue or Queue()
+    queue.put(item)
+    return queue
+
+
+def set_in(local: threading.local, value: int) -> threading.local:
+    local.value = value
+    return local
 
 
 class Slotted:
@@ -350,6 +365,13 @@ KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "a text": (lambda: "warm-up", lambda value: "decay"),
     "a set": (lambda: {1, "a"}, lambda value: value | {2}),
     "a number of NumPy's": (lambda: 1.0, lambda value: np.float64(0.5)),
+    "a fraction": (lambda: Fraction(1, 2), lambda value: Fraction(1, 3)),
+    "records of NumPy's": (lambda: np.zeros(2, [("a", "f4"), ("b", "i4")]), lambda value: np.ones(2, value.dtype)),
+    "a queue": (lambda: queued(1), lambda value: queued(2, queue=value)),
+    "several dicts in one": (lambda: ChainMap({}, {"a": 1}), lambda value: value.new_child({"a": 2})),
+    "by object": (lambda: WeakKeyDictionary({Slotted: 1}), lambda value: WeakKeyDictionary({Slotted: 2})),
+    "a variable of the context": (lambda: ContextVar("a", default=1), lambda value: value.set(2) and value),
+    "a variable of the thread": (lambda: set_in(threading.local(), 1), lambda value: set_in(value, 2)),
     "a huge number": (lambda: 1 << 20000, lambda value: value + 1),
     "an array": (lambda: np.zeros(3, ">f4"), lambda value: value + 1),
     "a conjugate": (lambda: torch.ones(2, dtype=torch.complex64).conj(), lambda value: value * 1j),
@@ -377,7 +399,8 @@ PASSED_OVER: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "a record of the run": (Records, lambda value: value.added()),
     "a file in memory that is read": (lambda: written(nn.Linear(2, 2), io.BytesIO()), read),
     "a dataset": (Samples, lambda value: value.added()),
-    "an object of a library": (lambda: Fraction(1, 2), lambda value: Fraction(1, 3)),
+    "an object of a library": (lambda: Path("a").stat, lambda value: Path("b").stat),
+    "a queue that is as it was": (lambda: queued(1), lambda value: queued(value.get(), queue=value)),
     "a time in an object": (lambda: SimpleNamespace(a=Timed()), lambda value: SimpleNamespace(a=Timed())),
     "a set in another order": (lambda: {1, 9}, lambda value: {9, 1}),
     "iterators that stand still": (lambda: [iter([1]), counting(), itertools.count()], lambda value: value),
@@ -449,6 +472,7 @@ class TestWhatCounts:
             def __init__(self) -> None:
                 super().__init__()
                 self.add_state("right", torch.tensor(0))
+                self.mean, self.best = 0.0, 0
 
             def update(self) -> None:
                 self.right += 1
@@ -469,6 +493,9 @@ class TestWhatCounts:
         module[1].hidden = torch.ones(1) + 1
         with pytest.warns(InexactResumeWarning, match=r": 1\.hidden\. If"):
             save_checkpoint(tmp_path, step=4, model=module)
+        module[0].mean, module[0].best = 0.5, 1
+        with pytest.warns(InexactResumeWarning, match=r": 0\.best; 0\.mean\. If"):
+            save_checkpoint(tmp_path, step=5, model=module)
 
     def test_results_that_an_evaluation_leaves_without_their_graph(self, tmp_path: Path) -> None:
         module = Counts()

@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import array
 import contextlib
+import contextvars
 import functools
+import queue
+import threading
 import types
-from collections import deque
+import weakref
+from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 CONTAINERS = (dict, types.MappingProxyType, list, tuple, deque)
 FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinMethodType, functools.partial)
+# Of the standard library, and for what is users'; and the attribute that holds it.
+_HOLDERS: dict[type, str] = {
+    ChainMap: "maps",
+    UserDict: "data",
+    UserList: "data",
+    queue.Queue: "queue",
+    weakref.WeakKeyDictionary: "data",
+}
 _QUALIFIED_NAME: Any = vars(type)["__qualname__"]
 
 
@@ -119,6 +131,33 @@ def parts_of(thing: Any) -> Iterable[tuple[Any, Any]]:
     if issubclass(kind, functools.partial):
         return [("func", thing.func), ("args", thing.args), ("keywords", thing.keywords)]
     return all_attributes(thing).items()
+
+
+def held_by(thing: Any) -> dict[str, Any] | None:
+    """What one of the standard library's classes that hold what is users' holds, by name; ``None`` of other things."""
+    kind = type(thing)
+    if issubclass(kind, contextvars.ContextVar):
+        try:
+            return {"value": thing.get()}
+        except LookupError:  # not set yet
+            return {}
+    if issubclass(kind, threading.local):
+        return dict(vars(thing))  # of this thread
+    name = next((_HOLDERS[base] for base in bases_of(kind) if base in _HOLDERS), None)
+    return None if name is None else {name: (attribute_dict(thing) or {}).get(name)}
+
+
+def name_of_function(function: Any) -> str:
+    """Its qualified name, or that of a class; of a partial also with what is plain among its arguments."""
+    kind = type(function)
+    if issubclass(kind, functools.partial):
+        some = [("", part) for part in function.args] + [(f"{name}=", part) for name, part in function.keywords.items()]
+        plain = [f"{name}{part!r}" for name, part in some if type(part) in (bool, int, float)]
+        return f"partial({','.join([name_of_function(function.func), *plain])})"
+    if issubclass(kind, types.MethodType):
+        return name_of_function(function.__func__)
+    is_any = issubclass(kind, FUNCTIONS)
+    return str(function.__qualname__) if is_any else qualified_name_of(function if issubclass(kind, type) else kind)
 
 
 def values_in(container: Any) -> Iterator[Any]:

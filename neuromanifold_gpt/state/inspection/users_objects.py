@@ -30,6 +30,7 @@ from neuromanifold_gpt.state.inspection.plain_reading import (
     FUNCTIONS,
     all_attributes,
     bases_of,
+    held_by,
     module_name_of,
     parts_of,
     values_in,
@@ -120,6 +121,8 @@ def attributes_of(thing: Any) -> dict[str, Any] | None:
         return dict(parts_of(thing))
     if issubclass(kind, _LOOKED_AT_ELSEWHERE):
         return None
+    if not is_of_users_class(thing) and (held := held_by(thing)) is not None:
+        return held
     if not issubclass(kind, NAMESPACES) and not is_of_users_class(thing) and not _is_optimizer_or_so(kind):
         return None
     found = all_attributes(thing)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import array
 import contextlib
 import contextvars
-import functools
+import enum
 import inspect
 import re
 import time
@@ -31,7 +31,12 @@ from neuromanifold_gpt.state.inspection.flat_values import SCALARS
 from neuromanifold_gpt.state.inspection.kept_variables import names_set_by
 from neuromanifold_gpt.state.inspection.loop_attributes import attributes_of_variables, kinds_of_variables
 from neuromanifold_gpt.state.inspection.loop_carried import carried_by_loops, only_added_to, set_by_loops
-from neuromanifold_gpt.state.inspection.plain_reading import FUNCTIONS, qualified_name_of, values_in
+from neuromanifold_gpt.state.inspection.plain_reading import (
+    FUNCTIONS,
+    name_of_function,
+    qualified_name_of,
+    values_in,
+)
 from neuromanifold_gpt.state.inspection.script_functions import (
     code_of_script,
     globals_set_by,
@@ -41,8 +46,23 @@ from neuromanifold_gpt.state.inspection.script_functions import (
     names_set_by_signals,
 )
 from neuromanifold_gpt.state.inspection.users_locals import users_frames, variables_of_script
-from neuromanifold_gpt.state.inspection.users_objects import is_a_time, variables_of_frame
+from neuromanifold_gpt.state.inspection.users_objects import (
+    is_a_time,
+    is_of_users_class,
+    is_stateful,
+    variables_of_frame,
+)
 from neuromanifold_gpt.state.modules import listed
+from neuromanifold_gpt.state.unsaved.compared_numbers import (
+    ENTRIES,
+    KEYS,
+    OBJECT,
+    described,
+    goes_on,
+    is_made_or_dropped,
+    is_memo,
+    marked,
+)
 from neuromanifold_gpt.state.unsaved.followed_values import FollowedValues
 from neuromanifold_gpt.state.unsaved.shown_values import RESULT, holds_tensors, shown_value
 
@@ -54,10 +74,6 @@ _STOPS = re.compile(r"stop|interrupt|preempt|exit|quit|terminat|shutdown|signal|
 _MAXIMUM_DEPTH = 3  # of objects in objects, and dicts in dicts
 _LOOKED_AT = 100  # of one dict or list
 _LONGEST_TEXT = 100
-_DIGEST = re.compile(r"[0-9a-f]{16}")
-_KEYS = " keys"  # behind how many a dict has
-_ENTRIES = " entries"  # of one around a function, where that may remember what it would come to again
-_FELL = " (fell)"
 _Carried = tuple[types.FrameType, frozenset[str]]
 _CLOCKS = (time.time, time.perf_counter)
 _STARTED_SEC = [clock() - 60 for clock in _CLOCKS]  # a program may look at its clock before it imports this
@@ -95,8 +111,9 @@ class LoopNumbers:
         """
         now = _shown(carried_only=True, around=around)
         changed = self._followed.changed(now)
-        told = [path for path in changed if not _is_memo(path, now, changed)]
-        return {path: _marked(now[path], self._followed.first(path)) for path in told}
+        told = [path for path in changed if not is_memo(path, now, changed)]
+        told = [path for path in told if not is_made_or_dropped(now[path], self._followed.first(path))]
+        return {path: marked(now[path], self._followed.first(path)) for path in told}
 
     def training_goes_on(self, asked: Any, saved: Mapping[str, str], counts: Collection[str], stacklevel: int) -> None:
         """The first batch behind a restore is asked for.
@@ -115,11 +132,11 @@ class LoopNumbers:
         self._followed.look(_shown(carried_only=True))
         asked_for = names_asked_for(kinds_of_variables())
         now = {path: found for path in saved if (found := _found_at(path, shown, asked_for)) is not None}
-        others = sorted(path for path in now if not _goes_on(saved[path], now[path], counts))
+        others = sorted(path for path in now if not goes_on(saved[path], now[path], counts))
         if others:
             warnings.warn(
                 "numbers that the loop carries from round to round were others at the save: "
-                f"{listed([_described(path, saved[path], now[path]) for path in others])}. If training, or what it "
+                f"{listed([described(path, saved[path], now[path]) for path in others])}. If training, or what it "
                 "writes, depends on them, keep them in an object with state_dict and load_state_dict, and give it to "
                 "stateful=.",
                 InexactResumeWarning,
@@ -140,48 +157,18 @@ def _found_at(path: str, shown: Mapping[str, str], asked_for: Collection[str]) -
     return "None" if _found_at(owner, shown, ()) == "None" else None
 
 
-def _goes_on(saved: str, now: str, counts: Collection[str]) -> bool:
-    """Whether it is as at the save, or the next whole number: a count that is raised behind the save; or one that the
-    checkpoint has, and a variable around the loop had not yet (``step = train_one_epoch(step)``).
-    """
-    if not (saved.isdecimal() and now.isdecimal()):
-        return saved.removesuffix(_FELL) == now
-    return int(now) in (int(saved), int(saved) + 1) or (now in counts and int(saved) < int(now))
-
-
-def _marked(now: str, first: str) -> str:
-    """Of a number that has fallen by one: where it begins anew, it is no count that was raised."""
-    has_fallen = now.isdecimal() and first.isdecimal() and int(first) == int(now) + 1
-    return now + _FELL if has_fallen else now
-
-
-def _is_memo(path: str, now: Mapping[str, str], changed: Collection[str]) -> bool:
-    """Whether it shows how many items a dict of the script, or around a function, has, of which none has changed:
-    functions may remember there what they would come to again.
-    """
-    may_be = now[path].endswith(_ENTRIES) or (path.startswith("__main__.") and now[path].endswith(_KEYS))
-    return may_be and not any(other.startswith(f"{path}.") for other in changed)
-
-
-def _described(path: str, saved: str, now: str) -> str:
-    saved = saved.removesuffix(_FELL)
-    is_count = saved.endswith((_KEYS, _ENTRIES))
-    is_digest = (" " in saved and not is_count) or (_DIGEST.fullmatch(saved) and _DIGEST.fullmatch(now))
-    return path if is_digest else f"{path} (then {saved}, now {now})"
-
-
 def _shown(*, carried_only: bool, around: Iterable[_Carried] = ()) -> dict[str, str]:
     found: dict[str, str] = {}
     for path, value in _variables(carried_only, around):
         found.update(_numbers_at(path, value, 0))
     for path, value, is_of_function in attributes_of_variables():
-        found.update(_numbers_at(path, value, 0, may_be_record=True, counted=_ENTRIES if is_of_function else _KEYS))
+        found.update(_numbers_at(path, value, 0, may_be_record=True, counted=ENTRIES if is_of_function else KEYS))
     flags = names_set_by_signals()
     return {path: shown for path, shown in found.items() if flags.isdisjoint(path.split("."))}
 
 
 def _numbers_at(
-    path: str, value: Any, depth: int, *, may_be_record: bool = False, counted: str = _KEYS
+    path: str, value: Any, depth: int, *, may_be_record: bool = False, counted: str = KEYS
 ) -> Iterator[tuple[str, str]]:
     """Of a variable; of what may be a record, to which items are added, each item by itself."""
     kind, name = type(value), path.rpartition(".")[2]  # isinstance() would ask proxies
@@ -192,18 +179,20 @@ def _numbers_at(
     elif kind is str and len(value) <= _LONGEST_TEXT and "/" not in value:  # a phase, not a path
         yield path, repr(value)
     elif issubclass(kind, FUNCTIONS):
-        yield path, _named(value)
+        yield path, name_of_function(value)
     elif kind is contextvars.ContextVar:
         with contextlib.suppress(LookupError):  # not set yet, as each round may set it
             yield from _numbers_at(path, value.get(), depth, may_be_record=may_be_record)
     elif issubclass(kind, list | tuple) and value and _all_functions(values_in(value)):
-        yield path, f"[{','.join(map(_named, islice(values_in(value), _LOOKED_AT)))}]"
+        yield path, f"[{','.join(map(name_of_function, islice(values_in(value), _LOOKED_AT)))}]"
     elif issubclass(kind, dict) or (may_be_record and _is_growing(value)):
         yield from _items_of(path, value, depth, "" if may_be_record and _is_by_number(value) else counted)
     elif issubclass(kind, (*_NUMBERS, *_SEQUENCES)):
         text = None if holds_tensors(value) else shown_value(value, is_setting=not _is_of_texts(value))
         if text is not None and text != RESULT:
             yield path, text
+    elif depth == 0 and is_of_users_class(value) and not issubclass(kind, enum.Enum) and not is_stateful(kind):
+        yield path, qualified_name_of(kind) + OBJECT
 
 
 def _items_of(path: str, container: Any, depth: int, counted: str) -> Iterator[tuple[str, str]]:
@@ -226,19 +215,6 @@ def _is_of_texts(value: Any) -> bool:
 
 def _all_functions(values: Iterable[Any]) -> bool:
     return all(issubclass(type(value), FUNCTIONS) for value in values)
-
-
-def _named(function: Any) -> str:
-    """By its qualified name; of a partial also with what is plain among its arguments."""
-    kind = type(function)
-    if issubclass(kind, functools.partial):
-        some = [("", part) for part in function.args] + [(f"{name}=", part) for name, part in function.keywords.items()]
-        plain = [f"{name}{part!r}" for name, part in some if type(part) in (bool, int, float)]
-        return f"partial({','.join([_named(function.func), *plain])})"
-    if issubclass(kind, types.MethodType):
-        return _named(function.__func__)
-    is_any = issubclass(kind, FUNCTIONS)
-    return str(function.__qualname__) if is_any else qualified_name_of(function if issubclass(kind, type) else kind)
 
 
 def _name_of_key(key: Any, number: int) -> str:

@@ -10,6 +10,8 @@ import io
 import types
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
+from decimal import Decimal
+from fractions import Fraction
 from itertools import islice
 from typing import Any
 
@@ -28,7 +30,7 @@ from neuromanifold_gpt.state.inspection.users_objects import (
     is_of_users_class,
     loader_of_pass,
 )
-from neuromanifold_gpt.state.metrics import metric_state, metrics_of
+from neuromanifold_gpt.state.metrics import is_beside_state, metric_state, metrics_of
 from neuromanifold_gpt.state.module_values import OF_EVERY_MODULE
 from neuromanifold_gpt.state.unsaved.layers import settings_of_layers
 from neuromanifold_gpt.state.unsaved.shown_code import NONE, code_in, code_of, is_plain_layer, with_code
@@ -150,7 +152,7 @@ class _Look:
         if issubclass(kind, NUMBERS):
             is_short = issubclass(kind, float) or abs(value) < 1 << 64
             return repr(value) if is_short else _text_digest(hash(value))
-        if issubclass(kind, complex):
+        if issubclass(kind, complex | Fraction | Decimal):
             return repr(value)
         if issubclass(kind, Tensor):
             is_passed_over = isinstance(value, nn.Parameter) and (not self._is_carried or id(value) in self._kept)
@@ -248,7 +250,9 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, RecursiveScriptModule):  # has its own elsewhere
         attributes.update((name, module._c.getattr(name)) for name in module._concrete_type.get_attributes())
     return {
-        name: value for name, value in attributes.items() if name not in OF_EVERY_MODULE and not is_a_time(name, value)
+        name: value
+        for name, value in attributes.items()
+        if name not in OF_EVERY_MODULE and not is_a_time(name, value) and is_beside_state(module, name)
     }
 
 
@@ -281,7 +285,7 @@ def _tensor_digest(tensor: Tensor, depth: int, elements: int) -> str:
 
 
 def _array_digest(array: np.ndarray[Any, Any], depth: int, elements: int) -> str | None:
-    if array.dtype.kind not in "biufc" or isinstance(array, np.memmap):
+    if array.dtype.kind not in "biufcV" or array.dtype.hasobject or isinstance(array, np.memmap):
         return None
     kind = [str(array.dtype), array.shape]
     if depth and array.size > _LOOKED_AT_ELEMENTS:

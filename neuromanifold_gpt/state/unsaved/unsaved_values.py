@@ -20,6 +20,7 @@ from neuromanifold_gpt.state.inspection.hooks import hooks_of
 from neuromanifold_gpt.state.inspection.users_objects import (
     has_position,
     is_a_time,
+    is_of_users_class,
     is_users_module,
 )
 from neuromanifold_gpt.state.inspection.users_variables import users_variables
@@ -184,7 +185,9 @@ def attributes_of_parts(
 ) -> Iterator[tuple[str, Any, bool]]:
     """Of a module, but for times, and of parts that save state themselves; and whether ModuleValues stores them."""
     for owner, part in module.named_modules():
-        if is_metric(part) or type(part).get_extra_state is not nn.Module.get_extra_state:
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            continue
+        if is_metric(part) and not is_of_users_class(part):
             continue
         if isinstance(part, LazyModuleMixin):  # it begins with its first batch
             continue
