@@ -26,6 +26,7 @@ from neuromanifold_gpt.lightning_io.cycled_passes import CycledPasses, continued
 from neuromanifold_gpt.lightning_io.loader_parts import (
     OwnedByLoaders,
     collate_fns_of,
+    finish_passes,
     generators_in,
     is_order,
     load_states,
@@ -178,10 +179,11 @@ class DataPosition:
         self._owned.make_generators(generators_in(owned))
         missing = self._owned.restore(owned)
         warn_of_missing_generators([] if others_come else missing)
+        states = saved["states"] if "states" in saved else saved["at_iterator"]["states"]
         with sizes_pass(others_come):
-            load_states(
-                self._combined.flattened, saved["states"] if "states" in saved else saved["at_iterator"]["states"]
-            )
+            load_states(self._combined.flattened, states)
+        if not others_come:
+            finish_passes(self._combined.flattened, states)
         for loader in self._combined.flattened:
             if isinstance(loader, PositionedLoader):
                 loader.leave_pass()
@@ -238,9 +240,8 @@ class DataPosition:
         """Whether it would end the next time it is asked, rather than give a batch."""
         if isinstance(loader, PositionedLoader) and loader.is_at_end:
             return True
-        if self._combined._mode != "max_size":
-            return False
-        return number in self._ended_before_resume or (sized_len(loader) or math.inf) <= self._fetcher.fetched
+        has_ended = number in self._ended_before_resume or (sized_len(loader) or math.inf) <= self._fetcher.fetched
+        return has_ended and self._combined._mode == "max_size"
 
     def _new_iterator(self, saved: dict[str, Any]) -> None:
         """As ``iter(fetcher)``; but loaders that had come to an end do so again, before anything is fetched."""

@@ -20,6 +20,7 @@ from neuromanifold_gpt.state.unsaved.stock_loaders import parts_of_stock_loader
 
 DATA = ("dataset", "collate_fn", "generator", "iterable", "loader")  # of a validation, training may share it
 ORDER = ("sampler",)
+_END = object()
 
 
 class OwnedByLoaders:
@@ -108,7 +109,7 @@ def states_of(loaders: list[Any]) -> list[dict[str, Any]]:
 
 def load_states(loaders: list[Any], states: list[dict[str, Any]]) -> None:
     """Put loaders where they were at :func:`states_of`."""
-    stateful = [loader for loader in loaders if isinstance(loader, _Stateful)]
+    stateful = _with_state(loaders)
     if len(stateful) != len(states):
         raise StateMismatchError(
             f"the checkpoint has the positions of {len(states)} training loaders with state_dict, there are "
@@ -116,6 +117,23 @@ def load_states(loaders: list[Any], states: list[dict[str, Any]]) -> None:
         )
     for loader, state in zip(stateful, states, strict=True):
         loader.load_state_dict(state)
+
+
+def _with_state(loaders: list[Any]) -> list[Any]:
+    return [loader for loader in loaders if isinstance(loader, _Stateful)]
+
+
+def finish_passes(loaders: list[Any], states: list[dict[str, Any]]) -> None:
+    """Of loaders that were put to the end of a pass: some would give an empty one first, which Lightning would count.
+
+    Random number generators are used; the caller restores them afterwards.
+    """
+    for loader, state in zip(_with_state(loaders), states, strict=True):
+        if isinstance(loader, PositionedLoader):
+            continue
+        if next(iter(loader), _END) is not _END:  # it begins the next by itself
+            loader.load_state_dict(state)
+        _shutdown_workers_and_reset_iterator(loader)
 
 
 def settings_of(loaders: list[Any], as_made: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:

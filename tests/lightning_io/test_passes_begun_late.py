@@ -46,6 +46,13 @@ class Streaming(DataLoader):
         self.given, self.is_restored = state["given"] % 7, True
 
 
+class EndsItsPass(Streaming):
+    """Put to the end of a pass, it gives no batch at first, as torchdata's ``StatefulDataLoader``."""
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.given, self.is_restored = state["given"], True
+
+
 class Strided(torch.utils.data.Sampler[list[int]]):
     """It goes on where it is."""
 
@@ -89,6 +96,7 @@ class OfUnknownLength(Around):
 
 LOADERS: dict[str, Callable[[], Any]] = {
     "here": Streaming,
+    "that ends its pass first": EndsItsPass,
     "with workers": lambda: Streaming(num_workers=1),
     "around a loader": Around,
     "of unknown length": OfUnknownLength,
