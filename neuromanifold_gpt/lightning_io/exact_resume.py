@@ -39,7 +39,7 @@ from neuromanifold_gpt.lightning_io.state_loading import (
 )
 from neuromanifold_gpt.lightning_io.trainer_settings import TrainerSettings
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
-from neuromanifold_gpt.state.gradients import capture_gradients, restore_gradients
+from neuromanifold_gpt.state.gradients import restore_gradients
 from neuromanifold_gpt.state.modules import parameter_names, warn_if_rounded
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
 from neuromanifold_gpt.state.rng import gather_across_ranks, own_state, restore_own_rng_state
@@ -193,7 +193,7 @@ class ExactResume(Callback):
                 "validation": loop.validation,
                 "loader_epochs": loop.loader_epochs,
                 "epoch_metrics": loop.epoch_metrics,
-                "gradients": capture_gradients(pl_module, all_of_them=True) if loop.open_window else {},
+                "gradients": loop.gradients(pl_module),
                 _OF_RANK: shown_by_rank(trainer, checkpoint),
             }
         )
@@ -270,8 +270,7 @@ class ExactResume(Callback):
             self._ahead.restore(own_state(loaded["data"]), trainer)
         else:
             self._data.go_on_between_epochs(own_state(loaded["data"]))
-        if own_state(loaded["gradients"]):
-            restore_gradients(trainer.lightning_module, own_state(loaded["gradients"]))
+        restore_gradients(trainer.lightning_module, own_state(loaded["gradients"]))
         trainer._logger_connector._callback_metrics.update(loaded["callback_metrics"])
         if "environment" in loaded:  # a unified file has none
             here = current_environment(trainer.strategy.root_device.type, trainer.world_size)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from lightning.pytorch import LightningModule
+
 from neuromanifold_gpt.lightning_io.before_last_hooks import BeforeLastHooks
+from neuromanifold_gpt.state.gradients import capture_gradients
 
 
 @dataclass(frozen=True)
@@ -41,3 +44,11 @@ class LoopState:
     epoch_metrics: dict[str, Any]
     open_window: bool = False
     before_last_hooks: BeforeLastHooks | None = None
+
+    def gradients(self, module: LightningModule) -> dict[str, Any]:
+        """Those that wait for a step, and the names of those that stay behind one: zeroed, they are not ``None``.
+
+        With manual optimization, some optimizers may wait while others step. A step that is taken again makes its own.
+        """
+        may_wait = not module.automatic_optimization and self.point is not None
+        return capture_gradients(module, all_of_them=self.open_window, none_of_them=not (self.open_window or may_wait))

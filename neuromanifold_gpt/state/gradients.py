@@ -32,6 +32,7 @@ def capture_gradients(
     stateful: Mapping[str, Any] | None = None,
     *,
     all_of_them: bool = False,
+    none_of_them: bool = False,
 ) -> dict[str, Any]:
     """The gradients of a model and of what else its optimizers have, by clean name. The tensors are the live ones.
 
@@ -40,6 +41,7 @@ def capture_gradients(
         optimizers: their parameters that are not the model's are named by their place.
         stateful: of these, modules and optimizers count as well.
         all_of_them: a loop that goes on adding to gradients after it has used them needs them all.
+        none_of_them: all are used, though a step of the user's own may not have marked them.
 
     Returns:
         ``{"unused": {name: gradient}, "used": [name]}``. Where a step could not be marked, inside ``torch.compile`` or
@@ -56,7 +58,7 @@ def capture_gradients(
         gradient = parameter.grad
         if gradient is None:
             continue
-        if _is_used(gradient) and not all_of_them:
+        if none_of_them or (_is_used(gradient) and not all_of_them):
             used[name] = parameter
         elif gradient.layout is torch.strided:
             unused[name] = gradient
