@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from neuromanifold_gpt import ResumableDataLoader, latest_checkpoint, load_checkpoint, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.unsaved.loop_numbers import _CLOCKS
 from tests import warm_process
 
 BATCHES = 4  # of an epoch
@@ -166,6 +167,19 @@ def in_turns(directory: Path) -> None:
             turn, left = 0, 8
             if run.save():
                 break
+
+
+def in_steps_of_events(directory: Path) -> None:
+    """What a program sets to the step that it begins with, and then to that of some event."""
+    run = Run(directory)
+    improved_at = last_improved = run.steps
+    for loader in run.epochs():
+        for batch in loader:
+            if run.step(batch) > 0 and run.steps % 6 == 2:
+                improved_at = last_improved = run.steps
+            if run.save():
+                break
+    assert improved_at == last_improved
 
 
 def half(loss: float) -> float:
@@ -450,6 +464,7 @@ FOUND: dict[Callable[[Path], None], list[str]] = {
     in_generators: ["annealed.factor (then 0.", "annealed.passes (then ", "packed.left"],
     in_a_generator_for_each_pass: ["Smoothed.__iter__.mean (then "],
     in_turns: ["in_turns.turn (then 0, now 1)", "in_turns.left (then 8, now 9)"],
+    in_steps_of_events: [f"in_steps_of_events.{name} (then " for name in ("improved_at", "last_improved")],
     in_functions: ["weigh (then whole, now half)", "Weighting.by (then partial(pow,"],
 }
 
@@ -518,13 +533,14 @@ def made_in_each_round(directory: Path) -> None:
 
 
 def times(directory: Path) -> None:
-    run, began, last = Run(directory), time.time(), time.perf_counter()
+    clock = _CLOCKS[-1]
+    run, began, last = Run(directory), time.time(), clock()
     t0 = elapsed = 0.0
     for loader in run.epochs():
         for batch in loader:
             run.step(batch)
-            elapsed += time.perf_counter() - last
-            last, t0 = time.perf_counter(), t0 + 1
+            elapsed += clock() - last
+            last, t0 = clock(), t0 + 1
             began = max(began, time.time())
             if run.save():
                 break

@@ -9,15 +9,19 @@ KEYS = " keys"  # behind how many a dict has
 ENTRIES = " entries"  # of one around a function, where that may remember what it would come to again
 OBJECT = " object"  # behind the class of one
 _FELL = " (fell)"
+# The step of some event: not raised by each round, and not what the checkpoint has, though it may be the same number.
+_OF_AN_EVENT = re.compile(r"last|best|improv|prev|since|from|until", re.IGNORECASE)
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
-def goes_on(saved: str, now: str, counts: Collection[str]) -> bool:
+def goes_on(path: str, saved: str, now: str, counts: Collection[str]) -> bool:
     """Whether it is as at the save, or the next whole number: a count that is raised behind the save; or one that the
     checkpoint has, and a variable around the loop had not yet (``step = train_one_epoch(step)``).
     """
     if not (saved.isdecimal() and now.isdecimal()):
         return saved.removesuffix(_FELL) == now
+    if _OF_AN_EVENT.search(path.rpartition(".")[2]):
+        return saved == now
     return int(now) in (int(saved), int(saved) + 1) or (now in counts and int(saved) < int(now))
 
 

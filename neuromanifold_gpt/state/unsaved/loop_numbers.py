@@ -75,7 +75,8 @@ _MAXIMUM_DEPTH = 3  # of objects in objects, and dicts in dicts
 _LOOKED_AT = 100  # of one dict or list
 _LONGEST_TEXT = 100
 _Carried = tuple[types.FrameType, frozenset[str]]
-_CLOCKS = (time.time, time.perf_counter)
+_YOUNG_SEC = 1000  # on a machine that was started lately, an accuracy in percent could be a reading of its clock
+_CLOCKS = (time.time, *([time.perf_counter] if time.perf_counter() > _YOUNG_SEC else []))
 _STARTED_SEC = [clock() - 60 for clock in _CLOCKS]  # a program may look at its clock before it imports this
 
 
@@ -86,6 +87,7 @@ class LoopNumbers:
         self._followed = FollowedValues({})
         self._asked: weakref.ref[Any] | None = None
         self._is_in_first_step = False
+        self._told_before: frozenset[str] = frozenset()  # by the saves before the restore: equal runs tell the same
 
     def training_begins(self, asked: Any) -> None:
         """A first batch is asked for.
@@ -95,6 +97,7 @@ class LoopNumbers:
         """
         if self._asked is None or self._asked() is None:
             self._followed, self._asked, self._is_in_first_step = FollowedValues({}), weakref.ref(asked), True
+            self._told_before = frozenset()
         self._followed.look(_shown(carried_only=True))
 
     def training_is_under_way(self, asked: Any) -> None:
@@ -113,7 +116,8 @@ class LoopNumbers:
         changed = self._followed.changed(now)
         told = [path for path in changed if not is_memo(path, now, changed)]
         told = [path for path in told if not is_made_or_dropped(now[path], self._followed.first(path))]
-        return {path: marked(now[path], self._followed.first(path)) for path in told}
+        told += self._told_before & now.keys() - {*told}
+        return {path: marked(now[path], self._followed.first(path)) for path in sorted(told)}
 
     def training_goes_on(self, asked: Any, saved: Mapping[str, str], counts: Collection[str], stacklevel: int) -> None:
         """The first batch behind a restore is asked for.
@@ -129,10 +133,11 @@ class LoopNumbers:
         """
         shown = _shown(carried_only=False)
         self._followed, self._asked, self._is_in_first_step = FollowedValues({}), weakref.ref(asked), True
+        self._told_before = frozenset(saved)
         self._followed.look(_shown(carried_only=True))
         asked_for = names_asked_for(kinds_of_variables())
         now = {path: found for path in saved if (found := _found_at(path, shown, asked_for)) is not None}
-        others = sorted(path for path in now if not goes_on(saved[path], now[path], counts))
+        others = sorted(path for path in now if not goes_on(path, saved[path], now[path], counts))
         if others:
             warnings.warn(
                 "numbers that the loop carries from round to round were others at the save: "
