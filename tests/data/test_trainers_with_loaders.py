@@ -130,7 +130,9 @@ KINDS = ("method", "lambda", "dataset", "transform", "other loader", "wrapped", 
 
 
 @pytest.mark.filterwarnings("ignore:Stream has no state_dict")
-@pytest.mark.parametrize(("kind", "workers"), [(kind, 0) for kind in KINDS])
+@pytest.mark.parametrize(
+    ("kind", "workers"), [*((kind, 0) for kind in KINDS), ("method", 2), ("transform", 2), ("sampler", 2)]
+)
 def test_goes_on_where_it_was(kind: str, workers: int, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
