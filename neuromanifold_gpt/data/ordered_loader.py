@@ -15,6 +15,7 @@ from neuromanifold_gpt.data.sample_seeds import CollateSingle, SampleKey, Seeded
 from neuromanifold_gpt.data.watched_collate import WatchedCollate, warn_of_changes
 from neuromanifold_gpt.data.worker_info import AsBefore
 from neuromanifold_gpt.state.inspection.flat_values import equal
+from neuromanifold_gpt.state.inspection.users_objects import is_a_time
 from neuromanifold_gpt.state.owned_state import OwnedState
 
 
@@ -74,8 +75,8 @@ class OrderedLoader(PositionedLoader):
         self._collate = _Collate(collate_fn, dataset, seed_samples, self._is_single)
         self._owned = OwnedState({"dataset": dataset, "collate_fn": self._collate.root})
         self._beside = ChangesBesidePosition([self._owned, *order.owned()], shared=[self._owned])
-        self._values_in_workers: dict[str, Any] | None = None
-        self._values_here: dict[str, Any] | None = None  # to be restored when workers have been given theirs
+        self._values_in_workers: dict[str, Any] | None = None  # that are there, or that a position was loaded of
+        self._has_workers = self._was_changed_here = False
         self._has_said = self._draws = False
         super().__init__(
             self._samples,
@@ -89,17 +90,17 @@ class OrderedLoader(PositionedLoader):
     def position(self, *, within_pass: bool = False) -> dict[str, Any]:
         """The position, and what dataset and ``collate_fn`` have changed in themselves since the loader was made.
 
-        Workers have copies of them: what changes there is lost, and what changes here, in ``values_here``, reaches the
-        next workers. Numbers of ``multiprocessing`` are the same everywhere.
+        Workers have copies of them, ``values``: what changes there is lost, and what changes here, ``values_here``,
+        reaches the next workers. Numbers of ``multiprocessing`` are the same everywhere.
         """
-        same_workers = self.persistent_workers or not self.is_at_end
-        values = now = self._owned.changed_values()
-        if self._values_in_workers is not None and same_workers:
-            shared = self._owned.shared_numbers()
-            values = {path: value for path, value in now.items() if path in shared} | self._values_in_workers
-        position = {**super().position(within_pass=within_pass), **({"values": values} if values else {})}
-        here = now if self._values_here is None else self._values_here
-        return position if equal(values, here) else {**position, "values_here": here}
+        here = self._owned.changed_values()
+        position = super().position(within_pass=within_pass)
+        if self._values_in_workers is None or (self.is_at_end and not self.persistent_workers):
+            return {**position, **({"values": here} if here else {})}
+        shared = self._owned.shared_numbers()
+        values = {path: value for path, value in here.items() if path in shared} | self._values_in_workers
+        is_as_made = not (values or here or self.persistent_workers)
+        return position if is_as_made else {**position, "values": values, "values_here": here}
 
     @property
     def passes_differ(self) -> bool:
@@ -119,9 +120,17 @@ class OrderedLoader(PositionedLoader):
         self._take_collate_fn()
         self._look_again()
         super().load_state_dict(state_dict)
-        self._owned.restore_values(state_dict.get("values", {}))
-        self._values_here = state_dict.get("values_here")
-        self._values_in_workers = None
+        values = state_dict.get("values", {})
+        here = state_dict.get("values_here", values)
+        self._owned.restore_values(here)
+        self._has_workers, self._values_in_workers = False, None
+        if "values_here" in state_dict:
+            followed = here.keys() | self._owned.values().keys()
+            self._was_changed_here = not equal({path: values[path] for path in values.keys() & followed}, here)
+            if self.num_workers:
+                self._values_in_workers = {
+                    path: values[path] for path in values.keys() - self._owned.shared_numbers().keys()
+                }
 
     def _take_collate_fn(self) -> None:
         """That of the attribute, which training may have set."""
@@ -135,26 +144,26 @@ class OrderedLoader(PositionedLoader):
             owned.look_again()
 
     def _batches(self) -> Iterator[tuple[Any, Progress]]:
-        workers_stay = self.persistent_workers and self._values_in_workers is not None
+        workers_stay = self.persistent_workers and self._has_workers
         if not workers_stay:
             self._take_collate_fn()
         self._look_again()
-        if self.num_workers and not workers_stay:  # those that the iterator starts
-            shared = self._owned.shared_numbers()
-            values = self._owned.changed_values().items()
-            self._values_in_workers = {path: value for path, value in values if path not in shared}
+        starts_workers = self.num_workers > 0 and not workers_stay
+        put_back = self._begin_workers() if starts_workers else lambda: None
+        self._warn_of_missing_workers()
         self._beside.begin_pass(with_workers=self.num_workers > 0)
         self._samples.begin_pass()
         self._collate.begin_pass()
-        ahead = self._keys.begin()
-        iterator = self._iterator_over(
-            dataset=self._samples,
-            batch_sampler=self._keys,
-            collate_fn=self._collate.watched,
-            worker_init_fn=AsBefore(self.worker_init_fn, self.batches_consumed),
-        )
-        if self._values_here is not None:
-            self._restore_values_here(self._values_here)
+        ahead = self._keys.begin(put_back)
+        try:
+            iterator = self._iterator_over(
+                dataset=self._samples,
+                batch_sampler=self._keys,
+                collate_fn=self._collate.watched,
+                worker_init_fn=AsBefore(self.worker_init_fn, self.batches_consumed),
+            )
+        finally:
+            self._keys.workers_are_there()
         for batch in iterator:
             self._draws |= batch.draws
             if batch.changed and not self._has_said:
@@ -162,10 +171,29 @@ class OrderedLoader(PositionedLoader):
                 self._has_said = True
             yield batch.batch, ahead.popleft()
 
-    def _restore_values_here(self, values: dict[str, Any]) -> None:
-        self._values_here = None
-        self._owned.restore_values(values)
-        if not self.num_workers:
+    def _begin_workers(self) -> Callable[[], None]:
+        """Let what workers are given copies of be what those had that they go on for; gives what puts back all here.
+
+        They also have copies of numbers of what trains, if ``collate_fn`` is a method of it.
+        """
+        self._has_workers = True
+        copied = OwnedState({"dataset": self.dataset, "collate_fn": self._collate.root}, with_trainers=True)
+        shared = copied.shared_numbers()
+        here = {path: value for path, value in copied.values().items() if path not in shared}
+        if self._values_in_workers is not None and (self.persistent_workers or self.batches_consumed > 0):
+            before = {**self._values_in_workers, **shared}
+            self._owned.restore_attributes(before)
+            copied.set_values_still_there(before)
+        else:
+            own = self._owned.values()
+            of_trainers = {path: value for path, value in here.items() if path not in own and _is_count(path, value)}
+            changed = self._owned.changed_values()
+            self._values_in_workers = of_trainers | {path: changed[path] for path in changed.keys() - shared.keys()}
+        return lambda: copied.set_values(here)
+
+    def _warn_of_missing_workers(self) -> None:
+        was_changed, self._was_changed_here = self._was_changed_here, False
+        if was_changed and not self.num_workers:
             warnings.warn(
                 "dataset or collate_fn were changed within the epoch, after workers had been given copies of them: "
                 "without workers, the rest of the epoch is made with what was changed. Resume with workers.",
@@ -206,14 +234,34 @@ class _KeysFromPosition:
         self._order = order
         self._position = position
         self._ahead: deque[Progress] = deque()
+        self._put_back: Callable[[], None] | None = None
 
-    def begin(self) -> deque[Progress]:
-        """A queue for the positions behind the batches that the next iteration fetches."""
-        self._ahead = deque()
+    def begin(self, put_back: Callable[[], None]) -> deque[Progress]:
+        """A queue for the positions behind the batches that the next iteration fetches.
+
+        Args:
+            put_back: what is to be called when workers have their copies, before the order is asked for anything.
+        """
+        self._ahead, self._put_back = deque(), put_back
         return self._ahead
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_put_back": None}  # a trainer whose method collates goes to workers with its loader
+
+    def workers_are_there(self) -> None:
+        """They have their copies, or there are none."""
+        put_back, self._put_back = self._put_back, None
+        if put_back is not None:
+            put_back()
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         ahead = self._ahead
+        self.workers_are_there()
         for keys, progress in self._order.batches(self._position.epoch, self._position.progress):
             ahead.append(progress)
             yield keys
+
+
+def _is_count(path: str, value: Any) -> bool:
+    """Whether it is a number that decides something, unlike a time."""
+    return type(value) in (bool, int, float) and not any(is_a_time(name, value) for name in path.split("."))

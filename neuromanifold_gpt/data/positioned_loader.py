@@ -36,9 +36,6 @@ from neuromanifold_gpt.state.unsaved.unsaved_values import variables_beside_stat
 class PositionedLoader(DataLoader[Any]):
     """A loader that knows its position, and continues there: see :class:`ResumableDataLoader` and :func:`resumable`.
 
-    Each pass over the loader is one epoch, and the next pass the next epoch. A pass that was left early starts over
-    in the next one, unless :meth:`load_state_dict` or :meth:`set_epoch` says otherwise.
-
     Subclasses set ``_position`` and ``_beside`` and call :meth:`show` when they are made, and say in :meth:`_batches`
     what comes from the position on.
     """
@@ -71,6 +68,9 @@ class PositionedLoader(DataLoader[Any]):
         next one."""
         self._position.epoch_is_known = True
         return self._position.epoch_of_pass
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "generator": None}  # one of its own, while it starts workers that are given it
 
     def __len__(self) -> int:
         """Batches of a whole epoch, wherever it is continued."""

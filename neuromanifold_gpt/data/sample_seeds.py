@@ -142,7 +142,7 @@ class Seeded:
         for _ in range(_MADE_AT_MOST):
             is_first = self._drawn_from is None
             if self._drawn_from is None:
-                self._drawn_from, self._owned = what_is_drawn_from(self._roots), OwnedState(self._roots)
+                self._drawn_from, self._owned = what_is_drawn_from(self._roots), self._look()
             owned = self._owned
             before, held = owned.values(), owned.held()
             things = self._made(seeds, make, self._drawn_from)
@@ -152,7 +152,7 @@ class Seeded:
             elif owned.held() == held:
                 break
             else:
-                self._owned = OwnedState(self._roots)  # what is let go of, must not be kept alive
+                self._owned = self._look()  # what is let go of, must not be kept alive
                 if self._owned.generators_that_are_new_since(owned):
                     self._drawn_from = None
                 if self._owned.has_as_many_generators_as(owned):  # made anew for each sample, say
@@ -161,6 +161,9 @@ class Seeded:
         else:  # each of them makes some
             self._looks_around = False
         return things
+
+    def _look(self) -> OwnedState:
+        return OwnedState(self._roots, with_trainers=True)
 
     def _has_more(self, before: OwnedState) -> bool:
         now = what_is_drawn_from(self._roots)

@@ -98,6 +98,8 @@ class StreamTurns:
         """From the next pass on."""
         self._options = options
         self._collate_fn.replace("collate_fn", options.collate_fn)
+        for owned in self.owned():
+            owned.leave_trainers()
 
     def objects(self) -> tuple[Any, ...]:
         """Those whose changes go with the position."""

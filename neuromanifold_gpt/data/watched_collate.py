@@ -65,7 +65,7 @@ class WatchedCollate:
         return WatchedBatch(batch, changed, samples.draws or getattr(self._collate, "draws", False))
 
     def _begin(self) -> list[Callable[[], Iterable[str]]]:
-        owned = OwnedState(self._roots)
+        owned = OwnedState(self._roots, with_trainers=True)
         before = shown_containers(owned)
         changes: list[Callable[[], Iterable[str]]] = [
             lambda: [path for path, shown in shown_containers(owned).items() if before.get(path, shown) != shown],

@@ -40,7 +40,7 @@ def what_is_drawn_from(
         things: what trains beside the roots.
         with_locals: also those of :func:`users_locals`, and of stock loaders in variables.
     """
-    found = OwnedState(roots, ignored)
+    found = OwnedState(roots, ignored, with_trainers=True)
     variables = dict(users_variables([*things, *found.objects()]))
     may_have_some = {path: value for path, value in variables.items() if _may_have_some(value)}
     if with_locals:

@@ -29,7 +29,7 @@ from neuromanifold_gpt.state.inspection.kept_variables import (
     take_back,
     variables_at,
 )
-from neuromanifold_gpt.state.inspection.searched_parts import is_opaque, searched_parts
+from neuromanifold_gpt.state.inspection.searched_parts import holds_loaders, is_of_position, is_opaque, searched_parts
 from neuromanifold_gpt.state.inspection.shared_values import is_shared_number, number_in
 from neuromanifold_gpt.state.inspection.stored_values import UNKNOWN, as_it_was, is_scalar, is_single_value, stored
 from neuromanifold_gpt.state.inspection.users_objects import is_stateful
@@ -48,6 +48,8 @@ class OwnedState:
             strings, and so does what ``state_dict`` returns. For samplers, which may shuffle a list of indices in
             place; a dataset keeps its data in such lists.
         only_generators: values do not count.
+        with_trainers: those of an object that holds a loader of this package count too, and of what only it refers to.
+            They are state of the run, not of the samples whose ``collate_fn`` is its method.
     """
 
     def __init__(
@@ -57,8 +59,10 @@ class OwnedState:
         *,
         thorough: bool = False,
         only_generators: bool = False,
+        with_trainers: bool = False,
     ) -> None:
         self._roots, self._ignored, self._thorough = dict(roots), ignored, thorough
+        self._with_trainers = with_trainers
         # Of flat containers, as they were when they were last looked at; other containers, of which there is no copy.
         self._copies: dict[str, tuple[Any, Any]] = {}
         self._versions: dict[str, int | None] = {}  # of tensors among them
@@ -82,6 +86,12 @@ class OwnedState:
         owners, self._owners = self._owners, {}
         self._search_roots()
         self._owners = owners
+
+    def leave_trainers(self) -> None:
+        """Those that hold a loader by now are no longer followed, as if they had when this was made."""
+        trainers = [path for path, owner in self._owners.items() if holds_loaders(owner)]
+        for path in [path for path in self._owners for trainer in trainers if f"{path}.".startswith(f"{trainer}.")]:
+            self._owners.pop(path, None)
 
     def replace(self, name: str, root: Any) -> None:
         """Let a root be another object, which begins as it is."""
@@ -129,7 +139,7 @@ class OwnedState:
         values = self.values().items()
         changed = {path: stored(value) for path, value in values if not equal(value, self._as_made.get(path, ...))}
         for path, owner in self._owners.items():
-            if self._thorough and is_stateful(owner):
+            if self._thorough and is_stateful(owner) and not holds_loaders(owner):
                 changed[path] = copy.deepcopy(owner.state_dict())
         return changed
 
@@ -209,10 +219,19 @@ class OwnedState:
 
     def _search_roots(self) -> None:
         self._generators: dict[str, Generator] = {}
+        trainers: dict[str, Any] = {}
+        self._trainers: dict[str, Any] | None = trainers  # that are found
         seen = {id(thing) for thing in self._ignored}
         for name, root in self._roots.items():
             self._left_to_search = _MAXIMUM_OBJECTS
             self._search(name, root, seen, 0)
+        owners, self._trainers = self._owners, None
+        for path, trainer in trainers.items():  # last, so that what others refer to as well is found as theirs
+            self._owners = owners if self._with_trainers else {}
+            self._left_to_search = _MAXIMUM_OBJECTS
+            seen.remove(id(trainer))
+            self._search(path, trainer, seen, 1)
+        self._owners = owners
 
     def _search(self, path: str, thing: Any, seen: set[int], depth: int) -> None:
         if id(thing) in seen or depth > _MAXIMUM_DEPTH or self._left_to_search <= 0:
@@ -220,7 +239,7 @@ class OwnedState:
         seen.add(id(thing))
         self._left_to_search -= 1
         try:
-            parts = self._take(path, thing)
+            parts = self._take(path, thing, is_root=depth == 0)
         except Exception:  # noqa: BLE001 - proxies of what is gone, what another thread changes: it has nothing to tell
             self._owners.pop(path, None)
             return
@@ -228,20 +247,20 @@ class OwnedState:
             if not is_scalar(type(part)):
                 self._search(f"{path}.{name}", part, seen, depth + 1)
 
-    def _take(self, path: str, thing: Any) -> list[tuple[str, Any]]:
+    def _take(self, path: str, thing: Any, *, is_root: bool) -> list[tuple[str, Any]]:
         kind = type(thing)  # isinstance() would ask proxies
         if issubclass(kind, Generator):
             raw_state(thing)  # random.SystemRandom has none
             self._generators[path] = thing
             return []
-        if is_opaque(thing):
+        if is_opaque(thing) or (not is_root and is_of_position(thing)):
             return []
-        if is_shared_number(thing):
-            self._owners[path] = thing
+        if self._trainers is not None and holds_loaders(thing):
+            self._trainers[path] = thing
             return []
         if keeps_variables(thing):
             self._owners[path] = thing
-        return list(searched_parts(thing))
+        return [] if is_shared_number(thing) else list(searched_parts(thing))
 
     def values(self, *, at_a_glance: bool = False) -> dict[str, Any]:
         """All single values and, if ``thorough``, flat containers, by path.
@@ -266,18 +285,14 @@ class OwnedState:
         known, copied = self._copies.get(path, (None, None))
         if copied is None and at_a_glance and known is value:  # a long list that has an object in it
             return None
-        version = _version_of(value)
+        is_counted = issubclass(type(value), Tensor) and not value.is_inference()
+        version = value._version if is_counted else None  # how often torch has written to it
         same = seem_equal if at_a_glance and version == self._versions.get(path) else equal
         self._versions[path] = version
         if copied is None or not same(plain, copied):
             copied = copy_of(value) if _is_flat(plain) else None
             self._copies[path] = (value if copied is None else None, copied)
         return copied
-
-
-def _version_of(value: Any) -> int | None:
-    """How often torch has written to a tensor; of what does not count it, ``None``."""
-    return value._version if issubclass(type(value), Tensor) and not value.is_inference() else None
 
 
 def _is_flat(value: Any) -> bool:

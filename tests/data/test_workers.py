@@ -7,6 +7,7 @@ import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -316,3 +317,49 @@ class Normalized(Samples):
 def test_numbers_around_that_samples_change_in_workers_are_said() -> None:
     with pytest.warns(DataOrderWarning, match=r"test_workers\.mean changes in the workers"):
         batches(ours(Normalized()))
+
+
+class Level(Dataset[float]):
+    """Samples depend on what the loop sets, in an attribute of the class at first, and counts."""
+
+    strength = 0
+
+    def __init__(self, counted: Any) -> None:
+        self.counted = counted
+
+    def __len__(self) -> int:
+        return SIZE
+
+    def __getitem__(self, i: int) -> float:
+        return i + 100.0 * self.strength + 10000.0 * self.counted.step
+
+
+@pytest.mark.parametrize("counts_before", [False, True])
+@pytest.mark.parametrize("persistent_workers", [False, True])
+def test_what_the_loop_sets_again_does_not_reach_workers_that_it_did_not_reach(
+    persistent_workers: bool, counts_before: bool, tmp_path: Path
+) -> None:
+    def trained(folder: Path, steps: int) -> list[Any]:
+        counted, seen = SimpleNamespace(step=0), []
+        dataset, model = Level(counted), torch.nn.Linear(1, 1)
+        loader = ResumableDataLoader(dataset, BATCH, num_workers=1, persistent_workers=persistent_workers)
+        if checkpoint := latest_checkpoint(folder):
+            loaded = load_checkpoint(checkpoint)
+            counted.step = loaded.global_step if counts_before else 0
+            loaded.restore(model=model, loaders=loader)
+            counted.step = loaded.global_step
+        for epoch in range(loader.epoch, 3):
+            dataset.strength = epoch
+            for batch in loader:
+                counted.step += 1
+                seen.append((batch.tolist(), dataset.strength, counted.step))
+                if counted.step == steps:
+                    save_checkpoint(folder, step=steps, model=model, loaders=loader)
+                    return seen
+        return seen
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = trained(tmp_path / "whole", 15)
+        parts = [step for last in (2, 6, 9, 15) for step in trained(tmp_path / "parts", last)]
+    assert parts == whole

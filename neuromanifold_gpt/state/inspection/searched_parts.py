@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.state.generators import Generator
 from neuromanifold_gpt.state.inspection.flat_values import SCALARS
-from neuromanifold_gpt.state.inspection.plain_reading import CONTAINERS, parts_of
-from neuromanifold_gpt.state.inspection.users_objects import variables_of_generator
+from neuromanifold_gpt.state.inspection.plain_reading import CONTAINERS, FUNCTIONS, module_name_of, parts_of, values_in
+from neuromanifold_gpt.state.inspection.users_objects import has_position, variables_of_generator
 from neuromanifold_gpt.state.metrics import is_metric
 
 _OPAQUE: tuple[type, ...] = (str, bytes, int, float, complex, type, types.ModuleType, Tensor, np.ndarray, enum.Enum)
@@ -30,12 +31,35 @@ _MODULES_OF_TRAINERS = (
     "pytorch_lightning.core.module",
     "lightning_fabric.fabric",
 )
+_PACKAGE = __name__.partition(".")[0]
+_HOLD_NO_RUN = (Dataset, Sampler, DataLoader, nn.Module, *FUNCTIONS, *CONTAINERS)
 MAXIMUM_ITEMS = 100  # of a list or dict that is searched: longer ones hold data, if not generators
 
 
 def is_opaque(thing: Any) -> bool:
     """Whether it is not searched: a value, a class, what refers to the whole run, a module that is trained."""
     return issubclass(type(thing), _OPAQUE) or _is_trainer(thing) or _is_trained(thing)
+
+
+def is_of_position(thing: Any) -> bool:
+    """Whether it is a loader of this package or a part of one: nobody else's state, it has a position of its own."""
+    kind = type(thing)
+    return has_position(thing) or (_is_of_this_package(kind) and not issubclass(kind, Dataset))
+
+
+def holds_loaders(thing: Any) -> bool:
+    """Whether it has a loader of this package in an attribute, or in a list or dict there, as what trains has."""
+    if issubclass(type(thing), _HOLD_NO_RUN):
+        return False
+    held = [part for _, part in parts_of(thing)]
+    for part in held[:]:
+        if issubclass(type(part), CONTAINERS) and len(part) <= MAXIMUM_ITEMS:
+            held += values_in(part)
+    return any(has_position(part) for part in held)
+
+
+def _is_of_this_package(kind: type) -> bool:
+    return str(module_name_of(kind)).partition(".")[0] == _PACKAGE
 
 
 def searched_parts(thing: Any) -> Iterator[tuple[str, Any]]:
