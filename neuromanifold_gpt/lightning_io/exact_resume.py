@@ -20,7 +20,6 @@ from neuromanifold_gpt.lightning_io.frozen_parameters import FrozenParameters
 from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs
 from neuromanifold_gpt.lightning_io.loader_warnings import warn_of_shared_loaders
 from neuromanifold_gpt.lightning_io.other_callbacks import (
-    inexact_here,
     keep_current_scores,
     keep_stopped,
     refuse_tuners,
@@ -117,6 +116,7 @@ class ExactResume(Callback):
                 on_fit_left=lambda: self._notify(trainer),
                 on_resume=lambda: self._restore(trainer),
                 on_nothing_left=lambda: self._restore_where_nothing_is_left(trainer),
+                on_teardown=lambda: self._tracker.fit_is_left(trainer),
                 data=self._data,
             )
             load_by_names(trainer, self._optimizers_were_loaded)
@@ -204,9 +204,7 @@ class ExactResume(Callback):
             # Before the first step after a resume, the loaded ones are not in place yet.
             "callback_metrics": dict(sorted({**(self._loaded or {}).get("callback_metrics", {}), **monitored}.items())),
             "modes": {**self._frozen.modes(pl_module), **(hooks.modes if hooks is not None else {})},
-            "inexact": inexact
-            + inexact_here(trainer, loop.point)
-            + self._tracker.inexact_here(loop.point, loop.fit_loop),
+            "inexact": inexact + self._tracker.inexact_here(trainer, loop),
             "scheduler_classes": [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs],
             "settings": self._settings.current(),
             "constants": {**self._tracker.constants(), **self._loader_epochs.shown_data()},
