@@ -17,7 +17,7 @@ from neuromanifold_gpt.lightning_io.content import RESUME_KEY
 from neuromanifold_gpt.lightning_io.data_position import DataPosition
 from neuromanifold_gpt.lightning_io.epoch_setup import set_up_epoch_again, warn_of_epoch_hooks
 from neuromanifold_gpt.lightning_io.frozen_parameters import FrozenParameters
-from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs
+from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs, with_counted_integers
 from neuromanifold_gpt.lightning_io.loader_warnings import warn_of_shared_loaders
 from neuromanifold_gpt.lightning_io.other_callbacks import (
     keep_current_scores,
@@ -191,7 +191,7 @@ class ExactResume(Callback):
                 "module_values": loop.module_values,
                 "data": with_shown_batch(loop.data, trainer),
                 "validation": loop.validation,
-                "loader_epochs": loop.loader_epochs,
+                "loader_epochs": with_counted_integers(loop.loader_epochs, loop.module_values),
                 "epoch_metrics": loop.epoch_metrics,
                 "gradients": capture_gradients(pl_module, all_of_them=True) if loop.open_window else {},
                 _OF_RANK: shown_by_rank(trainer, checkpoint),
@@ -233,7 +233,7 @@ class ExactResume(Callback):
             warn_of_stock_checkpoint()
         elif self._loaded["point"] is not None and self._boundaries is not None:
             self._tracker.loaded(checkpoint, self._loaded)
-            self._loader_epochs.loaded(own_state(self._loaded["loader_epochs"]))
+            self._loader_epochs.loaded(*(own_state(self._loaded[key]) for key in ("loader_epochs", "module_values")))
             self._boundaries.resume_at(self._loaded["point"], checkpoint["loops"]["fit_loop"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

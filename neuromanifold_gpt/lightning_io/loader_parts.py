@@ -20,6 +20,7 @@ from neuromanifold_gpt.state.unsaved.stock_loaders import parts_of_stock_loader
 
 DATA = ("dataset", "collate_fn", "generator", "iterable", "loader")  # of a validation, training may share it
 ORDER = ("sampler",)
+DATA_PREFIX = "data."  # of paths in the manifest
 
 
 class OwnedByLoaders:
