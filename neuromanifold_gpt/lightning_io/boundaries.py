@@ -48,6 +48,7 @@ class LoopBoundaries:
             it has been resumed and nothing was left to train.
         on_resume: called once, with nothing, at the point given to :meth:`resume_at`.
         on_nothing_left: called in its place where nothing was left to train.
+        on_teardown: called before the data of a fit is torn down, whatever has ended it.
         data: told when Lightning gets loaders, makes iterators and fetches batches.
     """
 
@@ -58,6 +59,7 @@ class LoopBoundaries:
         on_fit_left: Callable[[], None],
         on_resume: Callable[[], None],
         on_nothing_left: Callable[[], None],
+        on_teardown: Callable[[], None],
         data: DataPosition,
     ) -> None:
         self._fit_loop = trainer.fit_loop
@@ -82,6 +84,7 @@ class LoopBoundaries:
         _wrap(self._fit_loop, "on_advance_start", instead=self._resume_between_epochs)
         _wrap(self._fit_loop, "on_advance_end", after=self._after_epoch)
         _wrap(self._fit_loop, "run", after=self._after_fit)
+        _wrap(self._fit_loop, "teardown", before=on_teardown)
 
     def resume_at(self, point: str, loop_state: dict[str, Any]) -> None:
         """Go on from ``point`` with the counters of ``loop_state``, a ``fit_loop.state_dict()``."""
@@ -176,6 +179,18 @@ def is_about_to_be_left(fit_loop: _FitLoop) -> bool:
     return fit_loop.epoch_loop._is_training_done or (should_stop and fit_loop._can_stop_early)
 
 
+def is_due_to_a_stop(trainer: Trainer) -> bool:
+    """Whether the validation that begins would not take place if nobody had set ``should_stop``."""
+    if trainer.sanity_checking or not trainer.should_stop:
+        return False
+    fit_loop = trainer.fit_loop
+    trainer.should_stop = False
+    try:
+        return not fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)  # type: ignore[arg-type]
+    finally:
+        trainer.should_stop = True
+
+
 def load_counters(fit_loop: _FitLoop, state: dict[str, Any]) -> None:
     """Set all progress counters of the fit loop and the loops in it, and nothing else."""
     _load_progress(fit_loop, state, "")
@@ -201,14 +216,17 @@ def _wrap(
     loop: _Loop,
     name: str,
     *,
+    before: Callable[[], None] | None = None,
     instead: Callable[[], bool] | None = None,
     after: Callable[[], None] | None = None,
     if_data_ends: Callable[[], None] | None = None,
 ) -> None:
-    """Follow a method: skip it if ``instead()`` is true, and call ``after`` when it has returned."""
+    """Follow a method: call ``before``, skip it if ``instead()`` is true, and call ``after`` when it has returned."""
     original = getattr(loop, name)
 
     def followed(*arguments: Any) -> None:
+        if before is not None:
+            before()
         if instead is not None and instead():
             return
         try:

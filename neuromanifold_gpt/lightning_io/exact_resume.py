@@ -17,10 +17,9 @@ from neuromanifold_gpt.lightning_io.content import RESUME_KEY
 from neuromanifold_gpt.lightning_io.data_position import DataPosition
 from neuromanifold_gpt.lightning_io.epoch_setup import set_up_epoch_again, warn_of_epoch_hooks
 from neuromanifold_gpt.lightning_io.frozen_parameters import FrozenParameters
-from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs
+from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs, with_counted_integers
 from neuromanifold_gpt.lightning_io.loader_warnings import warn_of_shared_loaders
 from neuromanifold_gpt.lightning_io.other_callbacks import (
-    inexact_here,
     keep_current_scores,
     keep_stopped,
     refuse_tuners,
@@ -117,6 +116,7 @@ class ExactResume(Callback):
                 on_fit_left=lambda: self._notify(trainer),
                 on_resume=lambda: self._restore(trainer),
                 on_nothing_left=lambda: self._restore_where_nothing_is_left(trainer),
+                on_teardown=lambda: self._tracker.fit_is_left(trainer),
                 data=self._data,
             )
             load_by_names(trainer, self._optimizers_were_loaded)
@@ -191,7 +191,7 @@ class ExactResume(Callback):
                 "module_values": loop.module_values,
                 "data": with_shown_batch(loop.data, trainer),
                 "validation": loop.validation,
-                "loader_epochs": loop.loader_epochs,
+                "loader_epochs": with_counted_integers(loop.loader_epochs, loop.module_values),
                 "epoch_metrics": loop.epoch_metrics,
                 "gradients": loop.gradients(pl_module),
                 _OF_RANK: shown_by_rank(trainer, checkpoint),
@@ -204,9 +204,7 @@ class ExactResume(Callback):
             # Before the first step after a resume, the loaded ones are not in place yet.
             "callback_metrics": dict(sorted({**(self._loaded or {}).get("callback_metrics", {}), **monitored}.items())),
             "modes": {**self._frozen.modes(pl_module), **(hooks.modes if hooks is not None else {})},
-            "inexact": inexact
-            + inexact_here(trainer, loop.point)
-            + self._tracker.inexact_here(loop.point, loop.fit_loop),
+            "inexact": inexact + self._tracker.inexact_here(trainer, loop),
             "scheduler_classes": [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs],
             "settings": self._settings.current(),
             "constants": {**self._tracker.constants(), **self._loader_epochs.shown_data()},
@@ -235,7 +233,7 @@ class ExactResume(Callback):
             warn_of_stock_checkpoint()
         elif self._loaded["point"] is not None and self._boundaries is not None:
             self._tracker.loaded(checkpoint, self._loaded)
-            self._loader_epochs.loaded(own_state(self._loaded["loader_epochs"]))
+            self._loader_epochs.loaded(*(own_state(self._loaded[key]) for key in ("loader_epochs", "module_values")))
             self._boundaries.resume_at(self._loaded["point"], checkpoint["loops"]["fit_loop"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,14 +1,13 @@
 """Which hooks a save that is made inside a hook forestalls: a resume does not call that hook again, for anybody.
 
 Lightning calls a hook of one callback after another, then of the module, and at an epoch's end of ``EarlyStopping`` and
-its like last. Where in this sequence a save is made, only the frames of ``lightning/pytorch/trainer/call.py`` (2.6)
-tell: those that run, or those that an exception has left.
+its like last. Where in this sequence a save is made, or a fit is left, only the frames of
+``lightning/pytorch/trainer/call.py`` (2.6) tell: those that run, or those that an exception has left.
 """
 
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -26,35 +25,29 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
-
 _HOOKS = ("on_train_batch_end", "on_validation_end", "on_train_epoch_end")
 _LAST = (EarlyStopping, Checkpoint)  # of those at an epoch's end
 _ONLY_LOOK = (Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ModelSummary, ProgressBar, Timer)
 _CALLERS = (call._call_callback_hooks.__code__, call._call_lightning_module_hook.__code__)
 
 
-def warn_of_hooks_to_come(trainer: Trainer) -> None:
-    """For a save inside a hook of training, or on an exception that was raised in one.
-
-    Warns:
-        InexactResumeWarning: names who was still to be called.
-    """
+def reason_of_hooks_to_come(trainer: Trainer) -> str | None:
+    """Inside a hook of training, or where an exception is handled that was raised in one: who was still to be called,
+    and why that matters; ``None`` if nobody was."""
     if trainer.sanity_checking:
-        return
+        return None
     for frame in _frames():
         values = frame.f_locals if frame.f_code in _CALLERS else {}
         if values.get("trainer") is trainer and values.get("hook_name") in _HOOKS:
             names = _names_behind(trainer, values["hook_name"], values.get("callback"))
-            if names:
-                warnings.warn(
-                    f"saved inside {values['hook_name']}, which a resume does not call again, before it was called of "
-                    f"{', '.join(names)}: what it would have changed there is lost. Save when it is over, or let "
-                    "SeparatedCheckpoint do it.",
-                    InexactResumeWarning,
-                    stacklevel=3,
-                )
-            return
+            if not names:
+                return None
+            return (
+                f"saved inside {values['hook_name']}, which a resume does not call again, before it was called of "
+                f"{', '.join(names)}: what it would have changed there is lost. Save when it is over, or let "
+                "SeparatedCheckpoint do it."
+            )
+    return None
 
 
 def _frames() -> Iterator[FrameType]:
@@ -62,13 +55,13 @@ def _frames() -> Iterator[FrameType]:
     running: FrameType | None = sys._getframe(1)
     left: list[FrameType] = []
     frame = running
-    while frame is not None and frame.f_code is not call._interrupt.__code__:
+    while frame is not None and frame.f_code is not call._call_and_handle_interrupt.__code__:
         frame = frame.f_back
-    if frame is not None:
-        traceback = frame.f_locals["exception"].__traceback__
-        while traceback is not None:
-            left.insert(0, traceback.tb_frame)
-            traceback = traceback.tb_next
+    exception = frame.f_locals.get("exception") if frame is not None else None
+    traceback = exception.__traceback__ if exception is not None else None
+    while traceback is not None:
+        left.insert(0, traceback.tb_frame)
+        traceback = traceback.tb_next
     yield from left
     while running is not None:
         yield running

@@ -21,6 +21,7 @@ from neuromanifold_gpt.state.unsaved.stock_loaders import parts_of_stock_loader
 DATA = ("dataset", "collate_fn", "generator", "iterable", "loader")  # of a validation, training may share it
 ORDER = ("sampler",)
 _END = object()
+DATA_PREFIX = "data."  # of paths in the manifest
 
 
 class OwnedByLoaders:

@@ -20,12 +20,14 @@ from neuromanifold_gpt.lightning_io.boundaries import (
     STEP_END,
     STEP_END_VALIDATED,
     is_about_to_be_left,
+    is_due_to_a_stop,
 )
 from neuromanifold_gpt.lightning_io.data_position import DataPosition
 from neuromanifold_gpt.lightning_io.epoch_metrics import capture_epoch_metrics, restore_epoch_metrics
-from neuromanifold_gpt.lightning_io.hooks_to_come import warn_of_hooks_to_come
+from neuromanifold_gpt.lightning_io.hooks_to_come import reason_of_hooks_to_come
 from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs
 from neuromanifold_gpt.lightning_io.loop_state import LoopState
+from neuromanifold_gpt.lightning_io.other_callbacks import inexact_here
 from neuromanifold_gpt.lightning_io.users_parts import UsersParts
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
 from neuromanifold_gpt.state.module_values import ModuleValues
@@ -56,6 +58,7 @@ class ResumePointTracker:
         self._said: set[str] = set()  # generators that were made late
         self._before_validation: tuple[dict[str, Any], dict[str, Any]] = ({}, {})  # the counters, and the rest
         self._validated = False
+        self._left: tuple[LoopState, str | None] | None = None  # :meth:`_here`, before the fit's data is torn down
         self._stopped_at: int | None = None  # batches processed before a validation that only a stop has brought about
 
     def training_begins(self, trainer: Trainer) -> None:
@@ -64,7 +67,7 @@ class ResumePointTracker:
         self._metrics = self._parts.metrics
         self._owned = self._parts.look_again()
         self._module_values = ModuleValues(trainer.lightning_module)
-        self._has_stepped, self._hooks_were_called = False, True
+        self._has_stepped, self._hooks_were_called, self._left = False, True, None
         self.training_ends()
         own = weakref.ref(self)  # what optimizers refer to is searched for generators
 
@@ -109,6 +112,7 @@ class ResumePointTracker:
 
     def loaded(self, checkpoint: dict[str, Any], resume: dict[str, Any]) -> None:
         """A checkpoint was loaded: saved again before the next step, the state is the same."""
+        self._left = None
         self.whole = LoopState(
             point=resume["point"],
             global_step=checkpoint["global_step"],
@@ -127,7 +131,7 @@ class ResumePointTracker:
         """What is saved inside the validation goes back to here."""
         self._validated = False
         fit_loop = trainer.fit_loop.state_dict()
-        if _is_due_to_a_stop(trainer):
+        if is_due_to_a_stop(trainer):
             self._stopped_at = _batches_processed(fit_loop)
         metrics = capture_epoch_metrics(trainer, self._metrics)
         self._before_validation = fit_loop, {**self._draws(), "epoch_metrics": metrics}
@@ -137,11 +141,20 @@ class ResumePointTracker:
         self._validated = self._hooks_were_called = True
         self._validation.has_moved()
 
-    def inexact_here(self, point: str | None, fit_loop: dict[str, Any]) -> list[str]:
-        """Why a resume from a checkpoint of this state is not exact, as far as the loop knows."""
-        if self._stopped_at != _batches_processed(fit_loop) or point not in (BETWEEN_STEPS, STEP_END_VALIDATED):
-            return []
-        return ["trainer.should_stop in the middle of an epoch made Lightning validate once more"]
+    def inexact_here(self, trainer: Trainer, state: LoopState) -> list[str]:
+        """Why a resume from a checkpoint of this state is not exact, as far as the loop and callbacks know."""
+        reasons = inexact_here(trainer, state.point)
+        if self._stopped_at == _batches_processed(state.fit_loop) and state.point in (
+            BETWEEN_STEPS,
+            STEP_END_VALIDATED,
+        ):
+            reasons.append("trainer.should_stop in the middle of an epoch made Lightning validate once more")
+        return reasons
+
+    def fit_is_left(self, trainer: Trainer) -> None:
+        """Its data is about to be torn down: what is saved behind it resumes here."""
+        if trainer.fit_loop._data_fetcher is not None:
+            self._left = self._here(trainer)
 
     def current(self, trainer: Trainer) -> LoopState:
         """Where a checkpoint that is taken now resumes.
@@ -150,26 +163,33 @@ class ResumePointTracker:
             InexactResumeWarning: in the middle of a step, which may have changed weights or buffers; or in a hook that
                 others were still to be called for.
         """
+        is_behind_fit = self._left is not None and trainer.fit_loop._data_fetcher is None
+        state, reason = self._left if is_behind_fit else self._here(trainer)  # type: ignore[misc]
+        if reason is not None:
+            warnings.warn(reason, InexactResumeWarning, stacklevel=2)
+        return state
+
+    def _here(self, trainer: Trainer) -> tuple[LoopState, str | None]:
+        """:meth:`current`, and why a resume from it is not exact."""
+        reason = None
         fit_loop = trainer.fit_loop.state_dict()
         batches = fit_loop["epoch_loop.batch_progress"]
         inside_step = batches["current"]["started"] > batches["current"]["processed"]
         is_same_step = self.whole is not None and trainer.global_step == self.whole.global_step
         same_weights = is_same_step and not (inside_step and self._has_updated)
         if inside_step and not (same_weights and not any(True for _ in trainer.lightning_module.buffers())):
-            warnings.warn(
+            reason = (
                 f"step {trainer.global_step} is saved before it is finished: a resume from it cannot be exact. Save "
-                "between steps, or let SeparatedCheckpoint do it.",
-                InexactResumeWarning,
-                stacklevel=2,
+                "between steps, or let SeparatedCheckpoint do it."
             )
         whole = self.whole if same_weights else None
         if whole and (inside_step or _batches_processed(fit_loop) == _batches_processed(whole.fit_loop)):
-            return whole
+            return whole, reason
         if not inside_step:
-            warn_of_hooks_to_come(trainer)
+            reason = reason_of_hooks_to_come(trainer)
         point, fit_loop, draws = self._inside_hook(trainer, fit_loop, self._draws())
         metrics = capture_epoch_metrics(trainer, self._metrics, epoch_is_over=point == EPOCH_END)
-        return LoopState(
+        state = LoopState(
             point=None if inside_step else point,
             global_step=trainer.global_step,
             epoch=trainer.current_epoch,
@@ -180,6 +200,7 @@ class ResumePointTracker:
             loader_epochs=self._loader_epochs.current(),
             open_window=trainer.fit_loop._should_accumulate() and _has_gradients(trainer),
         )
+        return state, reason
 
     def restore_beside_state(self, trainer: Trainer, resume: dict[str, Any]) -> None:
         """What no state dict has, as a checkpoint has it for this rank.
@@ -260,18 +281,6 @@ class ResumePointTracker:
 def _batches_processed(fit_loop: dict[str, Any]) -> int:
     count: int = fit_loop["epoch_loop.batch_progress"]["total"]["processed"]
     return count
-
-
-def _is_due_to_a_stop(trainer: Trainer) -> bool:
-    """Whether the validation that begins would not take place if nobody had set ``should_stop``."""
-    if trainer.sanity_checking or not trainer.should_stop:
-        return False
-    fit_loop = trainer.fit_loop
-    trainer.should_stop = False
-    try:
-        return not fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)  # type: ignore[arg-type]
-    finally:
-        trainer.should_stop = True
 
 
 def _has_gradients(trainer: Trainer) -> bool:

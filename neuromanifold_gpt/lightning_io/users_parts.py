@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import Metric
 
-from neuromanifold_gpt.lightning_io.loader_epochs import DATA_PREFIX
+from neuromanifold_gpt.lightning_io.loader_parts import DATA_PREFIX
 from neuromanifold_gpt.lightning_io.users_attributes import UsersAttributes, hyper_parameters_in_use
 from neuromanifold_gpt.state.inspection.stored_values import is_single_value
 from neuromanifold_gpt.state.inspection.users_objects import is_a_time

@@ -44,6 +44,10 @@ class ModuleValues:
             "buffers": {path: buffer.detach().clone() for path, buffer in buffers.items() if path in self._changed},
         }
 
+    def integers(self) -> dict[str, int]:
+        """All of them, by path, as they are now."""
+        return dict(self._integers())
+
     def restore(self, saved: dict[str, Any]) -> None:
         """Put back :meth:`changed`; what is no longer there is passed over."""
         self._changed.update(saved["integers"], saved["buffers"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import warnings
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from torch.utils.data import DataLoader, Sampler
 
 from neuromanifold_gpt import ResumableDataLoader, SeparatedCheckpoint, resumable
@@ -117,3 +118,70 @@ def test_a_checkpoint_from_behind_the_end_of_a_fit_is_said(tmp_path: Path, limit
     trainer = make_trainer(tmp_path, **limits)
     with pytest.warns(InexactResumeWarning, match="nothing is left to train: the checkpoint is of step 11, in epoch 1"):
         trainer.fit(Draws(), LOADERS["ResumableDataLoader"](), ckpt_path="last")
+
+
+class Ends(Callback):
+    """Ends a fit inside a hook of step 10, the third of the second epoch."""
+
+    def __init__(self, hook: str, error: BaseException) -> None:
+        self._hook, self._error = hook, error
+
+    def on_before_backward(self, trainer: Trainer, *_: Any) -> None:
+        self._end(trainer, "on_before_backward", 9)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._end(trainer, "on_train_batch_end", 10)
+
+    def _end(self, trainer: Trainer, hook: str, step: int) -> None:
+        if (hook, step) == (self._hook, trainer.global_step):
+            raise self._error
+
+
+def resumed_from_behind(directory: Path, loader: str, *callbacks: Callback) -> tuple[Any, Any]:
+    """What a fit gives that was saved behind its end, and of one that nothing has ended."""
+    seed_everything(3, verbose=False)
+    whole = Draws()
+    make_trainer(directory / "a", max_steps=16).fit(whole, LOADERS[loader]())
+    seed_everything(3, verbose=False)
+    trainer, path = make_trainer(directory / "b", max_steps=16), directory / "own.ckpt"
+    trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
+    with contextlib.suppress(RuntimeError, SystemExit):
+        trainer.fit(Draws(), LOADERS[loader]())
+    random.random()
+    trainer.save_checkpoint(path)
+    seed_everything(4, verbose=False)
+    rest = Draws()
+    make_trainer(directory / "c", max_steps=16).fit(rest, LOADERS[loader](), ckpt_path=path)
+    return rest.history, [row for row in whole.history if row[0] >= rest.history[0][0]]
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("error", [RuntimeError(), KeyboardInterrupt(), SystemExit(143)], ids=repr)
+def test_a_save_behind_a_fit_that_has_ended_inside_a_hook_goes_on_there(
+    tmp_path: Path, loader: str, error: BaseException
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InexactResumeWarning)
+        rest, same = resumed_from_behind(tmp_path, loader, Ends("on_train_batch_end", error))
+    assert rest == same
+    assert len(same) == 6
+
+
+def test_a_save_behind_a_fit_that_has_ended_inside_a_step_is_said(tmp_path: Path) -> None:
+    with pytest.warns(InexactResumeWarning, match="step 9 is saved before it is finished"):
+        resumed_from_behind(tmp_path, "DataLoader", Ends("on_before_backward", RuntimeError()))
+
+
+def test_hooks_that_a_save_behind_the_fit_forestalls_are_said(tmp_path: Path) -> None:
+    ends, behind = Ends("on_train_batch_end", RuntimeError()), Ends("", RuntimeError())
+    with pytest.warns(InexactResumeWarning, match="saved inside on_train_batch_end, .* before it was called of Ends: "):
+        resumed_from_behind(tmp_path, "DataLoader", ends, behind)
+
+
+def test_a_save_behind_a_fit_without_a_step(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=0)
+    trainer.fit(Draws(), LOADERS["DataLoader"]())
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    module = Draws()
+    make_trainer(tmp_path, max_steps=2).fit(module, LOADERS["DataLoader"](), ckpt_path=tmp_path / "own.ckpt")
+    assert [step for step, *_ in module.history] == [0, 1]

@@ -162,3 +162,92 @@ def test_a_dataset_that_has_grown_is_nothing_to_say_where_an_epoch_begins(tmp_pa
         train(tmp_path / "c", LabelsInAnotherOrder(), path, max_steps=9)
     with pytest.warns(DataOrderWarning, match=r"dataset_size was 12 and is 16\.$"):  # no others are about to come
         train(tmp_path / "d", Labels(), path, max_steps=9, reload_dataloaders_every_n_epochs=0)
+
+
+class Numbered(NoisySamples):
+    """Samples that show a number which the dataset is made with."""
+
+    def __init__(self, number: int, size: int = 20) -> None:
+        super().__init__(size)
+        self.number = number
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor, int]:
+        x, y, _ = super().__getitem__(i)
+        return x * (1 + self.number), y, 100 * self.number + i
+
+
+class ByLevel(ToyModule):
+    """A curriculum: the level rises within an epoch and at its end, and counts when the loader is asked for."""
+
+    make = staticmethod(own)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = 0
+
+    def train_dataloader(self) -> Any:
+        return self.make(Numbered(self.level))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.level += batch_idx == 1
+
+
+class ByLevelOfStock(ByLevel):
+    make = staticmethod(stock)
+
+
+class ByStep(ToyModule):
+    def train_dataloader(self) -> Any:
+        return own(Numbered(self.global_step))
+
+
+class ByOwnGenerator(ToyModule):
+    """Draws a part anew from a generator in a dataset that stays."""
+
+    make = staticmethod(own)
+
+    def setup(self, stage: str) -> None:
+        self.samples = NoisySamples(40)
+        self.samples.generator = torch.Generator().manual_seed(4)
+
+    def train_dataloader(self) -> Any:
+        return self.make(Subset(self.samples, torch.randperm(40, generator=self.samples.generator)[:20].tolist()))
+
+
+class ByOwnGeneratorOfStock(ByOwnGenerator):
+    make = staticmethod(stock)
+
+
+class LooksAtLevel(ByLevel):
+    """Could choose a learning rate by it."""
+
+    def on_train_start(self) -> None:
+        self.history.append((self.level, 0.0, 0.0, []))
+
+
+@pytest.mark.parametrize("kind", [ByLevel, ByLevelOfStock, ByStep, ByOwnGenerator, ByOwnGeneratorOfStock])
+def test_loaders_are_those_that_were_given_at_the_beginning_of_the_epoch(kind: type[ToyModule], tmp_path: Path):
+    whole = train(tmp_path / "a", kind())
+    for step in (5, 8):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", InexactResumeWarning)
+            warnings.simplefilter("error", DataOrderWarning)
+            resumed = train(tmp_path / f"b{step}", kind(), by_step(tmp_path / "a")[step].model_path)
+        assert resumed.history == [entry for entry in whole.history if entry[0] >= step], f"from step {step}"
+        assert contents(by_step(tmp_path / f"b{step}")[12]) == contents(by_step(tmp_path / "a")[12])
+
+
+@pytest.mark.parametrize("kind", [ByLevel, ByLevelOfStock, ByOwnGenerator])
+def test_loaders_that_are_asked_for_once_are_those_of_the_first_time(kind: type[ToyModule], tmp_path: Path):
+    options = {"reload_dataloaders_every_n_epochs": 0}
+    whole = train(tmp_path / "a", kind(), **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataOrderWarning)
+        resumed = train(tmp_path / "b", kind(), by_step(tmp_path / "a")[8].model_path, **options)
+    assert resumed.history == [entry for entry in whole.history if entry[0] >= 8]
+
+
+def test_what_the_module_counts_is_there_when_training_begins(tmp_path: Path):
+    train(tmp_path / "a", LooksAtLevel(), max_steps=9)
+    resumed = train(tmp_path / "b", LooksAtLevel(), by_step(tmp_path / "a")[8].model_path, max_steps=9)
+    assert resumed.history[0][0] == 2
