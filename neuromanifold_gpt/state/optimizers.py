@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from neuromanifold_gpt.checkpoint.errors import StateMismatchError
 from neuromanifold_gpt.checkpoint.foreign import clean_name
 from neuromanifold_gpt.state.modules import listed
-from neuromanifold_gpt.state.settings import CLASS_KEY, check_classes, optimizer_settings
+from neuromanifold_gpt.state.settings import CLASS_KEY, DEFAULTS_KEY, check_classes, optimizer_settings
 
 NAMES_KEY = "param_names"
 # State of the parameter's own shape in every optimizer of torch.optim; used to check files without names.
@@ -42,7 +42,14 @@ def named_optimizer_state(
     state = optimizer.state_dict() if state is None else state
     if not state:
         return {}
+    if has_own_form(state):
+        return {**state, **optimizer_settings(optimizer)}
     return {**add_names(state, group_names(optimizer, names)), **optimizer_settings(optimizer)}
+
+
+def has_own_form(state: Mapping[str, Any]) -> bool:
+    """Whether it is the state of an optimizer around another that has none of torch's groups: it is taken as it is."""
+    return "param_groups" not in state
 
 
 def add_names(state: dict[str, Any], names: list[list[str]]) -> dict[str, Any]:
@@ -80,6 +87,8 @@ def match_optimizer_state(
             start without state. Or it is the state of another class of optimizers, or has not the parameters' shapes.
     """
     check_classes("optimizer", [optimizer], [state.get(CLASS_KEY)])
+    if has_own_form(state):
+        return dict(state)
     matched = match_by_name(state, group_names(optimizer, names), strict=strict)
     # Optimizers from elsewhere may keep something else under these names; matched by position, it is safer to ask.
     if type(optimizer).__module__.startswith("torch.optim.") or not has_names(state):
@@ -102,6 +111,8 @@ def without_names(state: Mapping[str, Any]) -> dict[str, Any]:
 
     What is loaded takes out of it what other ranks have, if the optimizer is sharded.
     """
+    if has_own_form(state):
+        return {key: value for key, value in state.items() if key not in (CLASS_KEY, DEFAULTS_KEY)}
     groups = [{key: value for key, value in group.items() if key != NAMES_KEY} for group in state["param_groups"]]
     return {**state, "state": dict(state["state"]), "param_groups": groups}
 
@@ -110,6 +121,8 @@ def keep_saved_dtypes(optimizer: torch.optim.Optimizer, loaded: Mapping[str, Any
     """Undo what torch's ``load_state_dict(loaded)`` does to values: it casts tensors to the parameter's dtype, and
     takes strings apart.
     """
+    if has_own_form(loaded):
+        return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states = getattr(optimizer, "state", {})  # one that wraps another may have none
     for index, parameter in enumerate(parameters):
@@ -190,7 +203,7 @@ def check_group_order(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
     Raises:
         StateMismatchError: they are.
     """
-    places = group_places(state, group_names(optimizer, names))
+    places = [] if has_own_form(state) else group_places(state, group_names(optimizer, names))
     if places != sorted(places):
         raise StateMismatchError(
             f"the optimizer's groups are in another order than at the save ({places}), and learning-rate schedulers "

@@ -183,3 +183,54 @@ def test_goes_to_workers_that_are_spawned(monkeypatch: pytest.MonkeyPatch) -> No
         range(SIZE), BATCH, num_workers=1, collate_fn=trainer.collate, multiprocessing_context="spawn"
     )
     assert [batch.tolist() for batch in trainer.loader][1] == [4, 5, 6, 7]
+
+
+class Hard(Sampler[int]):
+    """Looks at the learning rate; what it holds is put back by ``restore()``, not by the position."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def __len__(self) -> int:
+        return SIZE
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(SIZE))
+
+
+class Annealed(Stream):
+    """A stream with a state of its own."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {"passes": self.passes}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.passes = state["passes"]
+
+
+@pytest.mark.parametrize("held", ["optimizer", "scheduler"])
+@pytest.mark.parametrize("holder", [Hard, Annealed])
+def test_optimizers_and_schedulers_are_not_taken_back(holder: Any, held: str, tmp_path: Path) -> None:
+    def run(directory: Path, steps: int) -> list[float]:
+        model = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1.0)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+        holds = holder({"optimizer": optimizer, "scheduler": scheduler}[held])
+        stock = DataLoader(holds, 4) if holder is Annealed else DataLoader(torch.arange(float(SIZE)), 4, sampler=holds)
+        saved = {"model": model, "optimizers": optimizer, "schedulers": scheduler, "loaders": resumable(stock)}
+        step = load_checkpoint(found).restore(**saved).global_step if (found := latest_checkpoint(directory)) else 0
+        while step < steps:
+            for batch in saved["loaders"]:
+                optimizer.zero_grad()
+                model(batch.float()[:, None]).square().mean().backward()
+                optimizer.step()
+                scheduler.step()
+                step += 1
+                if step == steps:
+                    save_checkpoint(directory, step=step, **saved)
+                    break
+        state = optimizer.state_dict()["state"][0]
+        return [optimizer.param_groups[0]["lr"], scheduler.last_epoch, state["step"].item()]
+
+    assert run(tmp_path, 5) == [0.5**5, 5, 5]
+    assert run(tmp_path, 8) == [0.5**8, 8, 8]

@@ -3,6 +3,8 @@
 import copy
 import inspect
 import warnings
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -718,3 +720,41 @@ def test_a_wrapper_without_state_is_restored(tmp_path):
     other = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     load_checkpoint(saved).restore(model=model, optimizers=[Wraps(other)])
     assert other.state[model.weight]["momentum_buffer"].equal(optimizer.state[model.weight]["momentum_buffer"])
+
+
+class Around(torch.optim.Optimizer):
+    """Whose state has another form than torch's, as ``Lookahead`` of some libraries."""
+
+    def __init__(self, base: torch.optim.Optimizer) -> None:
+        self.base, self.param_groups, self.defaults = base, base.param_groups, base.defaults
+
+    def step(self, closure: Any = None) -> Any:
+        return self.base.step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.base.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"around": {"step": 1}, "base": self.base.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state.keys() == {"around", "base"}
+        self.base.load_state_dict(state["base"])
+
+
+def test_one_without_groups_in_its_state_is_taken_as_it_is(tmp_path: Path) -> None:
+    def trained(steps: int, checkpoint: Any = None) -> tuple[nn.Module, Any]:
+        torch.manual_seed(0)
+        model = nn.Linear(2, 1)
+        optimizer = Around(torch.optim.Adam(model.parameters(), 0.1))
+        if checkpoint is not None:
+            load_checkpoint(checkpoint).restore(model=model, optimizers=optimizer)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(torch.ones(1, 2)).square().sum().backward()
+            optimizer.step()
+        return model, save_checkpoint(tmp_path, step=steps, model=model, optimizers=optimizer)
+
+    whole = trained(4)[0]
+    again = trained(2, trained(2)[1])[0]
+    assert all(map(torch.equal, again.state_dict().values(), whole.state_dict().values()))

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
@@ -41,10 +43,13 @@ def is_opaque(thing: Any) -> bool:
     return issubclass(type(thing), _OPAQUE) or _is_trainer(thing) or _is_trained(thing)
 
 
-def is_of_position(thing: Any) -> bool:
-    """Whether it is a loader of this package or a part of one: nobody else's state, it has a position of its own."""
+def is_saved_by_itself(thing: Any) -> bool:
+    """Whether it is a loader of this package or a part of one, which has a position of its own, or an optimizer or
+    scheduler: nobody else's state.
+    """
     kind = type(thing)
-    return has_position(thing) or (_is_of_this_package(kind) and not issubclass(kind, Dataset))
+    of_loader = has_position(thing) or (_is_of_this_package(kind) and not issubclass(kind, Dataset))
+    return of_loader or issubclass(kind, Optimizer | LRScheduler)
 
 
 def holds_loaders(thing: Any) -> bool:

@@ -114,7 +114,7 @@ def _shown_tensors(value: Any, depth: int) -> Iterator[str]:
     kind = type(value)
     if issubclass(kind, Tensor | np.ndarray):
         yield shown_value(_as_array(value), is_carried=True) or ""
-    elif depth < _HOLDS_DEPTH:
+    elif depth < len(_LOOKED_AT_ITEMS):  # the state of an optimizer in that of one around it
         for part in islice(_parts(value), _LOOKED_AT_ITEMS[depth]):
             yield from _shown_tensors(part, depth + 1)
 
