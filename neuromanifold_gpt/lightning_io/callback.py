@@ -124,7 +124,16 @@ class SeparatedCheckpoint(SavesAtBoundaries):
     # ------------------------------------------------------ when to save: as ModelCheckpoint decides, but later
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Install the plugin and what makes resumes exact; for training, lock the directory."""
+        """Install the plugin and what makes resumes exact; for training, lock the directory.
+
+        Raises:
+            CheckpointError: the trainer is of another package, such as ``pytorch_lightning``.
+        """
+        if not isinstance(trainer, Trainer):
+            raise CheckpointError(
+                f"expected a Trainer of lightning.pytorch, found one of {type(trainer).__module__}. These do not "
+                "know each other's classes: import lightning.pytorch in place of pytorch_lightning."
+            )
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             # Now, not at the first save hours later: an object that could not be read back.

@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,12 @@ from neuromanifold_gpt import (
     save_checkpoint,
     verify_checkpoint,
 )
-from neuromanifold_gpt.checkpoint.errors import CheckpointLockedError, CheckpointWriteError, SaveFailedWarning
+from neuromanifold_gpt.checkpoint.errors import (
+    CheckpointError,
+    CheckpointLockedError,
+    CheckpointWriteError,
+    SaveFailedWarning,
+)
 from neuromanifold_gpt.checkpoint.lock import LOCK_NAME
 from neuromanifold_gpt.checkpoint.writer import stage_checkpoint, write_checkpoint
 from neuromanifold_gpt.lightning_io.bookkeeping import believed_paths
@@ -411,3 +417,10 @@ def test_a_run_in_another_directory_with_nothing_left_to_train_saves_nothing(tmp
         max_steps=6,
     )
     assert list_checkpoints(tmp_path / "b") == []
+
+
+def test_a_trainer_of_another_package_is_refused(tmp_path: Path) -> None:
+    """Such as ``pytorch_lightning``, which has the same code and other classes."""
+    trainer: Any = SimpleNamespace()
+    with pytest.raises(CheckpointError, match=r"expected a Trainer of lightning\.pytorch, found one of types\."):
+        SeparatedCheckpoint(tmp_path).setup(trainer, LightningModule(), "fit")
