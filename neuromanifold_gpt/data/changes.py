@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
-from neuromanifold_gpt.state.inspection.kept_variables import variables_at
+from neuromanifold_gpt.state.inspection.kept_variables import attributes_made_by, variables_at
 from neuromanifold_gpt.state.inspection.searched_parts import MAXIMUM_ITEMS
 from neuromanifold_gpt.state.inspection.shared_values import array_in
 from neuromanifold_gpt.state.inspection.users_objects import NAMESPACES, is_iterator, is_of_users_class, is_users_module
@@ -153,9 +153,9 @@ def shown_attributes(owned: OwnedState) -> dict[str, str]:
     found = {}
     in_position, owners = owned.values(), dict(_looked_at(owned))
     looked_at = {id(owner) for owner in owners.values()}
-    begun_again = _begun_again(owners)
+    begun_again, made_again = _begun_again(owners), set(_made_by_passes(owners))
     for path, value in looked_at_attributes(owned):
-        if _is_under_way(value) and path.rpartition(".")[0] in begun_again:
+        if path in made_again or (_is_under_way(value) and path.rpartition(".")[0] in begun_again):
             continue
         if value is None or path not in in_position:
             shown = _shown(_without_attributes(value, looked_at))
@@ -197,6 +197,14 @@ def _begun_again(owners: Mapping[str, Any]) -> set[str]:
     kinds = {path: type(owner) for path, owner in owners.items()}
     has_stream = any(issubclass(kind, IterableDataset) for kind in kinds.values())
     return {path for path, kind in kinds.items() if has_stream or issubclass(kind, Sampler | DataLoader)}
+
+
+def _made_by_passes(owners: Mapping[str, Any]) -> Iterator[str]:
+    """Paths of what samplers make anew in each ``__iter__``; that they give the same ids again, is checked."""
+    for path, owner in owners.items():
+        begin = getattr(type(owner), "__iter__", None)
+        if issubclass(type(owner), Sampler) and type(begin) is types.FunctionType:
+            yield from (f"{path}.{name}" for name in attributes_made_by(begin.__code__))
 
 
 def _is_under_way(value: Any) -> bool:

@@ -364,3 +364,46 @@ def test_a_change_at_one_place_of_a_tensor_is_seen(large):
     owned.values(at_a_glance=True)
     sampler.weights[13] = 1
     assert owned.values(at_a_glance=True)["sampler.weights"][13] == 1
+
+
+class Buckets(Sampler):
+    """As in text-to-speech: the batches of an epoch stay in an attribute, and are made anew in each."""
+
+    epoch = 0
+
+    def __init__(self):
+        self.batches = []
+
+    def __len__(self):
+        return SIZE // 4
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        order = torch.randperm(SIZE, generator=torch.Generator().manual_seed(self.epoch)).tolist()
+        self.batches = [order[start : start + 4] for start in range(0, SIZE - 3, 4)]
+        return iter(self.batches)
+
+
+class Grows(Buckets):
+    def __iter__(self):
+        self.batches = [*self.batches[1:], self.batches[0]] if self.batches else [[i, i + 1] for i in range(0, SIZE, 2)]
+        return iter(self.batches)
+
+
+def said_of_batches(sampler):
+    loader = resumable(DataLoader(torch.arange(SIZE), batch_sampler=sampler))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            for _ in loader:
+                pass
+            loader.state_dict()
+            loader.warn_of_what_is_left_out()
+    return [str(warning.message) for warning in caught if "sampler.batches" in str(warning.message)]
+
+
+def test_what_a_pass_makes_anew_is_no_change():
+    assert said_of_batches(Buckets()) == []
+    assert len(said_of_batches(Grows())) == 1

@@ -92,3 +92,13 @@ def names_set_by(code: types.CodeType) -> frozenset[str]:
     within = [part for part in code.co_consts if isinstance(part, types.CodeType)]
     own = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_DEREF"}
     return frozenset(own.union(*map(names_set_by, within))) & {*code.co_freevars}
+
+
+@functools.cache
+def attributes_made_by(method: types.CodeType) -> frozenset[str]:
+    """Attributes that a method sets, and does not read before, as far as the order of its instructions tells."""
+    first: dict[str, str] = {}
+    for instruction in dis.get_instructions(method):
+        if instruction.opname.endswith("_ATTR"):
+            first.setdefault(instruction.argval, instruction.opname)
+    return frozenset(name for name, opname in first.items() if opname == "STORE_ATTR")
