@@ -99,8 +99,8 @@ class OrderedLoader(PositionedLoader):
             return {**position, **({"values": here} if here else {})}
         shared = self._owned.shared_numbers()
         values = {path: value for path, value in here.items() if path in shared} | self._values_in_workers
-        is_as_made = not (values or here or self.persistent_workers)
-        return position if is_as_made else {**position, "values": values, "values_here": here}
+        position.update({"values": values} if values else {})
+        return position if equal(values, here) else {**position, "values": values, "values_here": here}
 
     @property
     def passes_differ(self) -> bool:
@@ -127,10 +127,9 @@ class OrderedLoader(PositionedLoader):
         if "values_here" in state_dict:
             followed = here.keys() | self._owned.values().keys()
             self._was_changed_here = not equal({path: values[path] for path in values.keys() & followed}, here)
-            if self.num_workers:
-                self._values_in_workers = {
-                    path: values[path] for path in values.keys() - self._owned.shared_numbers().keys()
-                }
+        if self.num_workers and (self._position.epoch > 0 or self.batches_consumed > 0):
+            of_workers = values.keys() - self._owned.shared_numbers().keys()
+            self._values_in_workers = {path: values[path] for path in of_workers}
 
     def _take_collate_fn(self) -> None:
         """That of the attribute, which training may have set."""

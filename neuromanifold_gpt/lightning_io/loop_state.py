@@ -28,6 +28,7 @@ class LoopState:
         loader_epochs: in which epochs loaders were asked for, and how, see :class:`LoaderEpochs`.
         epoch_metrics: what has been accumulated, see ``epoch_metrics.py``.
         open_window: gradients have been accumulated that no optimizer step has used yet.
+        saved_gradients: of the checkpoint that is resumed from, until the next step.
         before_last_hooks: what they may have changed since, where the loop was about to be left.
     """
 
@@ -43,6 +44,7 @@ class LoopState:
     loader_epochs: dict[str, dict[str, Any]]
     epoch_metrics: dict[str, Any]
     open_window: bool = False
+    saved_gradients: dict[str, Any] | None = None
     before_last_hooks: BeforeLastHooks | None = None
 
     def gradients(self, module: LightningModule) -> dict[str, Any]:
@@ -50,5 +52,7 @@ class LoopState:
 
         With manual optimization, some optimizers may wait while others step. A step that is taken again makes its own.
         """
+        if self.saved_gradients is not None:
+            return self.saved_gradients
         may_wait = not module.automatic_optimization and self.point is not None
         return capture_gradients(module, all_of_them=self.open_window, none_of_them=not (self.open_window or may_wait))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 import weakref
 from typing import Any
@@ -125,6 +126,7 @@ class ResumePointTracker:
             validation=own_state(resume["validation"]),
             loader_epochs=own_state(resume["loader_epochs"]),
             epoch_metrics=own_state(resume["epoch_metrics"]),
+            saved_gradients=own_state(resume["gradients"]),
         )
 
     def validation_begins(self, trainer: Trainer) -> None:
@@ -152,8 +154,8 @@ class ResumePointTracker:
         return reasons
 
     def fit_is_left(self, trainer: Trainer) -> None:
-        """Its data is about to be torn down: what is saved behind it resumes here."""
-        if trainer.fit_loop._data_fetcher is not None:
+        """Its data is about to be torn down: what is saved behind it resumes here, if an exception has ended it."""
+        if trainer.fit_loop._data_fetcher is not None and (self.whole is None or sys.exc_info()[0] is not None):
             self._left = self._here(trainer)
 
     def current(self, trainer: Trainer) -> LoopState:

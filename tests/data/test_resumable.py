@@ -232,11 +232,6 @@ def of_seed(seed, name, workers):
     return resumable(LOADERS[name](workers))
 
 
-def of_any_workers(states):
-    """Without what persistent workers were given, where that is nothing but what they were made with."""
-    return str([{k: v for k, v in state.items() if v or not k.startswith("values")} for state in states])
-
-
 IN_SUITE_WITH_WORKERS = ("shuffled", "weighted", "own sampler", "own batch sampler", "stream", "stateful stream")
 
 
@@ -256,7 +251,7 @@ def test_continues_with_the_next_batch_and_any_number_of_workers(name, workers):
         loader.load_state_dict(states[taken - 1])
         rest, later_states = take(loader, BATCHES - taken)
         assert rest == whole[taken:], f"after {taken} batches"
-        assert of_any_workers(later_states) == of_any_workers(states[taken:]), f"after {taken} batches"
+        assert str(later_states) == str(states[taken:]), f"after {taken} batches"
 
 
 @pytest.mark.parametrize("name", ["shuffled", "own sampler", "own batch sampler", "stream", "stateful stream"])
