@@ -29,12 +29,7 @@ from neuromanifold_gpt.state.inspection.kept_variables import (
     take_back,
     variables_at,
 )
-from neuromanifold_gpt.state.inspection.searched_parts import (
-    holds_loaders,
-    is_opaque,
-    is_saved_by_itself,
-    searched_parts,
-)
+from neuromanifold_gpt.state.inspection.searched_parts import holds_loaders, is_opaque, saves_itself, searched_parts
 from neuromanifold_gpt.state.inspection.shared_values import is_shared_number, number_in
 from neuromanifold_gpt.state.inspection.stored_values import UNKNOWN, as_it_was, is_scalar, is_single_value, stored
 from neuromanifold_gpt.state.inspection.users_objects import is_stateful
@@ -258,7 +253,7 @@ class OwnedState:
             raw_state(thing)  # random.SystemRandom has none
             self._generators[path] = thing
             return []
-        if is_opaque(thing) or (not is_root and is_saved_by_itself(thing)):
+        if is_opaque(thing) or (not is_root and saves_itself(thing)):
             return []
         if self._trainers is not None and holds_loaders(thing):
             self._trainers[path] = thing

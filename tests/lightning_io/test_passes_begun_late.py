@@ -116,7 +116,7 @@ def test_what_the_model_draws_behind_a_resume_is_what_it_would_have_drawn(name: 
 
     whole = run("a")
     saved = by_step(tmp_path / "a")
-    for step in (1, 3, 6, 7, 8):
+    for step in (3, 7):
         again = run(f"b{step}", saved[step].model_path)
         assert again == whole[step:], f"from step {step}"
         assert contents(by_step(tmp_path / f"b{step}")[9]) == contents(saved[9])

@@ -43,7 +43,7 @@ def is_opaque(thing: Any) -> bool:
     return issubclass(type(thing), _OPAQUE) or _is_trainer(thing) or _is_trained(thing)
 
 
-def is_saved_by_itself(thing: Any) -> bool:
+def saves_itself(thing: Any) -> bool:
     """Whether it is a loader of this package or a part of one, which has a position of its own, or an optimizer or
     scheduler: nobody else's state.
     """
