@@ -64,7 +64,7 @@ def test_resuming_from_any_step_ends_in_the_same_bytes(name: str, tmp_path: Path
     _, whole = fit(saver(tmp_path / "a"), **options)
     expected = by_step(tmp_path / "a")
     last = max(expected)
-    steps = {1, 6, 7, 8, 13} if last > 13 else {1, 2, 3, 4, 7}  # first, around an epoch's end, before another
+    steps = {1, 7, 8} if last > 13 else {1, 3, 7}  # first, at an epoch's end or within it, behind it
     for step in sorted(steps & set(expected)):
         directory = tmp_path / f"b{step}"
         _, resumed = fit(saver(directory), ckpt_path=expected[step].model_path, workers=step % 3, **options)
@@ -495,7 +495,7 @@ def test_a_loader_that_is_cycled_beside_a_longer_one_goes_on_where_it_was(short:
         return module
 
     whole = run(tmp_path / "a")
-    for step in (1, 3, 6, 7, 8):
+    for step in (1, 6, 7):
         gc.collect()  # what is said of a pass whose iterator goes only now is of the run before
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "a resume of this training cannot be exact", DataOrderWarning)
