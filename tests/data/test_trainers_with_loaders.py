@@ -185,14 +185,8 @@ def test_goes_to_workers_that_are_spawned(monkeypatch: pytest.MonkeyPatch) -> No
     assert [batch.tolist() for batch in trainer.loader][1] == [4, 5, 6, 7]
 
 
-class Hard(Sampler[int]):
+class Hard(Shuffled):
     """Looks at the learning rate; what it holds is put back by ``restore()``, not by the position."""
-
-    def __init__(self, held: Any) -> None:
-        self.held = held
-
-    def __len__(self) -> int:
-        return SIZE
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(SIZE))
