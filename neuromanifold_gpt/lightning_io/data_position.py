@@ -182,7 +182,7 @@ class DataPosition:
         states = saved["states"] if "states" in saved else saved["at_iterator"]["states"]
         with sizes_pass(others_come):
             load_states(self._combined.flattened, states)
-        if not others_come:
+        if "states" in saved and not others_come:  # else they are put to a pass's beginning
             finish_passes(self._combined.flattened, states)
         for loader in self._combined.flattened:
             if isinstance(loader, PositionedLoader):
