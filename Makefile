@@ -35,14 +35,16 @@ strace: ## The tracer that kills processes at their system calls; where it canno
 	  command -v apt-get >/dev/null && $$sudo apt-get -qq update && $$sudo apt-get -qq install --yes strace; \
 	} >/dev/null 2>&1 || echo "strace is not installed and cannot be: tests that need it are skipped"
 
+# Faults come from the tracer and from records of what was written, so files may lie in memory, where fsync is fast.
+TESTS_DIR ?= $(shell test -w /dev/shm && test "$$(df -Pk /dev/shm | awk 'NR == 2 {print $$4}')" -gt 4000000 && echo /dev/shm || echo /tmp)
+
 # A test that hangs ends after four minutes, with the stacks of its threads.
 suite: env strace browser
-	$(RUN)pytest -q -n 2 --dist loadfile -m "not slow" --max-worker-restart=0 -o faulthandler_timeout=240 -o faulthandler_exit_on_timeout=true
+	PYTEST_DEBUG_TEMPROOT=$(TESTS_DIR) $(RUN)pytest -q -n 2 --dist worksteal -m "not slow" --max-worker-restart=0 \
+	  -o faulthandler_timeout=240 -o faulthandler_exit_on_timeout=true -o tmp_path_retention_policy=failed
 
-# Faults come from the tracer and from records of what was written, so files may lie in memory, where fsync is fast.
-FAULTS_DIR ?= $(shell test -w /dev/shm && echo /dev/shm || echo /tmp)
 faults: env strace ## All kills, errors, power losses, damage and hostile files; the counts at the end; more than an hour
-	TMPDIR=$(FAULTS_DIR) $(RUN)pytest -q -n 2 -o tmp_path_retention_policy=failed tests/faults tests/checkpoint/test_retention.py
+	TMPDIR=$(TESTS_DIR) $(RUN)pytest -q -n 2 -o tmp_path_retention_policy=failed tests/faults tests/checkpoint/test_retention.py
 
 FUZZ_SEC ?= 300
 fuzz: env ## Coverage-guided fuzzing of manifests and unified files, FUZZ_SEC seconds each; atheris stays out of the environment

@@ -10,12 +10,13 @@ import dis
 import functools
 import types
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 from neuromanifold_gpt.state.inspection.plain_reading import (
     attribute_dict,
     module_name_of,
     parts_of,
+    remembered_of_class,
     slots_of,
     values_of_slots,
 )
@@ -26,7 +27,7 @@ from neuromanifold_gpt.state.inspection.users_objects import is_users_module
 
 def keeps_variables(thing: Any) -> bool:
     """Whether it has attributes that can be set."""
-    return is_shared_number(thing) or bool(_slots(cast(Any, type(thing)))) or attribute_dict(thing) is not None
+    return is_shared_number(thing) or bool(_slots(type(thing))) or attribute_dict(thing) is not None
 
 
 def kept_variables(thing: Any) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def kept_variables(thing: Any) -> dict[str, Any]:
     found = dict(attribute_dict(thing) or {})
     if _is_users_function(thing):
         return {**{name: cell.cell_contents for name, cell in _cells_set_by(thing)}, **found}
-    return {**found, **values_of_slots(thing, _slots(cast(Any, type(thing))))}
+    return {**found, **values_of_slots(thing, _slots(type(thing)))}
 
 
 def variables_at(thing: Any) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def set_variable(thing: Any, name: str, value: Any) -> None:
         set_number(thing, value)
     elif _is_users_function(thing) and (cell := dict(_cells_set_by(thing)).get(name)) is not None:
         cell.cell_contents = value
-    elif (member := dict(_slots(cast(Any, type(thing)))).get(name)) is not None:
+    elif (member := dict(_slots(type(thing))).get(name)) is not None:
         member.__set__(thing, value)
     elif (attributes := attribute_dict(thing)) is not None:
         attributes[name] = value
@@ -72,7 +73,7 @@ def _is_users_function(thing: Any) -> bool:
     return type(thing) is types.FunctionType and is_users_module(thing.__module__)
 
 
-@functools.lru_cache(maxsize=1000)
+@remembered_of_class
 def _slots(kind: type) -> tuple[tuple[str, types.MemberDescriptorType], ...]:
     """Of users' classes: in those of others, hashes are remembered, which differ from process to process."""
     return slots_of(kind) if is_users_module(module_name_of(kind)) else ()

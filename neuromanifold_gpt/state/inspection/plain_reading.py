@@ -15,8 +15,8 @@ import threading
 import types
 import weakref
 from collections import ChainMap, UserDict, UserList, deque
-from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, TypeVar
 
 CONTAINERS = (dict, types.MappingProxyType, list, tuple, deque)
 FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinMethodType, functools.partial)
@@ -29,6 +29,24 @@ _HOLDERS: dict[type, str] = {
     weakref.WeakKeyDictionary: "data",
 }
 _QUALIFIED_NAME: Any = vars(type)["__qualname__"]
+_REMEMBERED_CLASSES = 1000
+_Answer = TypeVar("_Answer")
+
+
+def remembered_of_class(ask: Callable[[type], _Answer]) -> Callable[[type], _Answer]:
+    """Ask about each class once. By identity: metaclasses may have taken hashes away."""
+    known: dict[int, tuple[type, _Answer]] = {}
+
+    @functools.wraps(ask)
+    def answer(kind: type) -> _Answer:
+        found = known.get(id(kind))
+        if found is None:
+            if len(known) >= _REMEMBERED_CLASSES:  # they are kept alive
+                known.clear()
+            found = known[id(kind)] = kind, ask(kind)
+        return found[1]
+
+    return answer
 
 
 def bases_of(kind: type) -> tuple[type, ...]:
@@ -88,6 +106,7 @@ def values_of_slots(thing: Any, slots: Iterable[tuple[str, types.MemberDescripto
     return found
 
 
+@remembered_of_class
 def slots_of(kind: type) -> tuple[tuple[str, types.MemberDescriptorType], ...]:
     """The ``__slots__`` of a class and of those above it, by name."""
     found = {}

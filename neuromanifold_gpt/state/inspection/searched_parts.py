@@ -18,7 +18,15 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.state.generators import Generator
 from neuromanifold_gpt.state.inspection.flat_values import SCALARS
-from neuromanifold_gpt.state.inspection.plain_reading import CONTAINERS, FUNCTIONS, module_name_of, parts_of, values_in
+from neuromanifold_gpt.state.inspection.plain_reading import (
+    CONTAINERS,
+    FUNCTIONS,
+    bases_of,
+    module_name_of,
+    parts_of,
+    remembered_of_class,
+    values_in,
+)
 from neuromanifold_gpt.state.inspection.users_objects import has_position, variables_of_generator
 from neuromanifold_gpt.state.metrics import is_metric
 
@@ -40,7 +48,7 @@ MAXIMUM_ITEMS = 100  # of a list or dict that is searched: longer ones hold data
 
 def is_opaque(thing: Any) -> bool:
     """Whether it is not searched: a value, a class, what refers to the whole run, a module that is trained."""
-    return issubclass(type(thing), _OPAQUE) or _is_trainer(thing) or _is_trained(thing)
+    return issubclass(type(thing), _OPAQUE) or _is_of_trainer(type(thing)) or _is_trained(thing)
 
 
 def saves_itself(thing: Any) -> bool:
@@ -92,6 +100,7 @@ def _is_trained(thing: Any) -> bool:
     return issubclass(type(thing), nn.Module) and (next(thing.parameters(), None) is not None or is_metric(thing))
 
 
-def _is_trainer(thing: Any) -> bool:
+@remembered_of_class
+def _is_of_trainer(kind: type) -> bool:
     """By name: this package trains without Lightning as well."""
-    return any(kind.__module__.startswith(_MODULES_OF_TRAINERS) for kind in type(thing).__mro__)
+    return any(str(module_name_of(base)).startswith(_MODULES_OF_TRAINERS) for base in bases_of(kind))

@@ -33,6 +33,7 @@ from neuromanifold_gpt.state.inspection.plain_reading import (
     held_by,
     module_name_of,
     parts_of,
+    remembered_of_class,
     values_in,
     variables_of_class,
     variables_of_module,
@@ -98,7 +99,12 @@ def is_stateful(thing: Any) -> bool:
 
 def has_position(thing: Any) -> bool:
     """Whether it is a loader of this package, by what it has: the package's parts import this one."""
-    return any("objects_of_position" in variables_of_class(kind) for kind in bases_of(type(thing)))
+    return _has_position(type(thing))
+
+
+@remembered_of_class
+def _has_position(kind: type) -> bool:
+    return any("objects_of_position" in variables_of_class(base) for base in bases_of(kind))
 
 
 def attributes_of(thing: Any) -> dict[str, Any] | None:
