@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from neuromanifold_gpt.checkpoint.errors import StateMismatchError
 from neuromanifold_gpt.checkpoint.foreign import clean_name
 from neuromanifold_gpt.state.modules import listed
+from neuromanifold_gpt.state.rng import rank_and_world_size
 from neuromanifold_gpt.state.settings import CLASS_KEY, DEFAULTS_KEY, check_classes, optimizer_settings
 
 NAMES_KEY = "param_names"
@@ -39,12 +40,23 @@ def named_optimizer_state(
             named by its place, ``unnamed.<group>.<index>``.
         state: its state dict, where someone has gathered that already; empty on ranks that did not get it.
     """
-    state = optimizer.state_dict() if state is None else state
+    state = whole_state(optimizer) if state is None else state
     if not state:
         return {}
     if has_own_form(state):
         return {**state, **optimizer_settings(optimizer)}
     return {**add_names(state, group_names(optimizer, names)), **optimizer_settings(optimizer)}
+
+
+def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """``optimizer.state_dict()``; of one whose state is spread over the ranks, such as torch's
+    ``ZeroRedundancyOptimizer``, the whole on rank 0 and nothing elsewhere: every rank calls this.
+    """
+    gather = getattr(optimizer, "consolidate_state_dict", None)
+    if gather is None:
+        return optimizer.state_dict()
+    gather(0)
+    return optimizer.state_dict() if rank_and_world_size()[0] == 0 else {}
 
 
 def has_own_form(state: Mapping[str, Any]) -> bool:

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt import CheckpointError, ResumableDataLoader, list_checkpoints, load_checkpoint, save_checkpoint
@@ -48,11 +49,11 @@ def seed(number):
     torch.manual_seed(number)
 
 
-def make(start):
+def make(start, of_parameters=torch.optim.Adam):
     seed(start)
     inner = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.5), nn.Linear(8, 1))
     model = nn.parallel.DistributedDataParallel(inner)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    optimizer = of_parameters(model.parameters(), lr=0.05)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
     loader = ResumableDataLoader([[float(i)] for i in range(14)], 2, shuffle=True, seed=3, collate_fn=torch.tensor)
     return dict(model=model, optimizers=optimizer, schedulers=scheduler, loaders=loader)
@@ -96,6 +97,17 @@ seed(200)
 loaded = load_checkpoint(list_checkpoints(f"{folder}/whole")[0])
 step = loaded.restore(**parts).global_step
 report["drawn after the restore"] = train(parts, step, "resumed")
+
+def sharded(parameters, lr):
+    return ZeroRedundancyOptimizer(parameters, torch.optim.Adam, lr=lr)
+
+
+parts = make(11, sharded)
+seed(100 + rank)
+train(parts, 0, "sharded")
+parts = make(77, sharded)
+train(parts, load_checkpoint(list_checkpoints(f"{folder}/sharded")[0]).restore(**parts).global_step, "sharded, resumed")
+parts = make(77)
 
 try:
     save(f"{folder}/a file/below", 9, parts)
@@ -207,13 +219,24 @@ def test_it_holds_the_generators_of_both(folder):
     assert not torch.equal(states[0]["numpy"][1], states[1]["numpy"][1])
 
 
-def test_a_resumed_run_ends_in_the_same_bytes(folder, reports):
+def test_each_rank_draws_on(reports):
     for rank in range(2):
         assert reports[rank]["drawn after the restore"] == reports[rank]["drawn"][3:]
     assert reports[0]["drawn"] != reports[1]["drawn"]
-    whole, resumed = (list_checkpoints(folder / name)[-1] for name in ("whole", "resumed"))
+
+
+@pytest.mark.parametrize("names", [("whole", "resumed"), ("sharded", "sharded, resumed")], ids=["whole", "sharded"])
+def test_a_resumed_run_ends_in_the_same_bytes(folder, names):
+    whole, resumed = (list_checkpoints(folder / name)[-1] for name in names)
     assert resumed.model_path.read_bytes() == whole.model_path.read_bytes()
     assert resumed.optimizer_path.read_bytes() == whole.optimizer_path.read_bytes()
+
+
+def test_of_a_sharded_optimizer_the_whole_is_saved(folder):
+    [state], [as_one] = (load_checkpoint(folder / name).optimizer_states for name in ("sharded", "whole"))
+    assert [sorted(of_it) for of_it in state["state"].values()] == [["exp_avg", "exp_avg_sq", "step"]] * 4
+    for number, of_it in as_one["state"].items():
+        assert all(torch.equal(of_it[key], state["state"][number][key]) for key in of_it)
 
 
 def test_names_are_free_of_the_wrapper(folder):
