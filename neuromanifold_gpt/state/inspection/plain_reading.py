@@ -35,15 +35,15 @@ _Answer = TypeVar("_Answer")
 
 def remembered_of_class(ask: Callable[[type], _Answer]) -> Callable[[type], _Answer]:
     """Ask about each class once. By identity: metaclasses may have taken hashes away."""
-    known: dict[int, tuple[type, _Answer]] = {}
+    known: dict[int, tuple[weakref.ref[type], _Answer]] = {}
 
     @functools.wraps(ask)
     def answer(kind: type) -> _Answer:
         found = known.get(id(kind))
-        if found is None:
-            if len(known) >= _REMEMBERED_CLASSES:  # they are kept alive
+        if found is None or found[0]() is not kind:  # another was there before
+            if len(known) >= _REMEMBERED_CLASSES:
                 known.clear()
-            found = known[id(kind)] = kind, ask(kind)
+            found = known[id(kind)] = weakref.ref(kind), ask(kind)
         return found[1]
 
     return answer

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.modules import listed
+from neuromanifold_gpt.state.unsaved.orders import is_shown_order
 from neuromanifold_gpt.state.unsaved.shown_code import NONE, WITH_TENSORS, code_in
 from neuromanifold_gpt.state.unsaved.shown_values import RESULT
 
@@ -33,7 +34,7 @@ class FollowedValues:
     def look(self, now: Mapping[str, str]) -> None:
         """What was not there before, such as a table that is built when it is first needed, begins as it is now.
 
-        So does what was ``None``, but for functions and the like, and a layer that gets its first tensors.
+        So does what was ``None``, but for functions and the like, a layer that gets its first tensors, and an order.
         """
         begun = {path: shown for path, shown in self._before.items() if not _begins(shown, now.get(path, shown))}
         self._before = {**now, **begun}
@@ -86,7 +87,7 @@ class FollowedValues:
 def _begins(before: str, now: str) -> bool:
     if WITH_TENSORS in (before[: len(WITH_TENSORS)], now[: len(WITH_TENSORS)]):
         return not (before.startswith(WITH_TENSORS) and now.startswith(WITH_TENSORS))
-    return before == NONE and not code_in(now)
+    return is_shown_order(before) or (before == NONE and not code_in(now))
 
 
 def _is_a_change(before: str, now: str) -> bool:

@@ -61,7 +61,7 @@ def _is_in_state_of(optimizer: torch.optim.Optimizer, value: Any) -> bool:
     try:
         is_optimizer = issubclass(type(value), torch.optim.Optimizer)
         tensors = shown_tensors(value.state_dict() if is_optimizer else value)
-        return bool(tensors) and tensors <= shown_tensors(optimizer.state_dict())
+        return bool(tensors) and {*tensors} <= {*shown_tensors(optimizer.state_dict())}
     except Exception:  # noqa: BLE001 - of users' optimizers, which may not be ready to be asked
         return False
 

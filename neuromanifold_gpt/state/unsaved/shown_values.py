@@ -105,9 +105,9 @@ def _holds_tensors(value: Any, but: Collection[int] | None, depth: int) -> bool:
     return depth < _HOLDS_DEPTH and any(_holds_tensors(part, but, depth + 1) for part in few)
 
 
-def shown_tensors(value: Any) -> set[str]:
+def shown_tensors(value: Any) -> list[str]:
     """What is shown of each tensor and array that it is, or holds; of the first hundred in each container."""
-    return set(_shown_tensors(value, 0))
+    return [*_shown_tensors(value, 0)]
 
 
 def _shown_tensors(value: Any, depth: int) -> Iterator[str]:

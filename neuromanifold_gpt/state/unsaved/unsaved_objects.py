@@ -29,9 +29,11 @@ from neuromanifold_gpt.state.inspection.users_objects import (
     is_of_the_run,
     is_of_users_class,
     is_over_stock_loader,
+    loader_of_pass,
 )
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.rng import distributed
+from neuromanifold_gpt.state.unsaved.orders import is_order, shown_order
 from neuromanifold_gpt.state.unsaved.saved_things import (
     is_optimizer,
     is_saved,
@@ -84,8 +86,8 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
             if id(part) in kept or is_saved(part):
                 continue
             is_carried, has_state = id(value) in carried, _has_state(part)
-            has_tensors = is_carried and depth == depth_of_tensors and holds_tensors(part, others)
-            goes_on = has_tensors or (is_carried and _is_followed_iterator(part))
+            may_go_on = is_carried and depth == depth_of_tensors and (holds_tensors(part, others) or is_order(part))
+            goes_on = may_go_on or (is_carried and _is_followed_iterator(part)) or _fetches_ahead(part)
             if goes_on or has_state or has_position(part) or is_stock_loader(part):
                 found[name] = part
             if is_carried and issubclass(type(part), Dataset) and is_of_users_class(part):
@@ -116,19 +118,26 @@ def saved_by_others(changed: Mapping[str, Any], saved: Sequence[Any]) -> list[st
         return []
     states = [_state_of(thing) for thing in saved]
     by_thing = list(zip(saved, states, strict=True))
-    tensors = shown_tensors([state for thing, state in by_thing if not _has_weights(thing)])
+    in_others = shown_tensors([state for thing, state in by_thing if not _has_weights(thing)])
     # A part of a module is known as such; one that equals it, such as a target network just after an update, is none.
     of_no_module = [state for thing, state in by_thing if not issubclass(type(thing), nn.Module)]
-    of_optimizers = set().union(*(shown_tensors(state) for thing, state in by_thing if is_optimizer(thing)))
+    in_optimizers = shown_tensors([state for thing, state in by_thing if is_optimizer(thing)])
     within = {}
     for name, thing in changed.items():
         state, optimizes = _state_of(thing), is_optimizer(thing)
-        shown = shown_tensors(state if optimizes else thing)
+        shown, there = shown_tensors(state if optimizes else thing), in_optimizers if optimizes else in_others
+        has_order = issubclass(type(thing), list | tuple | deque)
+        has_tensors_of_others = _come_in_turn(shown, there) if has_order else {*shown} <= {*there}
         others = of_no_module if issubclass(type(thing), nn.Module) else states
-        if _is_within(state, others, 0) or (shown and shown <= (of_optimizers if optimizes else tensors)):
+        if _is_within(state, others, 0) or (shown and has_tensors_of_others):
             within[name] = thing
     note_saved(within.values())
     return [*within]
+
+
+def _come_in_turn(some: list[str], others: list[str]) -> bool:
+    left = iter(others)
+    return all(shown in left for shown in some)
 
 
 def _has_weights(thing: Any) -> bool:
@@ -138,6 +147,16 @@ def _has_weights(thing: Any) -> bool:
 def _is_followed_iterator(thing: Any) -> bool:
     """Of ``iter(range(steps))`` a process may have its own, to know when to end."""
     return is_iterator(thing) and type(thing) is not _RANGE_ITERATOR and not is_over_stock_loader(thing)
+
+
+def _fetches_ahead(thing: Any) -> bool:
+    """Whether it has begun to go through a loader of this package, and has tensors, such as the batch to come: also of
+    what is saved itself, since what it takes from the loader counts as trained on.
+    """
+    if not _has_attributes(thing) or _has_state(thing):
+        return False
+    has_pass = any(loader_of_pass(part) is not None for _, part in parts_of(thing))
+    return has_pass and holds_tensors(thing)
 
 
 def _owner_of(value: Any) -> Any:
@@ -187,7 +206,9 @@ def values_of_objects(unsaved: Mapping[str, Any], kept: Collection[int]) -> dict
     kept = {*kept, *saved_parameters(), *memory_of_saved_modules(), *parameters_of_saved_optimizers()}
     owners = {path: id(value) for path, value in (*variables_of_script(), *users_locals()) if _has_attributes(value)}
     found = {
-        name: shown_value(part, {*kept, owners.get(name.rpartition(".")[0], 0)}, is_carried=True)
+        name: shown_order(part)
+        if is_order(part)
+        else shown_value(part, {*kept, owners.get(name.rpartition(".")[0], 0)}, is_carried=True)
         for name, part in unsaved.items()
         if not has_position(part)
     }

@@ -34,6 +34,7 @@ from neuromanifold_gpt.state.unsaved.optimizer_values import (
     values_of_optimizers,
     values_of_schedulers,
 )
+from neuromanifold_gpt.state.unsaved.orders import are_of_the_same, is_shown_order
 from neuromanifold_gpt.state.unsaved.saved_things import note_saved, saved_parameters
 from neuromanifold_gpt.state.unsaved.shown_code import NONE, OF_CLASS, own_methods
 from neuromanifold_gpt.state.unsaved.shown_values import RESULT, holds_tensors, kept_by, plain_attributes, shown_value
@@ -135,8 +136,26 @@ def warn_of_other_values(module: nn.Module, saved: Mapping[str, str], kept: Coll
     module = unwrap(module)
     now = _with_variables(module, kept)[0]
     _followed[module] = FollowedValues({path: shown for path, shown in now.items() if shown != NONE})  # to be set up
-    _saved[module] = SavedValues(saved)
+    orders = {path: shown for path, shown in saved.items() if is_shown_order(shown)}
+    _compare_in_first_step(orders, kept)
+    _saved[module] = SavedValues({path: shown for path, shown in saved.items() if path not in orders})
     _saved[module].warn_of_others(values_beside_state(module, kept=kept, as_settings=True), stacklevel=3)
+
+
+def _compare_in_first_step(orders: Mapping[str, str], kept: Collection[Any]) -> None:
+    """Orders that a loop goes through, when the first of some optimizers has stepped."""
+    optimizer = next((thing for thing in kept if isinstance(thing, torch.optim.Optimizer)), None)
+    if optimizer is None or not orders:
+        return
+    all_kept = {*map(id, with_what_they_read(kept))}  # references would be found in the optimizer
+
+    def compare(*_: Any) -> None:
+        handle.remove()
+        shown = values_of_objects(unsaved_objects(all_kept), all_kept)
+        same = {path: now for path, now in shown.items() if path in orders and are_of_the_same(orders[path], now)}
+        SavedValues(orders).warn_of_others(same, stacklevel=3)
+
+    handle = optimizer.register_step_post_hook(compare)
 
 
 def _with_variables(module: nn.Module, kept: Collection[Any]) -> tuple[dict[str, str], dict[str, Any]]:
