@@ -7,16 +7,18 @@ that torch itself writes for optimizers made from ``named_parameters()``, and lo
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from neuromanifold_gpt.checkpoint.errors import StateMismatchError
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
 from neuromanifold_gpt.checkpoint.foreign import clean_name
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.rng import rank_and_world_size
@@ -27,6 +29,7 @@ NAMES_KEY = "param_names"
 _ELEMENTWISE = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum"})
 # Marks the state of LBFGS, which belongs to all parameters in their order and lies with the first.
 _WHOLE = "func_evals"
+_said: WeakSet[torch.optim.Optimizer] = WeakSet()
 
 
 def named_optimizer_state(
@@ -43,6 +46,7 @@ def named_optimizer_state(
     state = whole_state(optimizer) if state is None else state
     if not state:
         return {}
+    _warn_of_addresses(optimizer, state)
     if has_own_form(state):
         return {**state, **optimizer_settings(optimizer)}
     return {**add_names(state, group_names(optimizer, names)), **optimizer_settings(optimizer)}
@@ -57,6 +61,25 @@ def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return optimizer.state_dict()
     gather(0)
     return optimizer.state_dict() if rank_and_world_size()[0] == 0 else {}
+
+
+def _warn_of_addresses(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Once an optimizer. Its ``load_state_dict`` cannot know the parameters by their places in a process that is gone.
+
+    Warns:
+        InexactResumeWarning: some state is by ``id(parameter)``, as in the Lookahead of many projects.
+    """
+    addresses = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    by_address = sorted(key for key, part in state.items() if isinstance(part, dict) and not addresses.isdisjoint(part))
+    if by_address and optimizer not in _said:
+        _said.add(optimizer)
+        warnings.warn(
+            f"the state_dict() of {type(optimizer).__name__} has state by id(parameter), which is another number in "
+            f"each process: {listed(by_address)}. A resume from this save cannot be exact: number the parameters as "
+            "torch's own state_dict() does.",
+            InexactResumeWarning,
+            stacklevel=3,
+        )
 
 
 def has_own_form(state: Mapping[str, Any]) -> bool:
@@ -136,9 +159,10 @@ def keep_saved_dtypes(optimizer: torch.optim.Optimizer, loaded: Mapping[str, Any
     if has_own_form(loaded):
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    states = getattr(optimizer, "state", {})  # one that wraps another may have none
+    # One that wraps another may have none, or numbers for keys, and a tensor compares with those element by element.
+    states = {id(key): state for key, state in getattr(optimizer, "state", {}).items() if isinstance(key, Tensor)}
     for index, parameter in enumerate(parameters):
-        state = states.get(parameter) or {}  # sharded, it is that of another rank
+        state = states.get(id(parameter)) or {}  # sharded, it is that of another rank
         for key, saved in loaded["state"].get(index, {}).items():
             if key in state:
                 state[key] = _as_saved(state[key], saved)

@@ -758,3 +758,28 @@ def test_one_without_groups_in_its_state_is_taken_as_it_is(tmp_path: Path) -> No
     whole = trained(4)[0]
     again = trained(2, trained(2)[1])[0]
     assert all(map(torch.equal, again.state_dict().values(), whole.state_dict().values()))
+
+
+class ByAddress(torch.optim.SGD):
+    """As the Lookahead of many projects: it saves its slow weights by ``id(parameter)``, and finds them never again."""
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        slow = {(id(key) if isinstance(key, torch.Tensor) else key): value for key, value in self.state.items()}
+        return {**state, "state": {}, "slow_state": slow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict({**state, "state": {}})
+        self.state.update(state["slow_state"])
+
+
+def test_state_by_addresses_is_said_once_and_restored_as_it_is(tmp_path: Path) -> None:
+    model = nn.Linear(2, 1)
+    optimizer = ByAddress(model.parameters(), 0.1, momentum=0.9)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    with pytest.warns(InexactResumeWarning, match=r"ByAddress has state by id\(parameter\), .*: slow_state\. "):
+        saved = save_checkpoint(tmp_path, step=1, model=model, optimizers=optimizer)
+    save_checkpoint(tmp_path, step=2, model=model, optimizers=optimizer)  # here, a warning is an error
+    load_checkpoint(saved).restore(model=model, optimizers=optimizer)
+    assert {type(key) for key in optimizer.state} == {nn.Parameter, int}
