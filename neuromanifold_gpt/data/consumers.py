@@ -5,6 +5,7 @@ Neither is part of a position, and neither can be asked, so the interpreter is.
 
 from __future__ import annotations
 
+import dis
 import gc
 import inspect
 import itertools
@@ -19,11 +20,14 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict
+from neuromanifold_gpt.state.inspection.script_functions import code_of_script, names_read_by
 from neuromanifold_gpt.state.inspection.users_objects import loader_of_pass, variables_of_generator
 
 _MAXIMUM_DEPTH = 4  # enumerate(tqdm(zip(loader, other)))
 _KINDS = (enumerate, itertools.cycle, zip)
 _RANGE_ITERATOR = type(iter(range(0)))
+_OF_VARIABLES = frozenset({"locals", "vars", "globals", "eval", "exec"})
+_READS = ("LOAD_FAST", "LOAD_NAME", "LOAD_DEREF")
 _COUNT = re.compile(r"count\((-?\d+)(?:, (-?\d+))?\)")
 
 
@@ -88,7 +92,7 @@ def counted_from(consumers: list[Any], iterator: Iterator[Any], asking: types.Fr
     found: dict[str, int] = {}
     passing_on = generators_at(asking)
     for consumer in consumers:
-        if type(consumer) is enumerate:
+        if type(consumer) is enumerate and _reads_number(asking):
             number: Any = consumer.__reduce__()[1][1]
             found["enumerate"] = number
         parts = _parts_of_zip(consumer) if type(consumer) is zip else ()
@@ -98,6 +102,26 @@ def counted_from(consumers: list[Any], iterator: Iterator[Any], asking: types.Fr
             if (number_and_step := _number_and_step(part)) is not None:
                 found["zip"] = number_and_step[0] - number_and_step[1] * was_asked
     return found
+
+
+def _reads_number(asking: types.FrameType | None) -> bool:
+    """Whether a ``for`` over an ``enumerate`` reads its numbers; also where that is not clear."""
+    while asking is not None and asking.f_code.co_flags & inspect.CO_GENERATOR:
+        asking = asking.f_back
+    if asking is None:
+        return True
+    code = asking.f_code
+    steps = list(dis.get_instructions(code))
+    place = next((place for place, step in enumerate(steps) if step.offset == asking.f_lasti), 0)
+    asks, unpacks, keeps = steps[place : place + 3] if place + 3 <= len(steps) else (steps[0],) * 3
+    is_plain = (asks.opname, unpacks.opname) == ("FOR_ITER", "UNPACK_SEQUENCE")
+    if not is_plain or not keeps.opname.startswith(("STORE_FAST", "STORE_NAME")):
+        return True
+    name = keeps.argval[0] if isinstance(keeps.argval, tuple) else keeps.argval  # two in one step from 3.13 on
+    reads = (step.argval for step in steps if any(kind in step.opname for kind in _READS))
+    read = {part for value in reads for part in (value if isinstance(value, tuple) else (value,))}
+    of_script = names_read_by(code_of_script()) if keeps.opname == "STORE_NAME" else set()
+    return name in read or name in of_script or bool(_OF_VARIABLES & {*code.co_names})
 
 
 def _number_and_step(counting: Any) -> tuple[int, int] | None:

@@ -90,6 +90,7 @@ class Position:
         self.is_exhausted = False  # for orders whose size is not known
         self._continue_pass = False
         self._is_loaded = False
+        self._seems_over = False  # the newest pass, when it began
         self.epoch_is_known = False  # the program has asked for it, or told it, since a position was loaded
         self.pass_was_told = False  # the program set the epoch of the newest one
         self._is_told = False
@@ -186,11 +187,9 @@ class Position:
 
         Warns:
             DataOrderWarning: it begins an epoch again of which a position was saved.
-            UserWarning: it gives nothing, since nothing was left of the epoch where the position was saved.
         """
-        if self.is_at_end and self._continue_pass:
-            self._say_that_nothing_is_left()
-        elif self.is_at_end:
+        self._seems_over = self.is_at_end and self._continue_pass
+        if self.is_at_end and not self._continue_pass:
             self._move_to(self.epoch + 1)
         elif not self._is_begun:
             self.progress = self.order.beginning()  # of which the program may have changed something
@@ -228,15 +227,19 @@ class Position:
                 )
             self._newest_pass, self._pass_is_open, self._is_saved_in_pass = number, True, False
         self.epoch, self.progress, self.is_exhausted = epoch, progress, False
+        self._seems_over = False  # a sampler may go on behind its length
 
     def end_pass(self, number: int) -> None:
         """It will not go on.
 
         Warns:
             DataOrderWarning: a position in it was saved, and another pass has begun its epoch again.
+            UserWarning: it gave nothing, since nothing was left of the epoch where the position was saved.
         """
         if number == self._newest_pass:
             self._pass_is_open = False
+            if self._seems_over:
+                self._say_that_nothing_is_left()
         elif self._interrupted_pass is not None and number == self._interrupted_pass[0]:
             self._warn(f"{_left_after(self._interrupted_pass[1])}, once no variable holds its iterator")
             self._interrupted_pass = None

@@ -85,6 +85,71 @@ def test_counting_from_0_in_the_middle_of_an_epoch_is_said(loader: str, how: str
             pass
 
 
+def reads(loader: Any) -> int:
+    total = 0
+    for number, _ in enumerate(loader):
+        total += number
+    return total
+
+
+def reads_in_another(loader: Any) -> int:
+    numbers = []
+    for number, _ in tqdm(enumerate(loader), disable=True):
+        numbers.append(lambda: number)  # noqa: B023 - that it is read, is all
+    return len(numbers)
+
+
+def reads_one_within(loader: Any) -> int:
+    return sum(number for number, _ in enumerate(loader))
+
+
+def asks_for_all_variables(loader: Any) -> int:
+    for _number, _ in enumerate(loader):
+        vars()
+    return 0
+
+
+def reads_none(loader: Any) -> int:
+    total = 0
+    for _number, batch in enumerate(loader):
+        total += len(batch)
+    return total
+
+
+def reads_none_around_tqdm(loader: Any) -> int:
+    for _, _ in enumerate(tqdm(loader, disable=True)):
+        pass
+    return 0
+
+
+@pytest.mark.parametrize("train", [reads, reads_in_another, reads_one_within, asks_for_all_variables])
+def test_numbers_that_are_read_are_said(train: Callable[[Any], int]) -> None:
+    with pytest.warns(DataOrderWarning, match="enumerate counts from 0 here"):
+        train(behind(LOADERS["ResumableDataLoader"], 3))
+
+
+@pytest.mark.parametrize("train", [reads_none, reads_none_around_tqdm])
+def test_numbers_that_nobody_reads_are_not(train: Callable[[Any], int]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(behind(LOADERS["ResumableDataLoader"], 3))
+
+
+SCRIPT = """
+for number, batch in enumerate(loader):
+    {body}
+"""
+
+
+@pytest.mark.parametrize(("body", "is_said"), [("len(batch)", False), ("print(number, len(batch))", True)])
+def test_numbers_of_a_script(body: str, is_said: bool) -> None:
+    variables = {"__name__": "__main__", "loader": behind(LOADERS["ResumableDataLoader"], 3)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        exec(SCRIPT.format(body=body), variables)
+    assert [warning.category for warning in caught] == [DataOrderWarning] * is_said
+
+
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("how", WRONG_IN_ZIP)
 def test_numbers_in_a_zip_too(loader: str, how: str) -> None:

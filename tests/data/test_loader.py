@@ -1,6 +1,7 @@
 """The loader: an interrupted run gets exactly the samples, in exactly the order, of one that was not."""
 
 import gc
+import itertools
 import json
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
 
 import neuromanifold_gpt
 from neuromanifold_gpt.data.errors import DataOrderWarning, DatasetError
@@ -475,6 +476,24 @@ class TestAPositionBehindTheLastBatchOfAnEpoch:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 assert list(loader) == []
+
+    def test_says_nothing_where_a_sampler_goes_on_behind_its_length(self):
+        class Endless(Sampler):
+            def __iter__(self):
+                yield from itertools.cycle(range(SIZE))
+
+            def __len__(self):
+                return SIZE
+
+        loader = resumable(DataLoader(list(range(SIZE)), BATCH, sampler=Endless()))
+        batches = zip(loader, range(-(-SIZE // BATCH)), strict=False)
+        state = [loader.state_dict() for _ in batches][-1]
+        again = resumable(DataLoader(list(range(SIZE)), BATCH, sampler=Endless()))
+        again.load_state_dict(state)
+        epoch = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert next(iter(again)).shape == (BATCH,), epoch
 
     def test_says_nothing_to_a_loop_that_counts_no_epochs(self):
         loader, steps = resumed(state_of_last_batch()), 0
