@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
-import weakref
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -31,6 +30,7 @@ from neuromanifold_gpt.lightning_io.loop_state import LoopState
 from neuromanifold_gpt.lightning_io.other_callbacks import inexact_here
 from neuromanifold_gpt.lightning_io.users_parts import UsersParts
 from neuromanifold_gpt.lightning_io.validation_position import ValidationPosition
+from neuromanifold_gpt.lightning_io.weight_updates import WeightUpdates
 from neuromanifold_gpt.state.module_values import ModuleValues
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.own_generators import warn_of_missing_generators
@@ -53,8 +53,7 @@ class ResumePointTracker:
         self._module_values: ModuleValues | None = None
         self._parts: UsersParts | None = None
         self._has_stepped = False  # in this process
-        self._step_hooks: list[Any] = []
-        self._has_updated = False  # weights since the state was whole, whether Lightning has counted the step or not
+        self._updates: WeightUpdates | None = None  # since the state was whole
         self._hooks_were_called = True  # of an epoch or a validation: they may have made generators
         self._said: set[str] = set()  # generators that were made late
         self._before_validation: tuple[dict[str, Any], dict[str, Any]] = ({}, {})  # the counters, and the rest
@@ -70,21 +69,12 @@ class ResumePointTracker:
         self._module_values = ModuleValues(trainer.lightning_module)
         self._has_stepped, self._hooks_were_called, self._left = False, True, None
         self.training_ends()
-        own = weakref.ref(self)  # what optimizers refer to is searched for generators
-
-        def note_update(*_: Any) -> None:
-            if (tracker := own()) is not None:
-                tracker._has_updated = True
-
-        # One that wraps another may have left out super().__init__().
-        optimizers = [optimizer for optimizer in trainer.optimizers if hasattr(optimizer, "_optimizer_step_post_hooks")]
-        self._step_hooks = [optimizer.register_step_post_hook(note_update) for optimizer in optimizers]
+        self._updates = WeightUpdates(trainer)
 
     def training_ends(self) -> None:
         """Leave the optimizers as they were."""
-        for hook in self._step_hooks:
-            hook.remove()
-        self._step_hooks = []
+        if self._updates is not None:
+            self._updates.end()
 
     def reached(self, trainer: Trainer, point: str) -> None:
         """The state is whole now."""
@@ -94,7 +84,11 @@ class ResumePointTracker:
             self._has_stepped = True
         if self._parts is not None and (between or self._hooks_were_called):
             self._owned = self._parts.look_again()  # hooks and first batches may have made some
-        self._hooks_were_called, self._has_updated = between, False
+        self._hooks_were_called = between
+        if self._updates is not None:
+            if self.whole is not None:
+                self._updates.warn_if_not_counted(trainer.global_step - self.whole.global_step)
+            self._updates.seen = False
         stepped = self.whole is None or trainer.global_step != self.whole.global_step
         waits_for_batches = not stepped or trainer.fit_loop._should_accumulate()
         self.whole = LoopState(
@@ -178,7 +172,7 @@ class ResumePointTracker:
         batches = fit_loop["epoch_loop.batch_progress"]
         inside_step = batches["current"]["started"] > batches["current"]["processed"]
         is_same_step = self.whole is not None and trainer.global_step == self.whole.global_step
-        same_weights = is_same_step and not (inside_step and self._has_updated)
+        same_weights = is_same_step and not (inside_step and self._updates is not None and self._updates.seen)
         if inside_step and not (same_weights and not any(True for _ in trainer.lightning_module.buffers())):
             reason = (
                 f"step {trainer.global_step} is saved before it is finished: a resume from it cannot be exact. Save "
