@@ -28,7 +28,7 @@ from neuromanifold_gpt.state.modules import (
     restore_modes,
     unwrap,
     warn_if_rounded,
-    warn_of_other_modes,
+    warn_of_other_modes_once_stepped,
 )
 from neuromanifold_gpt.state.optimizers import (
     check_group_order,
@@ -150,7 +150,7 @@ class LoadedCheckpoint:
                 kept = [*optimizers, *schedulers, *loaders, *further.values()]
                 warn_of_other_values(model, self._values_of_save(DETAILS_KEY), kept)
             if self.modes:
-                warn_of_other_modes(restore_modes(model, self.modes))
+                warn_of_other_modes_once_stepped(model, restore_modes(model, self.modes), optimizers)
         for optimizer, state in zip(optimizers, matched, strict=True):
             load_matched_state(optimizer, state)
         targets = [*schedulers, *loaders, *further.values()]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -232,8 +233,35 @@ def warn_of_other_modes(changed: list[str]) -> None:
             "frozen and trained parameters are those of the checkpoint; this run had set otherwise: "
             f"{listed(changed)}.",
             InexactResumeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
+
+
+def warn_of_other_modes_once_stepped(
+    module: nn.Module, changed: list[str], optimizers: Sequence[torch.optim.Optimizer]
+) -> None:
+    """:func:`warn_of_other_modes`, when each of some optimizers has stepped, of parameters that are so all the time:
+    loops with several networks freeze and unfreeze them in each step.
+    """
+    parameters = {clean_name(name): parameter for name, parameter in unwrap(module).named_parameters()}
+    # References proper would be found in the optimizers.
+    left = {name: (weakref.ref(parameters[name]), parameters[name].requires_grad) for name in changed}
+    handles: dict[int, Any] = {}
+
+    def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        handles.pop(id(optimizer)).remove()
+        for name, (reference, was_trained) in list(left.items()):
+            if (parameter := reference()) is None or parameter.requires_grad != was_trained:
+                del left[name]
+        if not handles:
+            warn_of_other_modes([*left])
+
+    # One that wraps another may have left out super().__init__().
+    hooked = [optimizer for optimizer in optimizers if hasattr(optimizer, "_optimizer_step_post_hooks")]
+    if changed and not hooked:
+        warn_of_other_modes(changed)
+    elif changed:
+        handles.update({id(optimizer): optimizer.register_step_post_hook(look) for optimizer in hooked})
 
 
 def _module_name(name: str) -> str:

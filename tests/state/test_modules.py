@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from neuromanifold_gpt import load_checkpoint, save_checkpoint
-from neuromanifold_gpt.checkpoint.errors import StateMismatchError
+from neuromanifold_gpt import latest_checkpoint, load_checkpoint, save_checkpoint
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
 from neuromanifold_gpt.state.modules import load_module_state, module_state, parameter_names, under_own_names, unwrap
 
 
@@ -516,3 +516,48 @@ class TestPartsThatLoadInAWayOfTheirOwn:
         with pytest.raises(StateMismatchError, match="a bank of another kind"):
             load_checkpoint(tmp_path).restore(model=target)
         assert values(target) == before
+
+
+class TestFrozenParametersOfARestore:
+    """What a loop itself sets in each step, need not be said."""
+
+    @staticmethod
+    def train(directory, *, toggles, freezes=False):
+        generator, critic = nn.Linear(1, 1), nn.Linear(1, 1)
+        critic.requires_grad_(not freezes)
+        optimizers = [torch.optim.SGD(network.parameters(), 0.1) for network in (critic, generator)]
+        parts = {"model": nn.ModuleDict({"generator": generator, "critic": critic}), "optimizers": optimizers}
+        if newest := latest_checkpoint(directory):
+            load_checkpoint(newest).restore(**parts)
+        for network in (critic, generator):
+            if toggles:
+                critic.requires_grad_(network is critic)
+                generator.requires_grad_(network is generator)
+            parts["model"].zero_grad()
+            critic(generator(torch.ones(1, 1))).sum().backward()
+            for optimizer in optimizers[network is generator :][:1]:
+                optimizer.step()
+        save_checkpoint(directory, step=1, **parts)
+
+    def test_that_each_step_toggles_are_not_said(self, tmp_path):
+        for _ in range(3):
+            self.train(tmp_path, toggles=True)  # here, a warning is an error
+
+    def test_others_are_said_when_all_have_stepped(self, tmp_path):
+        self.train(tmp_path, toggles=False)
+        with pytest.warns(InexactResumeWarning, match=r"had set otherwise: critic\.weight; critic\.bias\."):
+            self.train(tmp_path, toggles=False, freezes=True)
+
+    def test_of_optimizers_without_hooks_at_once(self, tmp_path):
+        model = nn.Linear(1, 1)
+        save_checkpoint(tmp_path, step=1, model=model, optimizers=torch.optim.SGD(model.parameters(), 0.1))
+
+        class Bare(torch.optim.SGD):
+            def __init__(self, parameters):
+                super().__init__(parameters, 0.1)
+                del self._optimizer_step_post_hooks
+
+        Bare.__name__ = "SGD"
+        optimizer = Bare(model.requires_grad_(False).parameters())
+        with pytest.warns(InexactResumeWarning, match="had set otherwise: weight; bias"):
+            load_checkpoint(tmp_path).restore(model=model, optimizers=optimizer)

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from neuromanifold_gpt.state.inspection.hooks import hooks_of
 from neuromanifold_gpt.state.inspection.users_objects import (
@@ -143,11 +144,10 @@ def warn_of_other_values(module: nn.Module, saved: Mapping[str, str], kept: Coll
 
 
 def _compare_in_first_step(orders: Mapping[str, str], kept: Collection[Any]) -> None:
-    """Orders that a loop goes through, when the first of some optimizers has stepped."""
-    optimizer = next((thing for thing in kept if isinstance(thing, torch.optim.Optimizer)), None)
-    if optimizer is None or not orders:
+    """Orders that a loop goes through, when an optimizer has stepped."""
+    if not orders:
         return
-    all_kept = {*map(id, with_what_they_read(kept))}  # references would be found in the optimizer
+    all_kept = {*map(id, with_what_they_read(kept))}
 
     def compare(*_: Any) -> None:
         handle.remove()
@@ -155,7 +155,7 @@ def _compare_in_first_step(orders: Mapping[str, str], kept: Collection[Any]) -> 
         same = {path: now for path, now in shown.items() if path in orders and are_of_the_same(orders[path], now)}
         SavedValues(orders).warn_of_others(same, stacklevel=3)
 
-    handle = optimizer.register_step_post_hook(compare)
+    handle = register_optimizer_step_post_hook(compare)
 
 
 def _with_variables(module: nn.Module, kept: Collection[Any]) -> tuple[dict[str, str], dict[str, Any]]:
