@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import Subset
 
-from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError
+from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError, InexactResumeWarning
 from neuromanifold_gpt.checkpoint.lock import lock_directory
 from neuromanifold_gpt.checkpoint.naming import step_name
 from neuromanifold_gpt.checkpoint.retention import enforce
@@ -240,6 +240,8 @@ def _quiet_lightning() -> None:
     """Lightning's hints speak of settings that are not the user's here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # The lines "changed: ..." name them, as far as they matter.
+    warnings.filterwarnings("ignore", "settings of the trainer have changed", InexactResumeWarning)
     warnings.filterwarnings("ignore", module=r"lightning\.")
 
 

@@ -101,6 +101,16 @@ def test_settings_that_change_the_trajectory_are_said_in_one_line_each_and_hold(
     assert [row.split(",")[2] for row in rows[1:]] == ["0.0001", "0.0002", "0.0003", "0.0004", "0.5", "0.5"]
 
 
+def test_settings_of_the_trainer_are_said_once_at_most(run: Run, tmp_path: Path):
+    assert run(tmp_path, eval_interval=2)[0] == 0
+    code, stdout, stderr = run(tmp_path, max_iters=6, eval_interval=3, gradient_accumulation_steps=2)
+    assert code == 0
+    assert [line.split()[1] for line in stdout.splitlines() if line.startswith("  changed:")] == [
+        "gradient_accumulation_steps"
+    ]
+    assert "settings of the trainer" not in stdout + stderr
+
+
 def test_another_text_is_noticed(run: Run, tmp_path: Path):
     text = tmp_path / "text.txt"
     text.write_text("To stop is not to lose. " * 400)
