@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
+from neuromanifold_gpt.data.memos import Memos
 from neuromanifold_gpt.state.inspection.kept_variables import attributes_made_by, variables_at
 from neuromanifold_gpt.state.inspection.searched_parts import MAXIMUM_ITEMS
 from neuromanifold_gpt.state.inspection.shared_values import array_in
@@ -41,10 +42,13 @@ class ChangesBesidePosition:
     Args:
         owned: those that hold them. What is among their values is in the position.
         shared: those that workers have too.
+        memos: what samples are remembered in, which is none of these.
     """
 
-    def __init__(self, owned: Sequence[OwnedState], *, shared: Sequence[OwnedState] = ()) -> None:
-        self._owned, self._sharing = owned, shared
+    def __init__(
+        self, owned: Sequence[OwnedState], *, shared: Sequence[OwnedState] = (), memos: Memos | None = None
+    ) -> None:
+        self._owned, self._sharing, self._memos = owned, shared, memos or Memos()
         self._before: dict[str, str] | None = None
         self._behind_batch: set[str] = set()  # attributes that were there when the last batch was
         self._set_between_batches: set[str] = set()
@@ -59,6 +63,7 @@ class ChangesBesidePosition:
     def batch_is_asked_for(self) -> None:
         """What appears from here on, until the batch is there, is what samples need, and make again."""
         if self._before is not None:
+            self._memos.batch_is_asked_for()
             now = self._owners_of_attributes()
             new = now.keys() - self._behind_batch
             self._set_between_batches.update(path for path in new if not _is_cached_property(now[path], path))
@@ -71,6 +76,7 @@ class ChangesBesidePosition:
         """
         if self._before is None:
             self._before, self._collate_fns = self._shown(), collate_fns
+        self._memos.batch_is_there()
         self._behind_batch = {*self._owners_of_attributes()}
 
     def warn_of_changes(self, collate_fns: Mapping[str, Any], *, is_at_end: bool) -> None:
@@ -93,7 +99,7 @@ class ChangesBesidePosition:
         changed = sorted(
             path for path in now.keys() - self._said if _is_a_change(before.get(path, _NONE), now[path], path in late)
         )
-        if changed:
+        if changed := self._memos.left_out(changed):
             self._said.update(changed)
             warnings.warn(
                 f"{listed(changed)}: training changes it, and no position has it. Where samples depend on it, a resume "

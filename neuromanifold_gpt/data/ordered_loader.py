@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.errors import DataOrderWarning
+from neuromanifold_gpt.data.memos import Memos
 from neuromanifold_gpt.data.position import EpochOrder, Position, Progress
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.data.sample_seeds import CollateSingle, SampleKey, SeededCollate, SeededSamples
@@ -74,7 +75,8 @@ class OrderedLoader(PositionedLoader):
         self._is_single = samplers["batch_sampler"] is None
         self._collate = _Collate(collate_fn, dataset, seed_samples, self._is_single)
         self._owned = OwnedState({"dataset": dataset, "collate_fn": self._collate.root})
-        self._beside = ChangesBesidePosition([self._owned, *order.owned()], shared=[self._owned])
+        memos = Memos(self._samples, self._owned)
+        self._beside = ChangesBesidePosition([self._owned, *order.owned()], shared=[self._owned], memos=memos)
         self._values_in_workers: dict[str, Any] | None = None  # that are there, or that a position was loaded of
         self._has_workers = self._was_changed_here = False
         self._has_said = self._draws = False

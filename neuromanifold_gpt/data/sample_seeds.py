@@ -54,6 +54,11 @@ class SeededSamples(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def draws(self) -> bool:
+        """As far as it was seen, in this process; taken for granted without seeds."""
+        return self._seeded.draws or not self._seed_samples
+
     def begin_pass(self) -> None:
         """Look again for generators, in this process: some are made anew for each epoch."""
         self._seeded.begin_pass()

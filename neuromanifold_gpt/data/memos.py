@@ -1,0 +1,71 @@
+"""Dicts in which a dataset remembers the samples that it has made: they are no state, if samples draw nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from neuromanifold_gpt.data.sample_seeds import SeededSamples
+from neuromanifold_gpt.state.owned_state import OwnedState
+from neuromanifold_gpt.state.unsaved.shown_values import shown_value
+
+_LONGEST = 1_000_000
+_SHOWN = 100
+_MOST_OWNERS = 100  # they are looked at with each batch
+
+
+class Memos:
+    """Follows dicts that grow while samples are made, and only then, and keep what they have.
+
+    Args:
+        samples: that are made.
+        owned: what the dataset holds.
+    """
+
+    def __init__(self, samples: SeededSamples | None = None, owned: OwnedState | None = None) -> None:
+        self._samples, self._owned = samples, owned
+        self._sizes: dict[str, int] = {}  # when the last batch was there
+        self._grown: set[str] = set()  # while one was made
+        self._others: set[str] = set()  # dicts that are no memos
+        self._entries: dict[str, dict[Any, Any]] = {}  # at the last look
+
+    def batch_is_asked_for(self) -> None:
+        """Who has another size than when the last batch was there, is no memo."""
+        now = self._dicts()
+        self._others.update(path for path, size in self._sizes.items() if path not in now or len(now[path]) != size)
+
+    def batch_is_there(self) -> None:
+        """What is there now, its samples have needed."""
+        dicts = self._dicts()
+        for path in dicts.keys() - self._entries.keys():
+            self._entries[path] = _entries(dicts[path])
+        self._grown.update(path for path, value in dicts.items() if len(value) > self._sizes.get(path, len(value)))
+        self._sizes = {path: len(value) for path, value in dicts.items()}
+
+    def left_out(self, changed: Sequence[str]) -> list[str]:
+        """Without those that are memos, as far as they have shown.
+
+        None are where samples draw, or a number or text of the dataset has changed: the same sample, made later, could
+        be another one.
+        """
+        if not changed or self._samples is None or self._owned is None:
+            return [*changed]
+        dicts = self._dicts()
+        for path, value in dicts.items():
+            now, before = _entries(value), self._entries.get(path, {})
+            if len(value) > _LONGEST or any(now.get(key) != before[key] for key in before):
+                self._others.add(path)
+            self._entries[path] = now
+        memos = set() if self._samples.draws or self._owned.changed_values() else self._grown - self._others
+        return [path for path in changed if path not in memos]
+
+    def _dicts(self) -> dict[str, Any]:
+        if self._owned is None or len(self._owned.owners()) > _MOST_OWNERS:
+            return {}
+        return {path: value for path, value in self._owned.attributes() if type(value) is dict}
+
+
+def _entries(value: dict[Any, Any]) -> dict[Any, Any]:
+    """By key, of each which one it is, and of some how they are."""
+    entries = list(value.items())[:_LONGEST]
+    return {key: (id(part), shown_value(part) if n < _SHOWN else None) for n, (key, part) in enumerate(entries)}
