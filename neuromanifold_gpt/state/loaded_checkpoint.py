@@ -153,6 +153,8 @@ class LoadedCheckpoint:
                 warn_of_other_modes_once_stepped(model, restore_modes(model, self.modes), optimizers)
         for optimizer, state in zip(optimizers, matched, strict=True):
             load_matched_state(optimizer, state)
+            if self.global_step:  # else schedulers warn that they step before the optimizer has
+                optimizer._opt_called = True  # type: ignore[attr-defined]
         targets = [*schedulers, *loaders, *further.values()]
         states = [
             *(self.lr_scheduler_states if schedulers else []),

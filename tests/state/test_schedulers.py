@@ -176,6 +176,22 @@ class TestSeveralSchedulers:
         assert [str(state) for state in loaded.lr_scheduler_states] == before
 
 
+@pytest.mark.filterwarnings("error")
+def test_torch_does_not_take_a_restored_optimizer_for_one_that_has_never_stepped(tmp_path):
+    def parts():
+        model = nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        return {"model": model, "optimizers": optimizer, "schedulers": lrs.ExponentialLR(optimizer, 0.5)}
+
+    of_run = parts()
+    of_run["optimizers"].step()
+    save_checkpoint(tmp_path, step=1, **of_run)  # at the end of the first epoch
+    resumed = parts()
+    load_checkpoint(tmp_path).restore(**resumed)
+    resumed["schedulers"].step()
+    assert resumed["optimizers"].param_groups[0]["lr"] == 0.05
+
+
 class TestGroupsInAnotherOrder:
     """A scheduler numbers the groups, so it would give each the learning rate of another."""
 
