@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from neuromanifold_gpt.data.sample_seeds import SeededSamples
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.unsaved.shown_values import shown_value
 
-_LONGEST = 1_000_000
+_LOOKED_AT = 1000  # those that are there first: it grows at its end
 _SHOWN = 100
 _MOST_OWNERS = 100  # they are looked at with each batch
 
@@ -53,7 +54,7 @@ class Memos:
         dicts = self._dicts()
         for path, value in dicts.items():
             now, before = _entries(value), self._entries.get(path, {})
-            if len(value) > _LONGEST or any(now.get(key) != before[key] for key in before):
+            if any(now.get(key) != before[key] for key in before):
                 self._others.add(path)
             self._entries[path] = now
         memos = set() if self._samples.draws or self._owned.changed_values() else self._grown - self._others
@@ -66,6 +67,6 @@ class Memos:
 
 
 def _entries(value: dict[Any, Any]) -> dict[Any, Any]:
-    """By key, of each which one it is, and of some how they are."""
-    entries = list(value.items())[:_LONGEST]
+    """By key, which one it is, and of some how they are."""
+    entries = [*islice(value.items(), _LOOKED_AT)]
     return {key: (id(part), shown_value(part) if n < _SHOWN else None) for n, (key, part) in enumerate(entries)}

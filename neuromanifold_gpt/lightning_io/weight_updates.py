@@ -32,6 +32,7 @@ class WeightUpdates:
                 updates.seen = updates.seen or updates._is_of_module(optimizer)
 
         self._hook = register_optimizer_step_post_hook(note)
+        weakref.finalize(self, self._hook.remove)
 
     def _is_of_module(self, optimizer: torch.optim.Optimizer) -> bool:
         first = next((parameter for group in optimizer.param_groups for parameter in group["params"]), None)

@@ -249,7 +249,8 @@ def warn_of_other_modes_once_stepped(
     handles: dict[int, Any] = {}
 
     def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        handles.pop(id(optimizer)).remove()
+        if (handle := handles.pop(id(optimizer), None)) is not None:
+            handle.remove()
         for name, (reference, was_trained) in list(left.items()):
             if (parameter := reference()) is None or parameter.requires_grad != was_trained:
                 del left[name]

@@ -70,7 +70,8 @@ def _warn_of_addresses(optimizer: torch.optim.Optimizer, state: Mapping[str, Any
         InexactResumeWarning: some state is by ``id(parameter)``, as in the Lookahead of many projects.
     """
     addresses = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    by_address = sorted(key for key, part in state.items() if isinstance(part, dict) and not addresses.isdisjoint(part))
+    parts = {str(key): part for key, part in state.items() if isinstance(part, dict)}
+    by_address = sorted(name for name, part in parts.items() if not addresses.isdisjoint(part))
     if by_address and optimizer not in _said:
         _said.add(optimizer)
         warnings.warn(

@@ -16,7 +16,8 @@ from neuromanifold_gpt.state.inspection.plain_reading import values_in
 _ORDER = "an order of "
 _FEWEST = 3
 _LOOKED_AT = 1000  # to know one
-_SHOWN = 1 << 16  # of its items
+_SHOWN = 10_000  # of its items
+_LONGEST_TEXT = 100
 _PLAIN = (bool, int, float, str, type(None))
 _LONGEST_ITEM = 100
 _DEPTH = 3  # of an example, such as a text and its labels
@@ -31,7 +32,7 @@ def is_order(value: Any) -> bool:
     few = [*islice(values_in(value), _LOOKED_AT)]
     if len({*map(type, few)}) > 1 or type(few[0]) not in (int, str, tuple, list) or not all(map(_is_plain, few)):
         return False
-    if len({*map(repr, few)}) < len(few):
+    if len({*map(_text, few)}) < len(few):
         return False
     try:
         return any(first > second for first, second in pairwise(few))
@@ -45,9 +46,20 @@ def _is_plain(item: Any, depth: int = 0) -> bool:
     return type(item) in _PLAIN
 
 
+def _text(item: Any) -> str:
+    return repr(_shortened(item))
+
+
+def _shortened(item: Any) -> Any:
+    """Documents are long."""
+    if type(item) in (tuple, list):
+        return [*map(_shortened, item)]
+    return item[:_LONGEST_TEXT] if type(item) is str else item
+
+
 def shown_order(value: Any) -> str:
     """Of one of :func:`is_order` a text that shows what it is an order of, as far as that is seen, and which."""
-    texts = [*map(repr, islice(values_in(value), _SHOWN))]
+    texts = [*map(_text, islice(values_in(value), _SHOWN))]
     ends = (min(texts), max(texts)) if len(value) <= _SHOWN else ()
     return f"{_ORDER}{_digest(len(value), *ends)} {_digest(*texts)}"
 
