@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
-from neuromanifold_gpt import ResumableDataLoader, resumable, save_checkpoint
+from neuromanifold_gpt import ResumableDataLoader, latest_checkpoint, load_checkpoint, resumable, save_checkpoint
 
 
 class Training:
@@ -434,3 +434,25 @@ def test_classes_of_a_program_that_ends_do_not_stay_either(tmp_path: Path) -> No
     del model, Model
     gc.collect()
     assert kept() is None
+
+
+def test_what_a_loop_reads_later_in_a_round_is_not_missed_behind_that(tmp_path: Path, said: Callable[[], str]) -> None:
+    def fit(place: str, evaluated: torch.Tensor) -> None:
+        training = Training(tmp_path)
+        if newest := latest_checkpoint(tmp_path):
+            load_checkpoint(newest).restore(model=training.model, optimizers=training.optimizer)
+        for _ in range(2):
+            for _ in range(3):
+                if place == "inside":
+                    training.save()
+                    return
+            training.model(evaluated).sum()
+            training.save()
+            return
+
+    fit("inside", torch.ones(2))
+    fit("behind", torch.ones(2))
+    assert said() == ""
+    fit("inside", torch.ones(2))
+    fit("inside", torch.zeros(2))
+    assert "were others at the save, and stay as they are now: locals" in said()

@@ -98,9 +98,10 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
     return {**found, **attributes_of_data(datasets, found)}
 
 
-def names_of_variables() -> set[str]:
-    """Of the functions that run, and of the script."""
-    return {name for name, _ in (*variables_of_script(), *users_locals())}
+def names_of_carried_variables() -> set[str]:
+    """Of the functions that run, and of the script, those that a loop carries from here on."""
+    carried = {id(value) for value in values_carried_by_loops()}
+    return {name for name, value in (*variables_of_script(), *users_locals()) if id(value) in carried}
 
 
 def saved_by_others(changed: Mapping[str, Any], saved: Sequence[Any]) -> list[str]:

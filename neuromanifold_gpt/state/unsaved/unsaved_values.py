@@ -41,7 +41,7 @@ from neuromanifold_gpt.state.unsaved.shown_code import NONE, OF_CLASS, own_metho
 from neuromanifold_gpt.state.unsaved.shown_values import RESULT, holds_tensors, kept_by, plain_attributes, shown_value
 from neuromanifold_gpt.state.unsaved.stock_loaders import warn_of_passes_under_way, warn_of_workers_that_stay
 from neuromanifold_gpt.state.unsaved.unsaved_objects import (
-    names_of_variables,
+    names_of_carried_variables,
     saved_by_others,
     unsaved_objects,
     values_of_objects,
@@ -113,7 +113,7 @@ def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[st
     settings.update((path, shown) for path, shown in now.items() if path in unsaved)
     saved = _saved.setdefault(module, SavedValues({}))
     missing = saved.missing(now)
-    is_empty = missing & names_of_variables() if missing else ()  # they had tensors at the save
+    is_empty = missing & names_of_carried_variables() if missing else ()  # they had tensors at the save
     compared = {**settings, **dict.fromkeys(is_empty, "")}
     others = [*_followed[module].changed(now), *saved.others(compared)]
     within = saved_by_others({path: unsaved[path] for path in others if path in unsaved}, [module, *kept])
