@@ -36,6 +36,7 @@ from neuromanifold_gpt.state.steps_taken_again import note_steps, steps_are_behi
 from neuromanifold_gpt.state.unsaved.before_next_batch import follow_up_to_batch
 from neuromanifold_gpt.state.unsaved.loop_numbers import LOOP_NUMBERS, LOOP_NUMBERS_KEY
 from neuromanifold_gpt.state.unsaved.rank_differences import shown_on_this_rank, warn_of_other_ranks
+from neuromanifold_gpt.state.unsaved.shared_tensors import warn_of_shared_tensors
 from neuromanifold_gpt.state.unsaved.unsaved_values import DETAILS_KEY, warn_of_values_left_out, with_what_they_read
 
 T = TypeVar("T")
@@ -111,6 +112,7 @@ def save_checkpoint(
     further, generators = without_generators(stateful)
     kept = [*as_list(optimizers), *as_list(schedulers), *as_list(loaders), *further.values()]
     left_out = {} if save_model_only else warn_of_values_left_out(model, kept)
+    warn_of_shared_tensors(as_list(optimizers), further)
     of_this_rank = {
         "rng": capture_rng_state(),
         "own_generators": generators_around(

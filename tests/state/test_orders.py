@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from neuromanifold_gpt import ResumableDataLoader, latest_checkpoint, load_checkpoint, save_checkpoint
+from neuromanifold_gpt import latest_checkpoint, load_checkpoint, save_checkpoint
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "then"]
 DATA: dict[str, list[Any]] = {
@@ -141,41 +141,3 @@ class TestALoopThatIsResumed:
         for steps in (5, 12, 20):
             train(Loop(tmp_path, steps), [*range(8)])
         assert said() == ""
-
-
-class Prefetcher:
-    """As detectors have it: one batch ahead."""
-
-    def __init__(self, loader: Any) -> None:
-        self.batches = iter(loader)
-        self.fetch()
-
-    def fetch(self) -> None:
-        self.ahead = next(self.batches, None)
-
-    def next(self) -> Any:
-        batch = self.ahead
-        self.fetch()
-        return batch
-
-
-class Trainer:
-    """Saves itself; its prefetcher is in no state."""
-
-    def __init__(self, prefetcher: Prefetcher) -> None:
-        self.prefetcher = prefetcher
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
-def test_a_batch_ahead_in_what_is_saved_itself(tmp_path: Path, said: Callable[[], str]) -> None:
-    loader = ResumableDataLoader(torch.arange(40.0).view(20, 2), 2)
-    trainer, model = Trainer(Prefetcher(loader)), nn.Linear(1, 1)
-    for step in range(3):
-        trainer.prefetcher.next()
-        save_checkpoint(tmp_path, step=step, model=model, loaders=loader, stateful={"trainer": trainer})
-    assert ".prefetcher. If" in said()

@@ -456,3 +456,41 @@ def test_what_a_loop_reads_later_in_a_round_is_not_missed_behind_that(tmp_path: 
     fit("inside", torch.ones(2))
     fit("inside", torch.zeros(2))
     assert "were others at the save, and stay as they are now: locals" in said()
+
+
+class Prefetcher:
+    """As detectors have it: one batch ahead."""
+
+    def __init__(self, loader: Any) -> None:
+        self.batches = iter(loader)
+        self.fetch()
+
+    def fetch(self) -> None:
+        self.ahead = next(self.batches, None)
+
+    def next(self) -> Any:
+        batch = self.ahead
+        self.fetch()
+        return batch
+
+
+class Trainer:
+    """Saves itself; its prefetcher is in no state."""
+
+    def __init__(self, prefetcher: Prefetcher) -> None:
+        self.prefetcher = prefetcher
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def test_a_batch_ahead_in_what_is_saved_itself(tmp_path: Path, said: Callable[[], str]) -> None:
+    loader = ResumableDataLoader(torch.arange(40.0).view(20, 2), 2)
+    trainer, model = Trainer(Prefetcher(loader)), nn.Linear(1, 1)
+    for step in range(3):
+        trainer.prefetcher.next()
+        save_checkpoint(tmp_path, step=step, model=model, loaders=loader, stateful={"trainer": trainer})
+    assert ".prefetcher. If" in said()

@@ -20,6 +20,7 @@ _SIGNALS = [number for number in signal.Signals if number.name in _ASK_TO_STOP] 
 _NO_FUNCTIONS = (types.ModuleType, str, int, float, bool, type(None), list, dict, tuple, set)
 _ASK_BY_NAME = {"hasattr", "getattr", "vars", "__dict__", "globals"}
 _ERRORS_OF_NAMES = {"AttributeError", "NameError"}
+_ADDING = ("append", "appendleft", "extend")
 _SETTING = ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF")
 
 
@@ -88,6 +89,31 @@ def names_only_added_to(functions: Iterable[types.CodeType], running: set[types.
         added |= some_added
         read |= some_read
     return frozenset(added - read)
+
+
+def attributes_added_to_and_read(kinds: Iterable[type]) -> frozenset[str]:
+    """Attributes to which a function adds items and that it reads as well: a list of norms, by which it clips the next.
+
+    Args:
+        kinds: classes whose methods count, beside the functions of the script.
+    """
+    methods = [
+        part for kind in kinds for value in list(variables_of_class(kind).values()) for part in _functions_in(value)
+    ]
+    codes = {*code_of_script(), *(function.__code__ for function in methods)}
+    return frozenset().union(*map(_attributes_added_to_and_read_in, codes))
+
+
+@functools.lru_cache(maxsize=1000)
+def _attributes_added_to_and_read_in(whole: types.CodeType) -> frozenset[str]:
+    added: set[str] = set()
+    read: set[str] = set()
+    for code in _with_inner(whole):
+        for step, following in itertools.pairwise(dis.get_instructions(code)):
+            if step.opname == "LOAD_ATTR":
+                adds = following.opname in ("LOAD_METHOD", "LOAD_ATTR") and following.argval in _ADDING
+                (added if adds else read).add(step.argval)
+    return frozenset(added & read)
 
 
 def names_set_by_signals() -> frozenset[str]:

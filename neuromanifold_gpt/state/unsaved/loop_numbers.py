@@ -38,6 +38,7 @@ from neuromanifold_gpt.state.inspection.plain_reading import (
     values_in,
 )
 from neuromanifold_gpt.state.inspection.script_functions import (
+    attributes_added_to_and_read,
     code_of_script,
     globals_set_by,
     names_asked_for,
@@ -166,8 +167,11 @@ def _shown(*, carried_only: bool, around: Iterable[_Carried] = ()) -> dict[str, 
     found: dict[str, str] = {}
     for path, value in _variables(carried_only, around):
         found.update(_numbers_at(path, value, 0))
+    read = attributes_added_to_and_read(kinds_of_variables())
     for path, value, is_of_function in attributes_of_variables():
-        found.update(_numbers_at(path, value, 0, may_be_record=True, counted=ENTRIES if is_of_function else KEYS))
+        may_be_record = not (_is_growing(value) and path.rpartition(".")[2] in read)
+        counted = ENTRIES if is_of_function else KEYS
+        found.update(_numbers_at(path, value, 0, may_be_record=may_be_record, counted=counted))
     flags = names_set_by_signals()
     return {path: shown for path, shown in found.items() if flags.isdisjoint(path.split("."))}
 
