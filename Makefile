@@ -40,7 +40,7 @@ TESTS_DIR ?= $(shell test -w /dev/shm && test "$$(df -Pk /dev/shm | awk 'NR == 2
 
 # A test that hangs ends after four minutes, with the stacks of its threads.
 suite: env strace browser
-	PYTEST_DEBUG_TEMPROOT=$(TESTS_DIR) $(RUN)pytest -q -n 2 --dist worksteal -m "not slow" --max-worker-restart=0 \
+	PYTEST_DEBUG_TEMPROOT=$(TESTS_DIR) $(RUN)pytest -q -n 2 --dist loadfile -m "not slow" --max-worker-restart=0 \
 	  -o faulthandler_timeout=240 -o faulthandler_exit_on_timeout=true -o tmp_path_retention_policy=failed
 
 faults: env strace ## All kills, errors, power losses, damage and hostile files; the counts at the end; more than an hour

@@ -38,7 +38,7 @@ class Open:
 
 
 CHANGES: dict[str, tuple[Any, Callable[[Any, int], Any]]] = {
-    "a dict": ({}, lambda kept, i: kept.update({i: 2 * i})),
+    "a dict": ({}, lambda kept, i: kept.update({i: kept.get(i, 0) + 1})),
     "a dict of tensors": ({}, lambda kept, i: kept.update({i: torch.ones(1)})),
     "a list": ([], lambda kept, i: kept.append([i])),
     "losses by sample": ([0.0] * 24, lambda kept, i: kept.__setitem__(i, 0.5 + i)),
