@@ -94,6 +94,8 @@ def names_only_added_to(functions: Iterable[types.CodeType], running: set[types.
 def attributes_added_to_and_read(kinds: Iterable[type]) -> frozenset[str]:
     """Attributes to which a function adds items and that it reads as well: a list of norms, by which it clips the next.
 
+    One that has loops, as what trains has, may read a record behind them: it does not count.
+
     Args:
         kinds: classes whose methods count, beside the functions of the script.
     """
@@ -109,7 +111,10 @@ def _attributes_added_to_and_read_in(whole: types.CodeType) -> frozenset[str]:
     added: set[str] = set()
     read: set[str] = set()
     for code in _with_inner(whole):
-        for step, following in itertools.pairwise(dis.get_instructions(code)):
+        steps = list(dis.get_instructions(code))
+        if any(step.opname.startswith("JUMP_BACKWARD") for step in steps):
+            continue
+        for step, following in itertools.pairwise(steps):
             if step.opname == "LOAD_ATTR":
                 adds = following.opname in ("LOAD_METHOD", "LOAD_ATTR") and following.argval in _ADDING
                 (added if adds else read).add(step.argval)
