@@ -222,6 +222,16 @@ def restore_modes(module: nn.Module, modes: Mapping[str, list[str]]) -> list[str
     return changed
 
 
+def lasting_part(module: nn.Module) -> nn.Module:
+    """The module; of a container, the first part that is none: programs make ``nn.ModuleDict({"G": G, "D": D})`` anew
+    for each save.
+    """
+    module = unwrap(module)
+    while type(module) in (nn.ModuleDict, nn.ModuleList) and (first := next(module.children(), None)) is not None:
+        module = unwrap(first)
+    return module
+
+
 def warn_of_other_modes(changed: list[str]) -> None:
     """Say which parameters :func:`restore_modes` has frozen or unfrozen.
 

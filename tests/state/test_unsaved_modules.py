@@ -215,6 +215,25 @@ def test_a_network_that_equals_the_saved_one_at_each_save(training: Training, sa
     assert ".target" in said()
 
 
+@pytest.mark.parametrize("container", [nn.ModuleList, lambda parts: nn.ModuleDict({"all": nn.ModuleList(parts)})])
+def test_containers_that_are_made_anew_for_each_save(
+    container: Callable[[list[nn.Module]], nn.Module], training: Training, said: Callable[[], str]
+) -> None:
+    networks = [nn.Linear(1, 1), nn.Linear(1, 1)]
+    average = nn.Linear(1, 1)
+    for _ in range(3):
+        training.model = container(networks)  # type: ignore[assignment]
+        training.save()
+        changed(average)
+    assert said().count("values change in training that no checkpoint has") == 1
+    training.model = container(networks)  # type: ignore[assignment]
+    training.restore()
+    changed(average)
+    training.model = container(networks)  # type: ignore[assignment]
+    training.save()
+    assert ".average. If" in said()
+
+
 class RegularizedLoss(nn.Module):
     """Remembers what was predicted for each sample."""
 

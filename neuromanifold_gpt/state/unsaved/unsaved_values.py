@@ -27,7 +27,7 @@ from neuromanifold_gpt.state.inspection.users_objects import (
 from neuromanifold_gpt.state.inspection.users_variables import users_variables
 from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.module_values import is_kept_by_others, non_persistent_buffers
-from neuromanifold_gpt.state.modules import unwrap
+from neuromanifold_gpt.state.modules import lasting_part, unwrap
 from neuromanifold_gpt.state.unsaved.followed_values import FollowedValues, SavedValues
 from neuromanifold_gpt.state.unsaved.layers import layers_by_path, settings_of_layers
 from neuromanifold_gpt.state.unsaved.optimizer_values import (
@@ -101,24 +101,24 @@ def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[st
         InexactResumeWarning: values have changed since the first call for this module, or since it was restored; or
             variables since the first pass over the first of the loaders.
     """
-    module = unwrap(module)
+    module, key = unwrap(module), lasting_part(module)
     now, unsaved = _with_variables(module, kept)
     warn_of_loaders_left_out(unsaved)
     warn_of_passes_under_way(unsaved)
     warn_of_workers_that_stay(unsaved)
-    if module not in _followed:
+    if key not in _followed:
         before = [loader.variables_at_first_pass or {} for loader in filter(has_position, kept)]
-        _followed[module] = FollowedValues({**now, **before[0]} if before else now)
+        _followed[key] = FollowedValues({**now, **before[0]} if before else now)
     settings = values_beside_state(module, kept=kept, as_settings=True)
     settings.update((path, shown) for path, shown in now.items() if path in unsaved)
-    saved = _saved.setdefault(module, SavedValues({}))
+    saved = _saved.setdefault(key, SavedValues({}))
     missing = saved.missing(now)
     is_empty = missing & names_of_carried_variables() if missing else ()  # they had tensors at the save
     compared = {**settings, **dict.fromkeys(is_empty, "")}
-    others = [*_followed[module].changed(now), *saved.others(compared)]
+    others = [*_followed[key].changed(now), *saved.others(compared)]
     within = saved_by_others({path: unsaved[path] for path in others if path in unsaved}, [module, *kept])
-    _followed[module].warn_if_changed({path: shown for path, shown in now.items() if path not in within})
-    known = {*within, *_followed[module].passed_over}  # to be saved by others, or to change
+    _followed[key].warn_if_changed({path: shown for path, shown in now.items() if path not in within})
+    known = {*within, *_followed[key].passed_over}  # to be saved by others, or to change
     saved.warn_of_others({path: shown for path, shown in compared.items() if path not in known}, stacklevel=3)
     return {path: shown for path, shown in settings.items() if shown != RESULT and path not in known}
 
@@ -134,13 +134,13 @@ def warn_of_other_values(module: nn.Module, saved: Mapping[str, str], kept: Coll
     Warns:
         InexactResumeWarning: the module has other values than at the save.
     """
-    module = unwrap(module)
+    module, key = unwrap(module), lasting_part(module)
     now = _with_variables(module, kept)[0]
-    _followed[module] = FollowedValues({path: shown for path, shown in now.items() if shown != NONE})  # to be set up
+    _followed[key] = FollowedValues({path: shown for path, shown in now.items() if shown != NONE})  # to be set up
     orders = {path: shown for path, shown in saved.items() if is_shown_order(shown)}
     _compare_in_first_step(orders, kept)
-    _saved[module] = SavedValues({path: shown for path, shown in saved.items() if path not in orders})
-    _saved[module].warn_of_others(values_beside_state(module, kept=kept, as_settings=True), stacklevel=3)
+    _saved[key] = SavedValues({path: shown for path, shown in saved.items() if path not in orders})
+    _saved[key].warn_of_others(values_beside_state(module, kept=kept, as_settings=True), stacklevel=3)
 
 
 def _compare_in_first_step(orders: Mapping[str, str], kept: Collection[Any]) -> None:
