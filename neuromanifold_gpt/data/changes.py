@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
-from neuromanifold_gpt.data.memos import Memos
+from neuromanifold_gpt.data.memos import MOST_OWNERS, Memos
 from neuromanifold_gpt.state.inspection.kept_variables import attributes_made_by, variables_at
 from neuromanifold_gpt.state.inspection.searched_parts import MAXIMUM_ITEMS
 from neuromanifold_gpt.state.inspection.shared_values import array_in
@@ -30,7 +30,6 @@ from neuromanifold_gpt.state.unsaved.shown_values import shown_value
 _WATCHED_ELEMENTS = 1 << 16
 _USERS = (Dataset, Sampler, *NAMESPACES)
 _CONTAINERS = (list, tuple, deque, dict)
-_MOST_OWNERS_AROUND_BATCHES = 100
 _NONE, _CALLED, _REFERS_TO = "none", "called", "refers to"
 
 
@@ -141,7 +140,7 @@ class ChangesBesidePosition:
     def _owners_of_attributes(self) -> dict[str, Any]:
         """By path, of attributes that are not ``None``. It is asked around each batch, so only where they are few."""
         owners = [owner for owned in self._owned for owner in owned.owners()]
-        if len(owners) > _MOST_OWNERS_AROUND_BATCHES:
+        if len(owners) > MOST_OWNERS:
             return {}
         return {
             f"{path}.{name}": owner

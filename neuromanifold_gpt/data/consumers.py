@@ -92,7 +92,7 @@ def counted_from(consumers: list[Any], iterator: Iterator[Any], asking: types.Fr
     found: dict[str, int] = {}
     passing_on = generators_at(asking)
     for consumer in consumers:
-        if type(consumer) is enumerate and _reads_number(asking):
+        if type(consumer) is enumerate and _reads_number(passing_on[-1].f_back if passing_on else asking):
             number: Any = consumer.__reduce__()[1][1]
             found["enumerate"] = number
         parts = _parts_of_zip(consumer) if type(consumer) is zip else ()
@@ -106,16 +106,15 @@ def counted_from(consumers: list[Any], iterator: Iterator[Any], asking: types.Fr
 
 def _reads_number(asking: types.FrameType | None) -> bool:
     """Whether a ``for`` over an ``enumerate`` reads its numbers; also where that is not clear."""
-    while asking is not None and asking.f_code.co_flags & inspect.CO_GENERATOR:
-        asking = asking.f_back
     if asking is None:
         return True
     code = asking.f_code
     steps = list(dis.get_instructions(code))
     place = next((place for place, step in enumerate(steps) if step.offset == asking.f_lasti), 0)
-    asks, unpacks, keeps = steps[place : place + 3] if place + 3 <= len(steps) else (steps[0],) * 3
-    is_plain = (asks.opname, unpacks.opname) == ("FOR_ITER", "UNPACK_SEQUENCE")
-    if not is_plain or not keeps.opname.startswith(("STORE_FAST", "STORE_NAME")):
+    if [step.opname for step in steps[place : place + 2]] != ["FOR_ITER", "UNPACK_SEQUENCE"]:
+        return True
+    keeps = steps[place + 2]
+    if not keeps.opname.startswith(("STORE_FAST", "STORE_NAME")):
         return True
     name = keeps.argval[0] if isinstance(keeps.argval, tuple) else keeps.argval  # two in one step from 3.13 on
     reads = (step.argval for step in steps if any(kind in step.opname for kind in _READS))

@@ -12,7 +12,7 @@ from neuromanifold_gpt.state.unsaved.shown_values import shown_value
 
 _LOOKED_AT = 1000  # those that are there first: it grows at its end
 _SHOWN = 100
-_MOST_OWNERS = 100  # they are looked at with each batch
+MOST_OWNERS = 100  # they are looked at with each batch
 
 
 class Memos:
@@ -61,7 +61,9 @@ class Memos:
         return [path for path in changed if path not in memos]
 
     def _dicts(self) -> dict[str, Any]:
-        if self._owned is None or len(self._owned.owners()) > _MOST_OWNERS:
+        if self._owned is None or self._samples is None or self._samples.draws:
+            return {}
+        if len(self._owned.owners()) > MOST_OWNERS:
             return {}
         return {path: value for path, value in self._owned.attributes() if type(value) is dict}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -66,10 +67,9 @@ class Loop:
         self.progress.place, self.progress.epoch = 0, self.progress.epoch + 1
 
 
-def shuffled_by_global_draws(loop: Loop, data: list[Any]) -> None:
+def go_through(loop: Loop, data: list[Any], shuffled: Callable[[list[Any], int], list[Any]]) -> None:
     while True:
-        order = list(data)
-        random.shuffle(order)
+        order = shuffled(data, loop.progress.epoch)
         while loop.progress.place < len(order):
             _ = order[loop.progress.place]
             loop.step()
@@ -78,27 +78,21 @@ def shuffled_by_global_draws(loop: Loop, data: list[Any]) -> None:
         loop.next_epoch()
 
 
-def shuffled_in_place(loop: Loop, data: list[Any]) -> None:
-    while True:
-        random.shuffle(data)
-        while loop.progress.place < len(data):
-            _ = data[loop.progress.place]
-            loop.step()
-            if loop.has_ended():
-                return
-        loop.next_epoch()
+def by_global_draws(data: list[Any], epoch: int) -> list[Any]:
+    order = list(data)
+    random.shuffle(order)
+    return order
 
 
-def shuffled_by_the_epoch(loop: Loop, data: list[Any]) -> None:
-    while True:
-        order = list(data)
-        random.Random(loop.progress.epoch).shuffle(order)
-        while loop.progress.place < len(order):
-            _ = order[loop.progress.place]
-            loop.step()
-            if loop.has_ended():
-                return
-        loop.next_epoch()
+def in_place(data: list[Any], epoch: int) -> list[Any]:
+    random.shuffle(data)
+    return data
+
+
+def by_the_epoch(data: list[Any], epoch: int) -> list[Any]:
+    order = list(data)
+    random.Random(epoch).shuffle(order)
+    return order
 
 
 def with_a_record(loop: Loop, data: list[Any]) -> None:
@@ -118,13 +112,13 @@ def _seeded() -> None:
 
 class TestALoopThatIsResumed:
     @pytest.mark.parametrize("data", DATA)
-    @pytest.mark.parametrize("train", [shuffled_by_global_draws, shuffled_in_place])
-    def test_by_another_order(self, train: Any, data: str, tmp_path: Path, said: Callable[[], str]) -> None:
-        train(Loop(tmp_path, 5), [*DATA[data]])
+    @pytest.mark.parametrize("shuffled", [by_global_draws, in_place])
+    def test_by_another_order(self, shuffled: Any, data: str, tmp_path: Path, said: Callable[[], str]) -> None:
+        go_through(Loop(tmp_path, 5), [*DATA[data]], shuffled)
         assert said() == ""
-        train(Loop(tmp_path, 12), [*DATA[data]])
-        name = "order" if train is shuffled_by_global_draws else "data"
-        assert f"were others at the save, and stay as they are now: locals.{train.__name__}.{name}. If" in said()
+        go_through(Loop(tmp_path, 12), [*DATA[data]], shuffled)
+        name = "order" if shuffled is by_global_draws else "data"
+        assert f"were others at the save, and stay as they are now: locals.go_through.{name}. If" in said()
 
     def test_by_another_order_of_arrays_that_another_has_saved(self, tmp_path: Path, said: Callable[[], str]) -> None:
         loop = Loop(tmp_path, 12)
@@ -136,7 +130,9 @@ class TestALoopThatIsResumed:
                 save_checkpoint(tmp_path, step=int(example[0]), name="a", **loop.parts)
         assert "examples. If" in said()
 
-    @pytest.mark.parametrize("train", [shuffled_by_the_epoch, with_a_record])
+    @pytest.mark.parametrize(
+        "train", [functools.partial(go_through, shuffled=by_the_epoch), with_a_record], ids=["an order", "a record"]
+    )
     def test_but_not_by_the_same(self, train: Any, tmp_path: Path, said: Callable[[], str]) -> None:
         for steps in (5, 12, 20):
             train(Loop(tmp_path, steps), [*range(8)])
