@@ -111,7 +111,7 @@ class Running:
         """Hold every process where it is; returns when they have stopped."""
         self._signal_all(signal.SIGSTOP)
         deadline_sec = time.monotonic() + 1
-        while time.monotonic() < deadline_sec and _state(self._process.pid) not in "TtZX":
+        while time.monotonic() < deadline_sec and not stopped(self._process.pid):
             time.sleep(0.0001)
 
     def go_on(self) -> None:
@@ -147,14 +147,27 @@ class Running:
         for entry in os.scandir("/proc"):
             if entry.name.isdigit() and int(entry.name) != os.getpid():
                 with contextlib.suppress(OSError):
-                    if mark in Path(entry.path, "environ").read_bytes() and _state(int(entry.name)) not in "ZX":
+                    if mark in Path(entry.path, "environ").read_bytes() and _state(entry) not in "ZX":
                         yield int(entry.name)
 
 
-def _state(pid: int) -> str:
-    """The letter of a process's state: R, S, D, T (stopped), Z (ended, not waited for); X where there is none."""
+def stopped(pid: int) -> bool:
+    """Whether no thread of a process runs any more: each is stopped, or has ended.
+
+    A process that was sent SIGSTOP has not stopped when ``kill`` returns, and its threads stop one by one: one that
+    writes a log may finish a write that has begun.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return True
+    return all(_state(thread) in "TtZX" for thread in threads)
+
+
+def _state(entry: str | os.PathLike[str]) -> str:
+    """The state of an entry of /proc as a letter: R, S, D, T (stopped), Z (ended, not waited for); X: there is none."""
+    try:
+        return Path(entry, "stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return "X"
 

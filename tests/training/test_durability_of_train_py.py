@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from neuromanifold_gpt import list_checkpoints, verify_checkpoint
+from neuromanifold_gpt.certify.command import stopped
 from neuromanifold_gpt.checkpoint.lock import LOCK_NAME
 from neuromanifold_gpt.cli import train_main
 
@@ -42,6 +43,8 @@ def test_a_second_process_is_refused_in_one_line_and_the_first_is_not_disturbed(
         assert first.poll() is None
         time.sleep(0.002)
     first.send_signal(signal.SIGSTOP)  # so that it holds the directory for as long as this takes
+    while not stopped(first.pid):  # a thread that writes TensorBoard's file may be in the middle of it
+        time.sleep(0.0001)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     second = train(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
