@@ -75,7 +75,7 @@ class WatchedCollate:
         changes.append(lambda: [path for path, now in _numbers_around(owned).items() if around.get(path, now) != now])
         if self._module is not None:
             values = ModuleValues(self._module)
-            changes.append(lambda: [f"module.{name.lstrip('.')}" for name in values.changed()["integers"]])
+            changes.append(lambda: [f"module.{name.lstrip('.')}" for name in values.changed()["numbers"]])
         return changes
 
 

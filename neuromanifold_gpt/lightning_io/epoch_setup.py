@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import dis
+import sys
+import types
 import warnings
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, GradientAccumulationScheduler, StochasticWeightAveraging
+from torch import nn
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.inspection.plain_reading import all_attributes, bases_of, variables_of_class
+from neuromanifold_gpt.state.inspection.users_objects import is_a_time
+from neuromanifold_gpt.state.module_values import is_stored
+
+_STOCK = (LightningModule.on_train_epoch_start, Callback.on_train_epoch_start)
+_ONLY_COMPUTE = frozenset({"min", "max", "abs", "round", "float", "int", "len", "math", "time", "perf_counter"})
+_ONLY_TELL = frozenset({"print", "log", "log_dict", "info", "debug", "super", "on_train_epoch_start"})
+_FLAGGED = ("LOAD_GLOBAL", *(("LOAD_ATTR", "LOAD_SUPER_ATTR") if sys.version_info >= (3, 12) else ()))
+_CHANGING = ("STORE_SUBSCR", "STORE_SLICE", "STORE_GLOBAL", "STORE_DEREF", "DELETE_", "PUSH_NULL", "CALL_FUNCTION_EX")
 
 
 def set_up_epoch_again(trainer: Trainer) -> None:
@@ -30,19 +43,19 @@ def set_up_epoch_again(trainer: Trainer) -> None:
 
 
 def warn_of_epoch_hooks(trainer: Trainer) -> None:
-    """Say whose hook is not called again: what it sets up for the epoch is unknown here.
+    """Say whose hook is not called again: what it sets up for the epoch is unknown here, unless it is plain numbers.
 
     Warns:
         InexactResumeWarning: names the classes.
     """
     users: list[Any] = [trainer.lightning_module, *trainer.callbacks]  # type: ignore[attr-defined]
-    stock = (LightningModule.on_train_epoch_start, Callback.on_train_epoch_start)
     names = [
         type(user).__name__
         for user in users
-        if type(user).on_train_epoch_start not in stock
+        if type(user).on_train_epoch_start not in _STOCK
         and not type(user).__module__.startswith("lightning.")
         and not isinstance(user, BaseFinetuning)  # what it freezes and unfreezes is restored
+        and not _sets_only_what_is_stored(user)
     ]
     if names:
         warnings.warn(
@@ -51,3 +64,33 @@ def warn_of_epoch_hooks(trainer: Trainer) -> None:
             InexactResumeWarning,
             stacklevel=2,
         )
+
+
+def _sets_only_what_is_stored(user: Any) -> bool:
+    """Whether its hooks only compute, tell, and set numbers of the module which a checkpoint has, or times."""
+    hooks = (variables_of_class(base).get("on_train_epoch_start") for base in bases_of(type(user)))
+    return all(hook in (None, *_STOCK) or _is_harmless(hook, user) for hook in hooks)
+
+
+def _is_harmless(hook: Any, user: Any) -> bool:
+    if not isinstance(hook, types.FunctionType) or hasattr(hook, "__wrapped__"):
+        return False
+    attributes, owner = all_attributes(user), None
+    for step in dis.get_instructions(hook):
+        if step.opname == "STORE_ATTR":
+            value = attributes.get(step.argval)
+            is_kept = isinstance(user, nn.Module) and is_stored(user, step.argval, value)
+            if owner != hook.__code__.co_varnames[0] or not (is_kept or is_a_time(step.argval, value)):
+                return False
+        elif step.opname.startswith(_CHANGING) or (step.opname == "BINARY_OP" and step.argrepr.endswith("=")):
+            return False  # ``+=`` may change a tensor, or a list
+        elif _is_called(step) and step.argval not in _ONLY_COMPUTE | _ONLY_TELL:
+            return False
+        # From Python 3.13 on, one instruction may load two variables.
+        owner = step.argval[-1] if isinstance(step.argval, tuple) else step.argval
+    return True
+
+
+def _is_called(step: dis.Instruction) -> bool:
+    """Whether an instruction takes a function, a method, or a Python module with a function, in order to call it."""
+    return step.opname == "LOAD_METHOD" or (step.opname in _FLAGGED and bool((step.arg or 0) & 1))

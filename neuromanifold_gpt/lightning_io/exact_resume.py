@@ -17,7 +17,7 @@ from neuromanifold_gpt.lightning_io.content import RESUME_KEY
 from neuromanifold_gpt.lightning_io.data_position import DataPosition
 from neuromanifold_gpt.lightning_io.epoch_setup import set_up_epoch_again, warn_of_epoch_hooks
 from neuromanifold_gpt.lightning_io.frozen_parameters import FrozenParameters
-from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs, with_counted_integers
+from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs, with_numbers_that_change
 from neuromanifold_gpt.lightning_io.loader_warnings import warn_of_shared_loaders
 from neuromanifold_gpt.lightning_io.other_callbacks import (
     keep_current_scores,
@@ -191,7 +191,7 @@ class ExactResume(Callback):
                 "module_values": loop.module_values,
                 "data": with_shown_batch(loop.data, trainer),
                 "validation": loop.validation,
-                "loader_epochs": with_counted_integers(loop.loader_epochs, loop.module_values),
+                "loader_epochs": with_numbers_that_change(loop.loader_epochs, loop.module_values),
                 "epoch_metrics": loop.epoch_metrics,
                 "gradients": loop.gradients(pl_module),
                 _OF_RANK: shown_by_rank(trainer, checkpoint),

@@ -20,6 +20,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from neuromanifold_gpt.data.shown_data import ShownData
 from neuromanifold_gpt.lightning_io.loader_parts import DATA_PREFIX, data_of
 from neuromanifold_gpt.state.inspection.flat_values import equal
+from neuromanifold_gpt.state.inspection.stored_values import stored
 from neuromanifold_gpt.state.module_values import ModuleValues
 from neuromanifold_gpt.state.own_generators import generators_around
 from neuromanifold_gpt.state.owned_state import OwnedState
@@ -118,7 +119,7 @@ class LoaderEpochs:
         return {
             "rng": capture_rng_state(),
             "step": self._trainer.global_step,
-            "integers": ModuleValues(self._trainer.lightning_module).integers(),
+            "numbers": ModuleValues(self._trainer.lightning_module).numbers(),
             "generators": self._generators().generator_states(),
         }
 
@@ -129,7 +130,7 @@ class LoaderEpochs:
             with _random_numbers_of(saved.get("rng")):
                 yield
             return
-        ModuleValues(self._trainer.lightning_module).restore({"integers": saved["integers"], "buffers": {}})
+        ModuleValues(self._trainer.lightning_module).restore({"numbers": saved["numbers"], "buffers": {}})
         generators, then = self._generators(), saved["generators"]
         now = generators.generator_states()
         generators.restore_generators(then)
@@ -198,14 +199,14 @@ def _random_numbers_of(rng: dict[str, Any] | None) -> Iterator[None]:
         restore_rng_state(now)
 
 
-def with_counted_integers(
+def with_numbers_that_change(
     asked: Mapping[str, dict[str, Any]], module_values: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """:meth:`LoaderEpochs.current`, of the module's integers those that training changes: others are settings."""
-    counted = module_values["integers"].keys()
+    """:meth:`LoaderEpochs.current`, of the module's numbers those that training changes: others are settings."""
+    changing = module_values["numbers"].keys()
     return {
-        name: {**state, "integers": {path: n for path, n in state["integers"].items() if path in counted}}
-        if "integers" in state
+        name: {**state, "numbers": {path: stored(n) for path, n in state["numbers"].items() if path in changing}}
+        if "numbers" in state
         else state
         for name, state in asked.items()
     }

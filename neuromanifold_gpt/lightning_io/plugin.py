@@ -27,7 +27,7 @@ from neuromanifold_gpt.checkpoint.storage import LocalStorage, read_errors
 from neuromanifold_gpt.checkpoint.writer import resolve_directory, stage_checkpoint, write_checkpoint
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY, is_trainer_checkpoint, split
 from neuromanifold_gpt.state.rng import rank_and_world_size
-from neuromanifold_gpt.state.steps_taken_again import steps_are_behind
+from neuromanifold_gpt.state.steps_taken_again import forget_steps, steps_are_behind
 from neuromanifold_gpt.state.unsaved.unsaved_values import DETAILS_KEY
 
 
@@ -139,6 +139,7 @@ class SeparatedCheckpointIO(CheckpointIO):
         paths = paths_of_model_file(resolve_directory(path))
         if paths.directory.is_dir():
             with writing(paths.directory):
+                forget_steps(paths.model)
                 remove(paths, LocalStorage())
 
 

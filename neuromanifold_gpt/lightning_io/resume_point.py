@@ -245,7 +245,7 @@ class ResumePointTracker:
             )
 
     def _values(self) -> dict[str, Any]:
-        return self._module_values.changed() if self._module_values is not None else {"integers": {}, "buffers": {}}
+        return self._module_values.changed() if self._module_values is not None else {"numbers": {}, "buffers": {}}
 
     def _inside_hook(
         self, trainer: Trainer, fit_loop: dict[str, Any], draws: dict[str, Any]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import functools
 import types
 from collections import Counter
@@ -14,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 
+from neuromanifold_gpt.state.inspection.kept_variables import attributes_set_by, codes_of
 from neuromanifold_gpt.state.inspection.plain_reading import (
     all_attributes,
     bases_of,
@@ -96,7 +96,7 @@ def _methods_in_training(kind: type) -> list[list[types.CodeType]]:
     for base in reversed(bases_of(kind)):
         if is_users_module(module_name_of(base)):
             for name, value in variables_of_class(base).items():
-                methods.setdefault(name, []).extend(_codes(value.fget if isinstance(value, property) else value))
+                methods.setdefault(name, []).extend(codes_of(value.fget if isinstance(value, property) else value))
     hooks = {name for base in bases_of(kind) if not is_users_module(module_name_of(base)) for name in vars(base)}
     called: set[str] = set()
     left = (hooks & methods.keys()) - _BUILDING_METHODS
@@ -126,25 +126,8 @@ def _names_of_users_classes(kind: type) -> frozenset[str]:
         if is_users and any(hook in variables_of_class(base) for hook in _SAVING_HOOKS):
             return frozenset()
         names = of_users if is_users else of_others
-        names.update(name for value in variables_of_class(base).values() for name in _sets(value))
+        names.update(name for value in variables_of_class(base).values() for name in attributes_set_by(value))
     return frozenset(of_users - of_others)
-
-
-def _sets(value: Any) -> Iterator[str]:
-    """Names of attributes, to which a function, method or property assigns."""
-    for code in _codes(value.fset if isinstance(value, property) else value):
-        yield from (step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR")
-
-
-def _codes(value: Any) -> Iterator[types.CodeType]:
-    """Of a function, and of those within it."""
-    if isinstance(value, types.CodeType):
-        yield value
-        for constant in value.co_consts:
-            yield from _codes(constant)
-    elif isinstance(value, types.FunctionType):
-        yield from _codes(value.__code__)
-        yield from _codes(vars(value).get("__wrapped__"))  # within a decorator
 
 
 def _goes_with_position(data: LightningDataModule, trainer: Trainer) -> bool:

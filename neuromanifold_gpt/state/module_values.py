@@ -1,9 +1,10 @@
-"""What a module keeps beside its state dict and changes while it trains: integers, and buffers that are not persistent.
+"""What a module keeps beside its state dict and changes while it trains: numbers, and buffers that are not persistent.
 
-A counter in an attribute, such as the number of updates that a warm-up inside ``forward`` goes by, decides what comes
-next as a buffer does. Attributes that never change are configuration, and are those of the resumed program. What else
-changes is not stored, see ``unsaved_values.py``; nor is anything of a plain loop, which shows its modules when it
-saves: too late to tell what has changed.
+A counter in an attribute, such as the number of updates that a warm-up inside ``forward`` goes by, or a temperature
+that anneals, decides what comes next as a buffer does. Attributes that never change are configuration, and are those of
+the resumed program. What else changes is not stored, see ``unsaved_values.py``: flags, since what one says may hold of
+a process only (that a table was built), and numbers of which a clock may have a part; nor is anything of a plain loop,
+which shows its modules when it saves: too late to tell what has changed.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from neuromanifold_gpt.state.inspection.clocks import is_of_a_clock, names_set_beside_clocks
+from neuromanifold_gpt.state.inspection.stored_values import as_it_was, stored
+from neuromanifold_gpt.state.inspection.users_objects import is_a_time
 from neuromanifold_gpt.state.metrics import is_metric
 
 OF_EVERY_MODULE = frozenset({*vars(nn.Module()), "_compiled_call_impl"})
+_NUMBERS = frozenset({int, float, np.float64, np.float32, np.float16, np.int64, np.int32})
 
 
 class ModuleValues:
@@ -25,37 +31,45 @@ class ModuleValues:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         parts = list(module.named_modules())
-        self._parts = [(name, part) for name, part in parts if not is_kept_by_others(part)]
+        self._parts = {name: part for name, part in parts if not is_kept_by_others(part)}
         self._with_buffers = [(name, part) for name, part in parts if part._non_persistent_buffers_set]
         self._changed: set[str] = set()  # for good: a counter may come back to where it began
-        self._integers_before = dict(self._integers())
+        self._numbers_before = self.numbers()
         self._buffers_before = {path: (buffer, buffer._version) for path, buffer in self._buffers()}
 
     def changed(self) -> dict[str, Any]:
-        """What has been found changed once, as it is now, by path: integers, and copies of tensors."""
-        integers, buffers = dict(self._integers()), dict(self._buffers())
-        self._changed.update(path for path, value in integers.items() if self._integers_before.get(path) != value)
+        """What has been found changed once, as it is now, by path: numbers as they are stored, copies of tensors."""
+        numbers, buffers = self.numbers(), dict(self._buffers())
+        for path, value in numbers.items():
+            if path not in self._changed and not _is_same(self._numbers_before.get(path), value):
+                owner, _, name = path.rpartition(".")
+                if is_stored(self._parts[owner], name, value):
+                    self._changed.add(path)
         for path, buffer in buffers.items():
             before, version = self._buffers_before.get(path, (None, 0))
             if buffer is not before or buffer._version != version:
                 self._changed.add(path)
         return {
-            "integers": {path: value for path, value in integers.items() if path in self._changed},
+            "numbers": {path: stored(value) for path, value in numbers.items() if path in self._changed},
             "buffers": {path: buffer.detach().clone() for path, buffer in buffers.items() if path in self._changed},
         }
 
-    def integers(self) -> dict[str, int]:
+    def numbers(self) -> dict[str, Any]:
         """All of them, by path, as they are now."""
-        return dict(self._integers())
+        return {
+            f"{owner}.{name}": value
+            for owner, part in self._parts.items()
+            for name, value in vars(part).items()
+            if type(value) in _NUMBERS and name not in OF_EVERY_MODULE
+        }
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Put back :meth:`changed`; what is no longer there is passed over."""
-        self._changed.update(saved["integers"], saved["buffers"])
-        counting = dict(self._parts)
-        for path, value in saved["integers"].items():
+        self._changed.update(saved["numbers"], saved["buffers"])
+        for path, value in saved["numbers"].items():
             owner, _, name = path.rpartition(".")
-            if owner in counting:
-                setattr(counting[owner], name, value)
+            if owner in self._parts:
+                setattr(self._parts[owner], name, as_it_was(value))
         owners, live = dict(self._with_buffers), dict(self._buffers())
         for path, value in saved["buffers"].items():
             owner, _, name = path.rpartition(".")
@@ -68,14 +82,21 @@ class ModuleValues:
                 devices = (parameter.device for parameter in self._module.parameters())
                 owners[owner]._buffers[name] = value.to(next(devices, "cpu"), copy=True)
 
-    def _integers(self) -> Iterator[tuple[str, int]]:
-        for owner, part in self._parts:
-            for name, value in vars(part).items():
-                if type(value) is int and name not in OF_EVERY_MODULE:
-                    yield f"{owner}.{name}", value
-
     def _buffers(self) -> Iterator[tuple[str, Tensor]]:
         return non_persistent_buffers(self._with_buffers)
+
+
+def is_stored(part: nn.Module, name: str, value: Any) -> bool:
+    """Whether :class:`ModuleValues` follows an attribute, and no clock has a part in it, as far as this can be seen."""
+    if type(value) not in _NUMBERS or is_kept_by_others(part):
+        return False
+    if type(value) is int:  # of a time, even whole seconds would be a strange kind
+        return True
+    return not (is_a_time(name, value) or name in names_set_beside_clocks(type(part)) or is_of_a_clock(value))
+
+
+def _is_same(before: Any, now: Any) -> bool:
+    return bool(before == now or (before != before and now != now))
 
 
 def non_persistent_buffers(parts: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, Tensor]]:

@@ -94,6 +94,7 @@ class _NotedSteps(_Steps):
         """The save is complete."""
         with _lock:
             self._path = checkpoint.directory / STEPS_NAME
+            _behind[self._path] = checkpoint.model_path
             self._pairs = [checkpoint.manifest.pair]
             for other in [steps for steps in _followed if isinstance(steps, _NotedSteps) and steps is not self]:
                 if other._path == self._path and other.number == self.number and other.share_with(self):
@@ -105,6 +106,10 @@ class _NotedSteps(_Steps):
             except OSError as error:
                 self._give_up(error)
             self._write()
+
+    def are_in(self, path: Path) -> bool:
+        """Whether they are written to a file."""
+        return self._path == path
 
     def _write(self) -> None:
         """From the first step on: a run that ends with a save leaves no file."""
@@ -168,6 +173,7 @@ _followed: list[_Steps] = []
 _keys = itertools.count()
 _lock = threading.RLock()  # a save may be completed by another thread than the one that trains
 _known_here: set[str] = set()  # what this process has saved or restored
+_behind: dict[Path, Path] = {}  # the model file of the save that the steps in a file are behind
 
 
 def note_steps(optimizers: Sequence[torch.optim.Optimizer]) -> int:
@@ -192,6 +198,16 @@ def steps_are_behind(checkpoint: Checkpoint, key: int) -> None:
     _known_here.add(checkpoint.manifest.pair)
     for steps in [steps for steps in _followed if isinstance(steps, _NotedSteps) and steps.key == key]:
         steps.saved_as(checkpoint)
+
+
+def forget_steps(model_path: Path) -> None:
+    """A checkpoint is about to be removed: the steps behind it, if none was saved since, can be taken again no more."""
+    path = model_path.with_name(STEPS_NAME)
+    with _lock:
+        if _behind.get(path) == model_path:
+            for steps in [steps for steps in _followed if isinstance(steps, _NotedSteps) and steps.are_in(path)]:
+                steps.end()
+            path.unlink(missing_ok=True)
 
 
 def compare_steps(checkpoint: Checkpoint, optimizers: Sequence[torch.optim.Optimizer]) -> None:

@@ -127,7 +127,6 @@ def resumed(directory: Path, *parts: Any) -> str:
 @pytest.mark.parametrize(
     ("parts", "name"),
     [
-        ((SetsAScale,), "first_loss"),
         ((PullsToWeights,), "anchors"),
         ((HasATeacher,), "teachers"),
         ((Learns, KeepsAMean), "KeepsAMean.mean"),
@@ -139,7 +138,9 @@ def test_what_is_another_thing_after_a_resume_is_said_once(parts: Any, name: str
     assert said.count(OTHERS) == 1
 
 
-@pytest.mark.parametrize("parts", [(Learns,), (BuildsTables,), (Learns, StopsAt), (Learns, NotesWhereItBegan)])
+@pytest.mark.parametrize(
+    "parts", [(Learns,), (SetsAScale,), (BuildsTables,), (Learns, StopsAt), (Learns, NotesWhereItBegan)]
+)
 def test_what_is_the_same_is_not(parts: Any, tmp_path: Path) -> None:
     assert resumed(tmp_path, *parts) == ""
 

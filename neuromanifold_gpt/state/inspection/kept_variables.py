@@ -103,3 +103,20 @@ def attributes_made_by(method: types.CodeType) -> frozenset[str]:
         if instruction.opname.endswith("_ATTR"):
             first.setdefault(instruction.argval, instruction.opname)
     return frozenset(name for name, opname in first.items() if opname == "STORE_ATTR")
+
+
+def attributes_set_by(value: Any) -> Iterator[str]:
+    """Names of attributes, to which a function, a method or the setter of a property assigns."""
+    for code in codes_of(value.fset if isinstance(value, property) else value):
+        yield from (step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR")
+
+
+def codes_of(value: Any) -> Iterator[types.CodeType]:
+    """Of a function, and of those within it."""
+    if isinstance(value, types.CodeType):
+        yield value
+        for constant in value.co_consts:
+            yield from codes_of(constant)
+    elif isinstance(value, types.FunctionType):
+        yield from codes_of(value.__code__)
+        yield from codes_of(vars(value).get("__wrapped__"))  # within a decorator

@@ -14,7 +14,6 @@ import contextvars
 import enum
 import inspect
 import re
-import time
 import types
 import warnings
 import weakref
@@ -27,6 +26,7 @@ import numpy as np
 from torch import Tensor
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.inspection.clocks import is_of_a_clock
 from neuromanifold_gpt.state.inspection.flat_values import SCALARS
 from neuromanifold_gpt.state.inspection.kept_variables import names_set_by
 from neuromanifold_gpt.state.inspection.loop_attributes import attributes_of_variables, kinds_of_variables
@@ -76,9 +76,6 @@ _MAXIMUM_DEPTH = 3  # of objects in objects, and dicts in dicts
 _LOOKED_AT = 100  # of one dict or list
 _LONGEST_TEXT = 100
 _Carried = tuple[types.FrameType, frozenset[str]]
-_YOUNG_SEC = 1000  # on a machine that was started lately, an accuracy in percent could be a reading of its clock
-_CLOCKS = (time.time, *([time.perf_counter] if time.perf_counter() > _YOUNG_SEC else []))
-_STARTED_SEC = [clock() - 60 for clock in _CLOCKS]  # a program may look at its clock before it imports this
 
 
 class LoopNumbers:
@@ -181,7 +178,7 @@ def _numbers_at(
 ) -> Iterator[tuple[str, str]]:
     """Of a variable; of what may be a record, to which items are added, each item by itself."""
     kind, name = type(value), path.rpartition(".")[2]  # isinstance() would ask proxies
-    if is_a_time(name, value) or (kind is float and _is_of_a_clock(value)) or (kind is bool and _STOPS.search(name)):
+    if is_a_time(name, value) or (kind is float and is_of_a_clock(value)) or (kind is bool and _STOPS.search(name)):
         return
     if value is None:
         yield path, "None"  # as it is before the first
@@ -242,10 +239,6 @@ def _is_by_number(value: Any) -> bool:
 def _is_growing(value: Any) -> bool:
     """A list and the like, without a window."""
     return issubclass(type(value), _SEQUENCES) and getattr(value, "maxlen", None) is None
-
-
-def _is_of_a_clock(value: float) -> bool:
-    return any(start <= value <= clock() for start, clock in zip(_STARTED_SEC, _CLOCKS, strict=True))
 
 
 def _variables(carried_only: bool, around: Iterable[_Carried]) -> Iterator[tuple[str, Any]]:

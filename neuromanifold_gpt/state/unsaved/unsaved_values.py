@@ -26,7 +26,7 @@ from neuromanifold_gpt.state.inspection.users_objects import (
 )
 from neuromanifold_gpt.state.inspection.users_variables import users_variables
 from neuromanifold_gpt.state.metrics import is_metric
-from neuromanifold_gpt.state.module_values import is_kept_by_others, non_persistent_buffers
+from neuromanifold_gpt.state.module_values import is_kept_by_others, is_stored, non_persistent_buffers
 from neuromanifold_gpt.state.modules import lasting_part, unwrap
 from neuromanifold_gpt.state.unsaved.followed_values import FollowedValues, SavedValues
 from neuromanifold_gpt.state.unsaved.layers import layers_by_path, settings_of_layers
@@ -215,7 +215,7 @@ def attributes_of_parts(
             if name in ignored or (as_settings and issubclass(type(value), Mapping) and not holds_tensors(value)):
                 continue  # of settings that a program keeps in a dict, many do not matter
             if not (of_library and _is_derived(part, name)):
-                yield f"{owner}.{name}", value, type(value) is int and not of_library
+                yield f"{owner}.{name}", value, is_stored(part, name, value)
     if as_settings:
         return
     for name, parameter in module.named_parameters():

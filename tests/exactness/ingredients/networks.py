@@ -147,7 +147,7 @@ class CountsByItself(Network):
 
 
 class AnnealsByItself(Network):
-    """A temperature in an attribute, and a time, which says nothing."""
+    """A temperature in an attribute, and times, which say nothing."""
 
     def __init__(self) -> None:
         super().__init__(rest=plain())
@@ -157,7 +157,20 @@ class AnnealsByItself(Network):
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:
         if self.training:
             self.temperature *= 0.97
+            self._measure()
+        return self.rest(x / self.temperature, ids)
+
+    def _measure(self) -> None:
+        self.last_time = time.perf_counter()
+
+
+class AnnealsByTheWay(AnnealsByItself):
+    """Nobody can tell here that no clock has made the temperature."""
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        if self.training:
             self.last_time = time.perf_counter()
+            self.temperature *= 0.97
         return self.rest(x / self.temperature, ids)
 
 
@@ -270,6 +283,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "buffers": WithBuffers,
     "counts by itself": CountsByItself,
     "anneals by itself": AnnealsByItself,
+    "anneals beside a clock": AnnealsByTheWay,
     "carries by itself": CarriesByItself,
     "replays by itself": ReplaysByItself,
     "frozen": frozen,

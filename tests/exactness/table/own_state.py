@@ -120,10 +120,20 @@ CELLS: list[Cell] = [
         lightning(_GROUP, f"a module counts by itself, {where}", network="counts by itself", stops=stops)
         for where, stops in {**_IN_EPOCH_OR_AT_END, "twice": (4, 10)}.items()
     ],
-    *both(
+    *[
+        lightning(_GROUP, f"a module anneals by itself, {where}", network="anneals by itself", stops=stops)
+        for where, stops in {**_IN_EPOCH_OR_AT_END, "twice": (4, 10)}.items()
+    ],
+    loop(
         _GROUP,
         "a module anneals by itself",
         network="anneals by itself",
+        expected=warns("InexactResumeWarning", "temperature"),
+    ),
+    lightning(
+        _GROUP,
+        "a module anneals beside a clock",
+        network="anneals beside a clock",
         expected=warns("InexactResumeWarning", "temperature"),
     ),
     *both(
