@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ from neuromanifold_gpt.state.metrics import load_metric_states, metrics_of
 from neuromanifold_gpt.state.modules import (
     load_module_state,
     parameter_names,
+    require_module,
     restore_modes,
     unwrap,
     warn_if_rounded,
@@ -42,9 +44,15 @@ from neuromanifold_gpt.state.save import DATA_KEY, Stateful, as_list, as_statefu
 from neuromanifold_gpt.state.settings import check_classes, warn_of_ignored_settings
 from neuromanifold_gpt.state.steps_taken_again import compare_steps
 from neuromanifold_gpt.state.unsaved.before_next_batch import follow_up_to_batch
-from neuromanifold_gpt.state.unsaved.loop_numbers import LOOP_NUMBERS_KEY
+from neuromanifold_gpt.state.unsaved.loop_numbers import FIRST_NUMBERS_KEY, LOOP_NUMBERS, LOOP_NUMBERS_KEY
+from neuromanifold_gpt.state.unsaved.saved_things import is_optimizer
 from neuromanifold_gpt.state.unsaved.stock_loaders import warn_of_seeds_of_iterators
-from neuromanifold_gpt.state.unsaved.unsaved_values import DETAILS_KEY, warn_of_other_values, with_what_they_read
+from neuromanifold_gpt.state.unsaved.unsaved_values import (
+    DETAILS_KEY,
+    compare_at_first_batch,
+    warn_of_other_values,
+    with_what_they_read,
+)
 
 
 @dataclass
@@ -111,7 +119,7 @@ class LoadedCheckpoint:
             StateMismatchError: names, shapes or numbers of objects differ; the message lists them, and model and
                 optimizers are as before. With ``strict=False``, what fits is loaded.
             MissingOptimizerError: optimizers were given, but the checkpoint has none, or they were not loaded.
-            TypeError: one of ``loaders`` has no position to restore.
+            TypeError: ``model`` is no module, or one of ``loaders`` has no position to restore.
 
         Warns:
             EnvironmentChangedWarning: torch, threads, device or determinism settings differ from the save.
@@ -120,6 +128,8 @@ class LoadedCheckpoint:
                 has; schedulers, loaders or others were saved and are not given; random number generators are not there,
                 or are in variables and were in another state, and no ``loaders`` are given.
         """
+        if model is not None:
+            require_module(model)
         optimizers, schedulers = as_list(optimizers), as_list(schedulers)
         loaders = as_stateful("loaders", loaders)
         optimizer_states = self._optimizer_states_for(optimizers)
@@ -176,7 +186,7 @@ class LoadedCheckpoint:
         self._warn_of_other_environment(model)
         module = unwrap(model) if model is not None else nn.Module()
         self._restore_beside_state(module, further, generators)
-        restore_late = None
+        at_first_batch: list[Callable[[], None]] = []
         if self.own_generators and model is not None:
             restore_late = restore_generators_around(
                 module,
@@ -187,11 +197,17 @@ class LoadedCheckpoint:
                 with_variables=bool(loaders),
                 silently=not optimizers and not loaders,
             )
+            at_first_batch.append(restore_late)
+        if together and optimizers and model is not None:
+            at_first_batch.append(functools.partial(compare_at_first_batch, model, [*optimizers, *targets]))
         if self.rng_states:
             restore_own_rng_state(self.rng_states)
             warn_of_seeds_of_iterators(loaders, self.loader_states or [])
             numbers, counts = self._values_of_save(LOOP_NUMBERS_KEY), (self.global_step, self.epoch)
-            follow_up_to_batch("restore", loaders, schedulers, numbers, counts, restore_late)
+            followed = [*schedulers, *filter(is_optimizer, optimizers)]
+            follow_up_to_batch("restore", loaders, followed, numbers, counts, at_first_batch)
+            if optimizers and (first := self._values_of_save(FIRST_NUMBERS_KEY)):
+                LOOP_NUMBERS.compare_in_first_step(numbers, first)
         elif optimizers:
             warnings.warn(
                 "the checkpoint has no states of random number generators, since another program has written it: what "

@@ -222,6 +222,15 @@ def restore_modes(module: nn.Module, modes: Mapping[str, list[str]]) -> list[str
     return changed
 
 
+def require_module(model: object) -> None:
+    """Raise a TypeError unless it is a module, such as for a plain dict of several."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model: expected a torch.nn.Module, found a {type(model).__qualname__}. Give several as "
+            'nn.ModuleDict({"generator": ..., "discriminator": ...}).'
+        )
+
+
 def lasting_part(module: nn.Module) -> nn.Module:
     """The module; of a container, the first part that is none: programs make ``nn.ModuleDict({"G": G, "D": D})`` anew
     for each save.

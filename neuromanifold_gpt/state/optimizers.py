@@ -84,8 +84,8 @@ def _warn_of_addresses(optimizer: torch.optim.Optimizer, state: Mapping[str, Any
 
 
 def has_own_form(state: Mapping[str, Any]) -> bool:
-    """Whether it is the state of an optimizer around another that has none of torch's groups: it is taken as it is."""
-    return "param_groups" not in state
+    """Whether it is that of an optimizer around another, in another form than torch's: it is taken as it is."""
+    return not {"state", "param_groups"} <= state.keys()
 
 
 def add_names(state: dict[str, Any], names: list[list[str]]) -> dict[str, Any]:

@@ -28,14 +28,15 @@ from neuromanifold_gpt.state.generators import Generator, generator_state
 from neuromanifold_gpt.state.gradients import capture_gradients
 from neuromanifold_gpt.state.inspection.users_objects import has_position
 from neuromanifold_gpt.state.metrics import metric_states, metrics_of
-from neuromanifold_gpt.state.modules import module_modes, module_state, parameter_names, unwrap
+from neuromanifold_gpt.state.modules import module_modes, module_state, parameter_names, require_module, unwrap
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
 from neuromanifold_gpt.state.own_generators import by_number, generators_around, of_positions
 from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks, rank_and_world_size
 from neuromanifold_gpt.state.steps_taken_again import note_steps, steps_are_behind
 from neuromanifold_gpt.state.unsaved.before_next_batch import follow_up_to_batch
-from neuromanifold_gpt.state.unsaved.loop_numbers import LOOP_NUMBERS, LOOP_NUMBERS_KEY
+from neuromanifold_gpt.state.unsaved.loop_numbers import FIRST_NUMBERS_KEY, LOOP_NUMBERS, LOOP_NUMBERS_KEY
 from neuromanifold_gpt.state.unsaved.rank_differences import shown_on_this_rank, warn_of_other_ranks
+from neuromanifold_gpt.state.unsaved.saved_things import is_optimizer
 from neuromanifold_gpt.state.unsaved.shared_tensors import warn_of_shared_tensors
 from neuromanifold_gpt.state.unsaved.unsaved_values import DETAILS_KEY, warn_of_values_left_out, with_what_they_read
 
@@ -106,8 +107,9 @@ def save_checkpoint(
         CheckpointLockedError: another process trains in the directory.
         UnsupportedObjectError: something could not be read back safely; the message names it.
         ValueError: ``step`` or ``epoch`` is negative.
-        TypeError: one of ``loaders`` or ``stateful`` has no state to save.
+        TypeError: ``model`` is no module, or one of ``loaders`` or ``stateful`` has no state to save.
     """
+    require_module(model)
     step, epoch = _count("step", step), None if epoch is None else _count("epoch", epoch)
     further, generators = without_generators(stateful)
     kept = [*as_list(optimizers), *as_list(schedulers), *as_list(loaders), *further.values()]
@@ -173,7 +175,8 @@ def save_checkpoint(
 
     saved = _on_rank_0(save) if distributed() else save()
     if not save_model_only:
-        follow_up_to_batch("save", as_list(loaders), as_list(schedulers))
+        followed = [*as_list(schedulers), *filter(is_optimizer, as_list(optimizers))]
+        follow_up_to_batch("save", as_list(loaders), followed)
         if optimizers and rank_and_world_size()[0] == 0:
             steps_are_behind(saved, note_steps(as_list(optimizers)))
     return saved
@@ -184,7 +187,9 @@ def _to_be_compared(left_out: dict[str, str], loaders: list[Any]) -> dict[str, d
     own = [(number, loader) for number, loader in enumerate(loaders) if has_position(loader)]
     data = {path: shown for number, loader in own for path, shown in loader.shown_data.under(f"{number}.").items()}
     around = [carried for _, loader in own for carried in loader.carried_around()]
-    details = {DETAILS_KEY: left_out, LOOP_NUMBERS_KEY: LOOP_NUMBERS.at_save(around), DATA_KEY: data}
+    numbers = LOOP_NUMBERS.at_save(around)
+    details = {DETAILS_KEY: left_out, LOOP_NUMBERS_KEY: numbers, DATA_KEY: data}
+    details[FIRST_NUMBERS_KEY] = {} if own else LOOP_NUMBERS.at_first(numbers)
     return {key: values for key, values in details.items() if values}
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from neuromanifold_gpt import ResumableDataLoader, latest_checkpoint, load_checkpoint, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
-from neuromanifold_gpt.state.unsaved.loop_numbers import _CLOCKS
+from neuromanifold_gpt.state.inspection.clocks import _CLOCKS
 from tests import warm_process
 
 BATCHES = 4  # of an epoch

@@ -311,13 +311,17 @@ class TestALossBesideTheModel:
         assert "Counts. If" in (text := said())
         assert "of_classes" not in text
 
-    def test_nor_what_is_given_to_stateful(self, training: Training, said: Callable[[], str]) -> None:
+    def test_of_one_in_stateful_what_its_state_leaves_out(self, training: Training, said: Callable[[], str]) -> None:
         loss = RegularizedLoss()
+        loss.register_buffer("mean", torch.zeros(3))
         training.stateful = {"loss": loss}
         training.save()
-        loss.targets += 1
+        loss.mean += 1
         training.save()
         assert said() == ""
+        loss.targets += 1
+        training.save()
+        assert ": RegularizedLoss.targets. If" in said()
 
 
 LAYER_CHANGES: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], nn.Module]]] = {

@@ -1,4 +1,5 @@
-"""Draws, and steps of schedulers, between a save, or a restore, and the next batch, that only one of two runs makes.
+"""Draws, steps of schedulers and settings of optimizers, between a save, or a restore, and the next batch, that only
+one of two runs makes.
 
 A run that goes on does what stands between its save and the next batch; one that resumes does what stands between
 ``restore()`` and its first batch. Inside a ``for`` over the loader the two have nothing in common. Elsewhere, before a
@@ -25,21 +26,32 @@ from neuromanifold_gpt.state.inspection.flat_values import equal
 from neuromanifold_gpt.state.inspection.users_objects import has_position
 from neuromanifold_gpt.state.rng import cpu_generator_states
 from neuromanifold_gpt.state.unsaved.loop_numbers import LOOP_NUMBERS
+from neuromanifold_gpt.state.unsaved.saved_things import is_optimizer
 from neuromanifold_gpt.state.unsaved.shown_values import shown_value
 
 Beginning = Literal["creation", "save", "restore"]
 _ITERATING = {"FOR_ITER", "SEND"}
-_SCHEDULERS = "schedulers"
-_ALL = frozenset({"random", "numpy.random", "torch", _SCHEDULERS})
-_OF_SCHEDULERS = {
-    "save": (
+_SCHEDULERS, _OPTIMIZERS = "schedulers", "optimizers"
+_BY_OBJECTS = frozenset({_SCHEDULERS, _OPTIMIZERS})
+_ALL = _BY_OBJECTS | {"random", "numpy.random", "torch"}
+_OF_OBJECTS = {
+    _SCHEDULERS + "save": (
         "a scheduler was stepped between save_checkpoint and the next batch, which a run that resumes from there does "
         "not do: its learning rates come a step later. Save behind scheduler.step()."
     ),
-    "restore": (
+    _SCHEDULERS + "restore": (
         "a scheduler was stepped between restore() and the first batch, which the run that was saved did not do there: "
         "its learning rates come a step too early. Restore behind it; step by epochs only where "
         "loader.batches_consumed is 0."
+    ),
+    _OPTIMIZERS + "save": (
+        "settings of an optimizer, such as its learning rate, were changed between save_checkpoint and the next batch: "
+        "a run that resumes from there does not do that. Save behind it."
+    ),
+    _OPTIMIZERS + "restore": (
+        "settings of an optimizer, such as its learning rate, were changed between restore() and the first batch: the "
+        "run that was saved did not do that there. Unless training is to go on with others now, restore behind it; "
+        "change them by epochs only where loader.batches_consumed is 0."
     ),
 }
 _OF_GENERATORS = {
@@ -64,8 +76,15 @@ def _moved(before: dict[str, Any], now: dict[str, Any]) -> frozenset[str]:
     return frozenset(name for name, state in now.items() if not equal(state, before[name]))
 
 
-def _shown_state(scheduler: Any) -> str | None:
-    return shown_value(scheduler.state_dict())
+def _kind_of(thing: Any) -> str:
+    return _OPTIMIZERS if is_optimizer(thing) else _SCHEDULERS
+
+
+def _shown_state(thing: Any) -> str | None:
+    if is_optimizer(thing):
+        groups = thing.param_groups
+        return shown_value([{key: value for key, value in group.items() if key != "params"} for group in groups])
+    return shown_value(thing.state_dict())
 
 
 @dataclass
@@ -73,24 +92,24 @@ class Gap:
     """Up to the next batch from one of some loaders. What is drawn behind that is training's affair."""
 
     beginning: Beginning
-    schedulers: Sequence[Any] = ()
+    objects: Sequence[Any] = ()  # schedulers and optimizers
     loop_numbers: Mapping[str, str] = field(default_factory=dict)  # at the save
     counts: frozenset[str] = frozenset()  # of the checkpoint
-    at_first_batch: Callable[[], None] | None = None
+    at_first_batch: Sequence[Callable[[], None]] = ()
     is_over: bool = False
 
     def __post_init__(self) -> None:
         self._generators = _generator_states()
-        # Not the schedulers themselves: they hold optimizers, and these the weights.
-        self._schedules = [(weakref.ref(scheduler), _shown_state(scheduler)) for scheduler in self.schedulers]
-        self.schedulers = ()
+        # Not themselves: schedulers hold optimizers, and these the weights.
+        self._shown = [(weakref.ref(thing), _shown_state(thing)) for thing in self.objects]
+        self.objects = ()
 
     def moved(self) -> frozenset[str]:
-        """What is not as it was."""
+        """What is not as it was; of optimizers only if no scheduler has set it."""
         generators = _moved(self._generators, _generator_states())
-        schedules = [(reference(), shown) for reference, shown in self._schedules]
-        is_same = all(scheduler is None or _shown_state(scheduler) == shown for scheduler, shown in schedules)
-        return generators if is_same else generators | {_SCHEDULERS}
+        things = [(reference(), shown) for reference, shown in self._shown]
+        others = {_kind_of(thing) for thing, shown in things if thing is not None and _shown_state(thing) != shown}
+        return generators | (others - {_OPTIMIZERS} if _SCHEDULERS in others else others)
 
 
 @dataclass
@@ -106,12 +125,12 @@ class _Step:
     def used(self) -> frozenset[str]:
         """Which of them have a say in it: generators that it has drawn from, as they were left, and schedulers."""
         if self.states is None or torch.initial_seed() != self.seed:
-            return self.moved & {_SCHEDULERS}
-        return self.moved & {*_moved(self.states, _generator_states()), _SCHEDULERS}
+            return self.moved & _BY_OBJECTS
+        return self.moved & {*_moved(self.states, _generator_states()), *_BY_OBJECTS}
 
 
 class BeforeNextBatch:
-    """Follows the global generators, and schedulers, for one loader."""
+    """Follows the global generators, schedulers and optimizers, for one loader."""
 
     def __init__(self) -> None:
         self._gap: Gap | None = Gap("creation")
@@ -120,7 +139,7 @@ class BeforeNextBatch:
         self._at_start: frozenset[str] = _ALL  # what may move before the first batch of a process
         self._not_told: frozenset[str] = frozenset()  # which of these training has used
         self._said: set[str] = set()
-        self._at_first_batch: Callable[[], None] | None = None
+        self._at_first_batch: Sequence[Callable[[], None]] = ()
 
     def __reduce__(self) -> tuple[type[BeforeNextBatch], tuple[()]]:
         return BeforeNextBatch, ()  # a copy of the loader has begun nothing
@@ -155,6 +174,8 @@ class BeforeNextBatch:
         gap.is_over = True
         moved = gap.moved()
         is_certain = goes_on and _iterates(asking)
+        if not is_certain:
+            moved -= {_OPTIMIZERS}  # loops set the rate of a step before they ask for its batch
         if gap.beginning == "save":
             self._end_gap_of_save(moved, is_certain, goes_on)
         elif gap.beginning == "restore":
@@ -163,13 +184,13 @@ class BeforeNextBatch:
             self._follow_step("restore", moved, is_told=is_certain)
         else:
             LOOP_NUMBERS.training_begins(self)
-            self._at_start = _ALL if moved else frozenset({_SCHEDULERS})  # which nobody has named so far
+            self._at_start = _ALL if moved else _BY_OBJECTS  # which nobody has named so far
 
     def batch_is_given(self) -> None:
         """The batch that was asked for."""
-        at_first_batch, self._at_first_batch = self._at_first_batch, None
-        if at_first_batch is not None:
-            at_first_batch()
+        at_first_batch, self._at_first_batch = self._at_first_batch, ()
+        for call in at_first_batch:
+            call()
         if self._step is not None and self._step.states is None:
             self._step.states = _generator_states()
 
@@ -191,9 +212,9 @@ class BeforeNextBatch:
             self._not_told = step.used()
 
     def _say(self, beginning: Beginning, names: frozenset[str], stacklevel: int) -> None:
-        generators = ", ".join(sorted(names - {_SCHEDULERS}))
+        generators = ", ".join(sorted(names - _BY_OBJECTS))
         messages = [_OF_GENERATORS[beginning].format(names=generators)] if generators else []
-        messages += [_OF_SCHEDULERS[beginning]] if _SCHEDULERS in names else []
+        messages += [_OF_OBJECTS[kind + beginning] for kind in sorted(names & _BY_OBJECTS)]
         for message in messages:
             kind = message.partition(" ")[0] + beginning
             if kind not in self._said:
@@ -204,26 +225,27 @@ class BeforeNextBatch:
 def follow_up_to_batch(
     beginning: Beginning,
     loaders: Iterable[Any],
-    schedulers: Sequence[Any],
+    objects: Sequence[Any],
     loop_numbers: Mapping[str, str] | None = None,
     counts: Iterable[int | None] = (),
-    at_first_batch: Callable[[], None] | None = None,
+    at_first_batch: Sequence[Callable[[], None]] = (),
 ) -> None:
     """Up to the next batch of one of those that are this package's.
 
     Args:
         beginning: what there was.
-        loaders, schedulers: that were given to it.
+        loaders: that were given to it.
+        objects: schedulers and optimizers that were.
         loop_numbers: of the checkpoint, if it was a restore.
         counts: that it has, of steps and epochs.
         at_first_batch: to be called when it is there; at once, if no loader is asked for it.
     """
     own = list(filter(has_position, loaders))
     if not own:
-        if at_first_batch is not None:
-            at_first_batch()
+        for call in at_first_batch:
+            call()
         return
-    gap = Gap(beginning, schedulers, loop_numbers or {}, frozenset(map(str, counts)), at_first_batch)
+    gap = Gap(beginning, objects, loop_numbers or {}, frozenset(map(str, counts)), at_first_batch)
     for loader in own:
         loader.follow_up_to_batch(gap)
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection, Mapping
+
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.modules import listed
 
 KEYS = " keys"  # behind how many a dict has
 ENTRIES = " entries"  # of one around a function, where that may remember what it would come to again
 OBJECT = " object"  # behind the class of one
+_FLAGS = ("True", "False")  # the next round may have turned them
 _FELL = " (fell)"
 # The step of some event: not raised by each round, and not what the checkpoint has, though it may be the same number.
 _OF_AN_EVENT = re.compile(r"last|best|improv|prev|since|from|until", re.IGNORECASE)
@@ -50,3 +55,31 @@ def described(path: str, saved: str, now: str) -> str:
     is_readable = saved.endswith((KEYS, ENTRIES, OBJECT))
     is_digest = (" " in saved and not is_readable) or (_DIGEST.fullmatch(saved) and _DIGEST.fullmatch(now))
     return path if is_digest else f"{path} (then {saved}, now {now})"
+
+
+def begun_again(
+    saved: Mapping[str, str], first: Mapping[str, str], now: Mapping[str, str]
+) -> dict[str, tuple[str, str]]:
+    """What was saved, and is now, of those that are as they were when training began at first."""
+    again = (path for path in saved.keys() & first.keys() if now.get(path) == first[path] not in _FLAGS)
+    return {path: (saved[path], now[path]) for path in again}
+
+
+def warn_of_other_numbers(others: Mapping[str, tuple[str, str]], stacklevel: int) -> None:
+    """Say them.
+
+    Args:
+        others: what was shown of them at the save, and is now, by path.
+        stacklevel: of the caller's caller.
+
+    Warns:
+        InexactResumeWarning: names them.
+    """
+    if others:
+        warnings.warn(
+            "numbers that the loop carries from round to round were others at the save: "
+            f"{listed([described(path, *others[path]) for path in sorted(others)])}. If training, or what it writes, "
+            "depends on them, keep them in an object with state_dict and load_state_dict, and give it to stateful=.",
+            InexactResumeWarning,
+            stacklevel=stacklevel + 1,
+        )

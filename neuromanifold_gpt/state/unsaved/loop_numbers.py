@@ -3,7 +3,9 @@ temperature that anneals, a mean.
 
 Of tensors and objects the save can tell that nobody saves them. Of numbers it cannot: most loops set them by what the
 checkpoint has, as they do with their step. Only the resumed run shows that, when it asks for its first batch: there,
-what has changed in training is compared with what it was at the save.
+what has changed in training is compared with what it was at the save. A loop that asks no loader of this package shows
+it in its first step, behind which numbers may be those of the next round; so there only those are said that begin again
+as they began at first.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import enum
 import inspect
 import re
 import types
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -24,8 +25,8 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.inspection.clocks import is_of_a_clock
 from neuromanifold_gpt.state.inspection.flat_values import SCALARS
 from neuromanifold_gpt.state.inspection.kept_variables import names_set_by
@@ -53,21 +54,22 @@ from neuromanifold_gpt.state.inspection.users_objects import (
     is_stateful,
     variables_of_frame,
 )
-from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.unsaved.compared_numbers import (
     ENTRIES,
     KEYS,
     OBJECT,
-    described,
+    begun_again,
     goes_on,
     is_made_or_dropped,
     is_memo,
     marked,
+    warn_of_other_numbers,
 )
 from neuromanifold_gpt.state.unsaved.followed_values import FollowedValues
 from neuromanifold_gpt.state.unsaved.shown_values import RESULT, holds_tensors, shown_value
 
 LOOP_NUMBERS_KEY = "loop_numbers"  # of a manifest's details
+FIRST_NUMBERS_KEY = "loop_numbers_at_first"  # of a loop without loaders
 _NUMBERS = (bool, int, float, complex, np.generic, Tensor, tuple, set)
 _SEQUENCES = (list, deque, array.array)
 _CHANGED_WITHIN = (*_SEQUENCES, dict, set, Tensor, contextvars.ContextVar)
@@ -85,6 +87,7 @@ class LoopNumbers:
         self._followed = FollowedValues({})
         self._asked: weakref.ref[Any] | None = None
         self._is_in_first_step = False
+        self._has_stepped_unasked = False
         self._told_before: frozenset[str] = frozenset()  # by the saves before the restore: equal runs tell the same
 
     def training_begins(self, asked: Any) -> None:
@@ -104,6 +107,12 @@ class LoopNumbers:
             self._is_in_first_step = False
             self._followed.look(_shown(carried_only=True))
 
+    def has_stepped(self) -> None:
+        """An optimizer has: where no loader was asked for a batch, training begins here."""
+        if self._asked is None and not self._has_stepped_unasked:
+            self._has_stepped_unasked = True
+            self._followed.look(_shown(carried_only=True))
+
     def at_save(self, around: Iterable[_Carried] = ()) -> dict[str, str]:
         """Which have changed since training began, as they are now.
 
@@ -116,6 +125,27 @@ class LoopNumbers:
         told = [path for path in told if not is_made_or_dropped(now[path], self._followed.first(path))]
         told += self._told_before & now.keys() - {*told}
         return {path: marked(now[path], self._followed.first(path)) for path in sorted(told)}
+
+    def at_first(self, paths: Iterable[str]) -> dict[str, str]:
+        """Of some that :meth:`at_save` gives, as they were when training began without a loader."""
+        return {path: self._followed.first(path) for path in paths} if self._asked is None else {}
+
+    def compare_in_first_step(self, saved: Mapping[str, str], first: Mapping[str, str]) -> None:
+        """For a loop without loaders that was restored.
+
+        Args:
+            saved, first: what :meth:`at_save` and :meth:`at_first` gave.
+        """
+
+        def compare(*_: Any) -> None:
+            handle.remove()
+            if self._asked is not None:
+                return
+            now = _shown(carried_only=False)
+            self._told_before = frozenset(saved)
+            warn_of_other_numbers(begun_again(saved, first, now), stacklevel=3)
+
+        handle = register_optimizer_step_post_hook(compare)
 
     def training_goes_on(self, asked: Any, saved: Mapping[str, str], counts: Collection[str], stacklevel: int) -> None:
         """The first batch behind a restore is asked for.
@@ -135,19 +165,12 @@ class LoopNumbers:
         self._followed.look(_shown(carried_only=True))
         asked_for = names_asked_for(kinds_of_variables())
         now = {path: found for path in saved if (found := _found_at(path, shown, asked_for)) is not None}
-        others = sorted(path for path in now if not goes_on(path, saved[path], now[path], counts))
-        if others:
-            warnings.warn(
-                "numbers that the loop carries from round to round were others at the save: "
-                f"{listed([described(path, saved[path], now[path]) for path in others])}. If training, or what it "
-                "writes, depends on them, keep them in an object with state_dict and load_state_dict, and give it to "
-                "stateful=.",
-                InexactResumeWarning,
-                stacklevel=stacklevel + 1,
-            )
+        others = (path for path in now if not goes_on(path, saved[path], now[path], counts))
+        warn_of_other_numbers({path: (saved[path], now[path]) for path in others}, stacklevel=stacklevel + 1)
 
 
 LOOP_NUMBERS = LoopNumbers()
+register_optimizer_step_post_hook(lambda *_: LOOP_NUMBERS.has_stepped())
 
 
 def _found_at(path: str, shown: Mapping[str, str], asked_for: Collection[str]) -> str | None:

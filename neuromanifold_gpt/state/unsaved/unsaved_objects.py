@@ -99,9 +99,13 @@ def unsaved_objects(kept: Collection[int]) -> dict[str, Any]:
 
 
 def names_of_carried_variables() -> set[str]:
-    """Of the functions that run, and of the script, those that a loop carries from here on."""
+    """Of the functions that run, and of the script, those that a loop carries from here on, with empty attributes."""
     carried = {id(value) for value in values_carried_by_loops()}
-    return {name for name, value in (*variables_of_script(), *users_locals()) if id(value) in carried}
+    found = [(name, value) for name, value in (*variables_of_script(), *users_locals()) if id(value) in carried]
+    parts = (
+        (f"{name}.{key}", part) for name, value in found if _has_attributes(value) for key, part in parts_of(value)
+    )
+    return {name for name, _ in found} | {name for name, part in parts if part is None}
 
 
 def saved_by_others(changed: Mapping[str, Any], saved: Sequence[Any]) -> list[str]:
@@ -156,8 +160,7 @@ def _fetches_ahead(thing: Any) -> bool:
     """
     if not _has_attributes(thing) or _has_state(thing):
         return False
-    has_pass = any(loader_of_pass(part) is not None for _, part in parts_of(thing))
-    return has_pass and holds_tensors(thing)
+    return any(loader_of_pass(part) is not None for _, part in parts_of(thing)) and holds_tensors(thing)
 
 
 def _owner_of(value: Any) -> Any:

@@ -40,6 +40,7 @@ from neuromanifold_gpt.state.unsaved.saved_things import note_saved, saved_param
 from neuromanifold_gpt.state.unsaved.shown_code import NONE, OF_CLASS, own_methods
 from neuromanifold_gpt.state.unsaved.shown_values import RESULT, holds_tensors, kept_by, plain_attributes, shown_value
 from neuromanifold_gpt.state.unsaved.stock_loaders import warn_of_passes_under_way, warn_of_workers_that_stay
+from neuromanifold_gpt.state.unsaved.unsaved_attributes import attributes_of_module
 from neuromanifold_gpt.state.unsaved.unsaved_objects import (
     names_of_carried_variables,
     saved_by_others,
@@ -143,6 +144,20 @@ def warn_of_other_values(module: nn.Module, saved: Mapping[str, str], kept: Coll
     _saved[key].warn_of_others(values_beside_state(module, kept=kept, as_settings=True), stacklevel=3)
 
 
+def compare_at_first_batch(module: nn.Module, kept: Collection[Any]) -> None:
+    """Behind :func:`warn_of_other_values`, where the loop has set up what it sets up.
+
+    Warns:
+        InexactResumeWarning: objects around the module have other values than at the save.
+    """
+    saved = _saved[lasting_part(module)]
+    all_kept = {*kept_by(unwrap(module)), *map(id, with_what_they_read(kept))}
+    unsaved = _unsaved(kept, all_kept)
+    now = {path: shown for path, shown in values_of_objects(unsaved, all_kept).items() if not is_shown_order(shown)}
+    within = saved_by_others({path: unsaved[path] for path in saved.others(now)}, [unwrap(module), *kept])
+    saved.warn_of_others({path: shown for path, shown in now.items() if path not in within}, stacklevel=5)
+
+
 def _compare_in_first_step(orders: Mapping[str, str], kept: Collection[Any]) -> None:
     """Orders that a loop goes through, when an optimizer has stepped."""
     if not orders:
@@ -166,10 +181,24 @@ def _with_variables(module: nn.Module, kept: Collection[Any]) -> tuple[dict[str,
     optimizers = [thing for thing in kept if isinstance(thing, torch.optim.Optimizer)]
     schedulers = [thing for thing in kept if isinstance(thing, torch.optim.lr_scheduler.LRScheduler)]
     note_saved([module, *kept])
-    unsaved = {**unsaved_objects(all_kept), **parameters_of_no_module(optimizers, saved_parameters())}
+    unsaved = _unsaved(kept, all_kept)
     found = {**values_beside_state(module, kept=kept), **values_of_optimizers(optimizers), **variables}
     found.update(values_of_schedulers(schedulers, all_kept))
     return {**found, **values_of_objects(unsaved, all_kept)}, unsaved
+
+
+def _unsaved(kept: Collection[Any], all_kept: Collection[int]) -> dict[str, Any]:
+    """What the loop has and nobody saves; of modules that are saved beside the model what their states leave out."""
+    optimizers = [thing for thing in kept if isinstance(thing, torch.optim.Optimizer)]
+    beside = [thing for thing in kept if isinstance(thing, nn.Module) and not is_metric(thing)]
+    left_out = {
+        f"{type(thing).__name__}.{name}": value
+        for thing in beside
+        if type(thing).state_dict is nn.Module.state_dict
+        for name, value in attributes_of_module(thing)
+        if id(value) not in all_kept
+    }
+    return {**unsaved_objects(all_kept), **parameters_of_no_module(optimizers, saved_parameters()), **left_out}
 
 
 def with_what_they_read(kept: Collection[Any]) -> list[Any]:
