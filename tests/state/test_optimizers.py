@@ -741,11 +741,23 @@ class Around(torch.optim.Optimizer):
         self.base.load_state_dict(state["base"])
 
 
-def test_one_without_groups_in_its_state_is_taken_as_it_is(tmp_path: Path) -> None:
+class WithGroups(Around):
+    """Whose state has torch's groups, and the rest under other names, as ``Lookahead`` of other libraries."""
+
+    def state_dict(self) -> dict[str, Any]:
+        state = self.base.state_dict()
+        return {"fast_state": state["state"], "slow_state": {}, "param_groups": state["param_groups"]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.base.load_state_dict({"state": state["fast_state"], "param_groups": state["param_groups"]})
+
+
+@pytest.mark.parametrize("kind", [Around, WithGroups])
+def test_one_whose_state_has_another_form_is_taken_as_it_is(kind: type[Around], tmp_path: Path) -> None:
     def trained(steps: int, checkpoint: Any = None) -> tuple[nn.Module, Any]:
         torch.manual_seed(0)
         model = nn.Linear(2, 1)
-        optimizer = Around(torch.optim.Adam(model.parameters(), 0.1))
+        optimizer = kind(torch.optim.Adam(model.parameters(), 0.1))
         if checkpoint is not None:
             load_checkpoint(checkpoint).restore(model=model, optimizers=optimizer)
         for _ in range(steps):

@@ -217,6 +217,16 @@ class TestOneOrSeveral:
         assert as_list(optimizer) == [optimizer]
 
 
+def test_a_dict_of_models_is_refused_with_the_remedy(tmp_path):
+    networks = {"generator": nn.Linear(1, 1)}
+    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, found a dict\. .* nn.ModuleDict"):
+        save_checkpoint(tmp_path / "a", step=1, model=networks)
+    assert not (tmp_path / "a").exists()
+    saved = save_checkpoint(tmp_path / "b", step=1, model=nn.ModuleDict(networks))
+    with pytest.raises(TypeError, match=r"found a dict\. .* nn.ModuleDict"):
+        load_checkpoint(saved).restore(model=networks)
+
+
 class TestLoadersWithoutAPosition:
     """Are refused by name, with the remedy, before anything is written."""
 
