@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 import torch.distributed
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from neuromanifold_gpt.checkpoint.commit import Checkpoint
 from neuromanifold_gpt.checkpoint.environment import current_environment
@@ -44,6 +45,7 @@ T = TypeVar("T")
 # The layout of the model file is that of Lightning 2 weights; Lightning migrates nothing from this version on.
 DATA_KEY = "data"  # of a manifest's details: what shows the data of loaders
 _LIGHTNING_LAYOUT_VERSION = "2.0.0"
+register_optimizer_step_post_hook(lambda *_: LOOP_NUMBERS.has_stepped())
 
 
 class Stateful(Protocol):

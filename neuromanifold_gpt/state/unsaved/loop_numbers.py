@@ -170,7 +170,6 @@ class LoopNumbers:
 
 
 LOOP_NUMBERS = LoopNumbers()
-register_optimizer_step_post_hook(lambda *_: LOOP_NUMBERS.has_stepped())
 
 
 def _found_at(path: str, shown: Mapping[str, str], asked_for: Collection[str]) -> str | None:
