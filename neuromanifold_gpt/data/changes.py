@@ -22,6 +22,7 @@ from neuromanifold_gpt.data.memos import MOST_OWNERS, Memos
 from neuromanifold_gpt.state.inspection.kept_variables import attributes_made_by, variables_at
 from neuromanifold_gpt.state.inspection.searched_parts import MAXIMUM_ITEMS
 from neuromanifold_gpt.state.inspection.shared_values import array_in
+from neuromanifold_gpt.state.inspection.users_line import stacklevel_of_user
 from neuromanifold_gpt.state.inspection.users_objects import NAMESPACES, is_iterator, is_of_users_class, is_users_module
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
@@ -104,7 +105,7 @@ class ChangesBesidePosition:
                 f"{listed(changed)}: training changes it, and no position has it. Where samples depend on it, a resume "
                 "cannot be exact: derive it from the sample or the epoch, or save it yourself.",
                 DataOrderWarning,
-                stacklevel=5,
+                stacklevel=stacklevel_of_user(),
             )
 
     def _warn_of_other_functions(self, collate_fns: Mapping[str, Any]) -> None:
@@ -118,7 +119,7 @@ class ChangesBesidePosition:
                 "collates with the one that its loader is made with: let one function choose by a number or flag of "
                 "its own, which goes with the position, or make the loader with the right one by the epoch.",
                 DataOrderWarning,
-                stacklevel=6,
+                stacklevel=stacklevel_of_user(),
             )
 
     def _warn_of_shared_numbers(self) -> None:
@@ -131,7 +132,7 @@ class ChangesBesidePosition:
                 "its value, but not which of them were made with which. Where samples depend on it, a resume in the "
                 "middle of an epoch cannot be exact: change it between epochs, or use num_workers=0.",
                 DataOrderWarning,
-                stacklevel=6,
+                stacklevel=stacklevel_of_user(),
             )
 
     def _shared_numbers(self) -> dict[str, Any]:

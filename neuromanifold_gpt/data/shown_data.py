@@ -13,6 +13,7 @@ import xxhash
 from torch import Tensor
 
 from neuromanifold_gpt.data.errors import DataOrderWarning
+from neuromanifold_gpt.state.inspection.users_line import stacklevel_of_user
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.unsaved.shown_values import shown_value
@@ -59,7 +60,7 @@ class ShownData:
                 "made then: draw splits, noise and orders from a generator with a seed of its own, such as "
                 "random_split(..., generator=torch.Generator().manual_seed(0)), and save what the weights have made.",
                 DataOrderWarning,
-                stacklevel=3,
+                stacklevel=stacklevel_of_user(),
             )
 
 

@@ -81,7 +81,7 @@ class UsersParts:
         now = self._shown_constants()
         self._constants.pass_over(self._constants.changed(now))  # which is said elsewhere
         found = {path: shown for path, shown in now.items() if path not in self._constants.passed_over}
-        self._saved_constants.warn_of_others(found, stacklevel=2)
+        self._saved_constants.warn_of_others(found)
         return {**dict.fromkeys(self._set_by_now() - self._there_at_start, ""), **found}
 
     def restored(self, constants: Mapping[str, str]) -> None:
@@ -113,7 +113,7 @@ class UsersParts:
         """
         self._unsaved.warn_if_changed(self._values())
         if self._epochs_before is not None and self._epochs_processed() > self._epochs_before:
-            self._saved_constants.warn_of_missing({*self._shown_constants(), *self._set_by_now()}, stacklevel=2)
+            self._saved_constants.warn_of_missing({*self._shown_constants(), *self._set_by_now()})
 
     def _epochs_processed(self) -> int:
         progress: Any = self._trainer.fit_loop.epoch_progress.current

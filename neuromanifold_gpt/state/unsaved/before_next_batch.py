@@ -179,7 +179,7 @@ class BeforeNextBatch:
         if gap.beginning == "save":
             self._end_gap_of_save(moved, is_certain, goes_on)
         elif gap.beginning == "restore":
-            LOOP_NUMBERS.training_goes_on(self, gap.loop_numbers, gap.counts, stacklevel=4)
+            LOOP_NUMBERS.training_goes_on(self, gap.loop_numbers, gap.counts)
             self._at_start, self._at_first_batch = moved, gap.at_first_batch
             self._follow_step("restore", moved, is_told=is_certain)
         else:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Collection, Mapping
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.inspection.users_line import stacklevel_of_user
 from neuromanifold_gpt.state.modules import listed
 
 KEYS = " keys"  # behind how many a dict has
@@ -65,12 +66,11 @@ def begun_again(
     return {path: (saved[path], now[path]) for path in again}
 
 
-def warn_of_other_numbers(others: Mapping[str, tuple[str, str]], stacklevel: int) -> None:
+def warn_of_other_numbers(others: Mapping[str, tuple[str, str]]) -> None:
     """Say them.
 
     Args:
         others: what was shown of them at the save, and is now, by path.
-        stacklevel: of the caller's caller.
 
     Warns:
         InexactResumeWarning: names them.
@@ -81,5 +81,5 @@ def warn_of_other_numbers(others: Mapping[str, tuple[str, str]], stacklevel: int
             f"{listed([described(path, *others[path]) for path in sorted(others)])}. If training, or what it writes, "
             "depends on them, keep them in an object with state_dict and load_state_dict, and give it to stateful=.",
             InexactResumeWarning,
-            stacklevel=stacklevel + 1,
+            stacklevel=stacklevel_of_user(),
         )

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.inspection.users_line import stacklevel_of_user
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.unsaved.orders import is_shown_order
 from neuromanifold_gpt.state.unsaved.shown_code import NONE, WITH_TENSORS, code_in
@@ -79,7 +80,7 @@ class FollowedValues:
                 f"values change in training that no checkpoint has: {listed(new)}. {_REMEDY}"
                 f"{_REMEDY_FOR_CODE if is_code else ''}",
                 InexactResumeWarning,
-                stacklevel=4,
+                stacklevel=stacklevel_of_user(),
             )
         self.pass_over(new)
 
@@ -119,7 +120,7 @@ class SavedValues:
         """Which are not as they were."""
         return sorted(path for path in now.keys() & self._left.keys() if RESULT != now[path] != self._left[path])
 
-    def warn_of_missing(self, now: Iterable[str], *, stacklevel: int) -> None:
+    def warn_of_missing(self, now: Iterable[str]) -> None:
         """Say, once, which have not been there so far: a hook has set them at a time that does not come again.
 
         Warns:
@@ -130,10 +131,10 @@ class SavedValues:
             warnings.warn(
                 f"values that no checkpoint has were there at the save, and are not here: {listed(missing)}. {_REMEDY}",
                 InexactResumeWarning,
-                stacklevel=stacklevel + 1,
+                stacklevel=stacklevel_of_user(),
             )
 
-    def warn_of_others(self, now: Mapping[str, str], *, stacklevel: int) -> None:
+    def warn_of_others(self, now: Mapping[str, str]) -> None:
         """Say which are not as they were; each is compared once.
 
         Warns:
@@ -146,5 +147,5 @@ class SavedValues:
                 "values that no checkpoint has were others at the save, and stay as they are now: "
                 f"{listed(others)}. {_REMEDY}",
                 InexactResumeWarning,
-                stacklevel=stacklevel + 1,
+                stacklevel=stacklevel_of_user(),
             )

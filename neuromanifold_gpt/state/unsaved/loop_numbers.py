@@ -143,18 +143,17 @@ class LoopNumbers:
                 return
             now = _shown(carried_only=False)
             self._told_before = frozenset(saved)
-            warn_of_other_numbers(begun_again(saved, first, now), stacklevel=3)
+            warn_of_other_numbers(begun_again(saved, first, now))
 
         handle = register_optimizer_step_post_hook(compare)
 
-    def training_goes_on(self, asked: Any, saved: Mapping[str, str], counts: Collection[str], stacklevel: int) -> None:
+    def training_goes_on(self, asked: Any, saved: Mapping[str, str], counts: Collection[str]) -> None:
         """The first batch behind a restore is asked for.
 
         Args:
             asked: as for :meth:`training_begins`.
             saved: what :meth:`at_save` gave; on ranks that did not write it, nothing.
             counts: that the checkpoint has, as they are shown.
-            stacklevel: of who asks.
 
         Warns:
             InexactResumeWarning: names what was otherwise at the save.
@@ -166,7 +165,7 @@ class LoopNumbers:
         asked_for = names_asked_for(kinds_of_variables())
         now = {path: found for path in saved if (found := _found_at(path, shown, asked_for)) is not None}
         others = (path for path in now if not goes_on(path, saved[path], now[path], counts))
-        warn_of_other_numbers({path: (saved[path], now[path]) for path in others}, stacklevel=stacklevel + 1)
+        warn_of_other_numbers({path: (saved[path], now[path]) for path in others})
 
 
 LOOP_NUMBERS = LoopNumbers()

@@ -120,7 +120,7 @@ def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[st
     within = saved_by_others({path: unsaved[path] for path in others if path in unsaved}, [module, *kept])
     _followed[key].warn_if_changed({path: shown for path, shown in now.items() if path not in within})
     known = {*within, *_followed[key].passed_over}  # to be saved by others, or to change
-    saved.warn_of_others({path: shown for path, shown in compared.items() if path not in known}, stacklevel=3)
+    saved.warn_of_others({path: shown for path, shown in compared.items() if path not in known})
     return {path: shown for path, shown in settings.items() if shown != RESULT and path not in known}
 
 
@@ -141,7 +141,7 @@ def warn_of_other_values(module: nn.Module, saved: Mapping[str, str], kept: Coll
     orders = {path: shown for path, shown in saved.items() if is_shown_order(shown)}
     _compare_in_first_step(orders, kept)
     _saved[key] = SavedValues({path: shown for path, shown in saved.items() if path not in orders})
-    _saved[key].warn_of_others(values_beside_state(module, kept=kept, as_settings=True), stacklevel=3)
+    _saved[key].warn_of_others(values_beside_state(module, kept=kept, as_settings=True))
 
 
 def compare_at_first_batch(module: nn.Module, kept: Collection[Any]) -> None:
@@ -155,7 +155,7 @@ def compare_at_first_batch(module: nn.Module, kept: Collection[Any]) -> None:
     unsaved = _unsaved(kept, all_kept)
     now = {path: shown for path, shown in values_of_objects(unsaved, all_kept).items() if not is_shown_order(shown)}
     within = saved_by_others({path: unsaved[path] for path in saved.others(now)}, [unwrap(module), *kept])
-    saved.warn_of_others({path: shown for path, shown in now.items() if path not in within}, stacklevel=5)
+    saved.warn_of_others({path: shown for path, shown in now.items() if path not in within})
 
 
 def _compare_in_first_step(orders: Mapping[str, str], kept: Collection[Any]) -> None:
@@ -168,7 +168,7 @@ def _compare_in_first_step(orders: Mapping[str, str], kept: Collection[Any]) -> 
         handle.remove()
         shown = values_of_objects(unsaved_objects(all_kept), all_kept)
         same = {path: now for path, now in shown.items() if path in orders and are_of_the_same(orders[path], now)}
-        SavedValues(orders).warn_of_others(same, stacklevel=3)
+        SavedValues(orders).warn_of_others(same)
 
     handle = register_optimizer_step_post_hook(compare)
 
