@@ -170,7 +170,10 @@ class UsersParts:
         saved, kept = self._saved(), self._kept()
         found: dict[str, str] = {}
         if not is_overridden("on_save_checkpoint", module):
-            found = values_beside_state(module, with_followed=False, ignored=_OF_EVERY_MODULE, kept=saved)
+            shared = memory_in(self._of_position())
+            found = values_beside_state(
+                module, with_followed=False, ignored=_OF_EVERY_MODULE, kept=saved, kept_memory=shared
+            )
             others = parameters_of_no_module(trainer.optimizers, {id(parameter) for parameter in module.parameters()})
             found.update((path, shown_value(parameters) or "") for path, parameters in others.items())
         found.update(values_of_optimizers(trainer.optimizers))

@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch.utils.data import DataLoader, Sampler
 
 from neuromanifold_gpt import SeparatedCheckpoint, load_checkpoint, resumable
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.data.errors import DataOrderWarning
 
 from .toy import NoisySamples, ToyModule, by_step, contents
@@ -35,9 +36,10 @@ class HardExamples(Sampler[int]):
 
 class Mines(ToyModule):
     sampler: HardExamples
+    weights: torch.Tensor  # of the sampler
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.sampler.weights[batch[2]] += outputs["loss"].item()
+        self.weights[batch[2]] += outputs["loss"].item()
         self.sampler.first = int(batch[2][0])
 
 
@@ -58,8 +60,9 @@ def fit(directory: Path, loader: str, **options: Any) -> None:
     trainer = Trainer(accelerator="cpu", max_steps=STEPS, callbacks=[saver], **shown)
     with warnings.catch_warnings():
         warnings.simplefilter("error", DataOrderWarning)
+        warnings.filterwarnings("error", message=".*no checkpoint has", category=InexactResumeWarning)
         module = Mines()
-        module.sampler = sampler
+        module.sampler, module.weights = sampler, sampler.weights
         trainer.fit(module, LOADERS[loader](sampler), **options)
 
 

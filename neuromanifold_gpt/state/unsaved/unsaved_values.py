@@ -8,7 +8,7 @@ both are a reason not to store them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -59,6 +59,7 @@ def values_beside_state(
     with_followed: bool = True,
     ignored: Collection[str] = (),
     kept: Iterable[Any] = (),
+    kept_memory: Set[int] = frozenset(),
     as_settings: bool = False,
 ) -> dict[str, str]:
     """What :func:`shown_value` shows, by path.
@@ -68,10 +69,11 @@ def values_beside_state(
         with_followed: also what :class:`ModuleValues` stores.
         ignored: names of attributes.
         kept: objects that a checkpoint has.
+        kept_memory: that of tensors and arrays which it has too, see :func:`memory_in`.
         as_settings: see :func:`shown_value`.
     """
     found: dict[str, str | None] = {}
-    all_kept = kept_by(module) | {id(thing) for thing in kept}
+    all_kept = kept_by(module) | {id(thing) for thing in kept} | kept_memory
     for path, value, is_followed in attributes_of_parts(module, ignored, as_settings=as_settings):
         if with_followed or not is_followed:
             found[path] = shown_value(value, all_kept, is_setting=as_settings, names_code=not as_settings)
