@@ -45,6 +45,7 @@ from neuromanifold_gpt.state.settings import check_classes, warn_of_ignored_sett
 from neuromanifold_gpt.state.steps_taken_again import compare_steps
 from neuromanifold_gpt.state.unsaved.before_next_batch import follow_up_to_batch
 from neuromanifold_gpt.state.unsaved.loop_numbers import FIRST_NUMBERS_KEY, LOOP_NUMBERS, LOOP_NUMBERS_KEY
+from neuromanifold_gpt.state.unsaved.modes_of_steps import follow_modes
 from neuromanifold_gpt.state.unsaved.saved_things import is_optimizer
 from neuromanifold_gpt.state.unsaved.stock_loaders import warn_of_seeds_of_iterators
 from neuromanifold_gpt.state.unsaved.unsaved_values import (
@@ -161,6 +162,7 @@ class LoadedCheckpoint:
                 warn_of_other_values(model, self._values_of_save(DETAILS_KEY), kept)
             if self.modes:
                 warn_of_other_modes_once_stepped(model, restore_modes(model, self.modes), optimizers)
+            follow_modes(model, optimizers, is_saved=False)
         for optimizer, state in zip(optimizers, matched, strict=True):
             load_matched_state(optimizer, state)
             if self.global_step:  # else schedulers warn that they step before the optimizer has

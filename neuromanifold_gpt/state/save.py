@@ -36,6 +36,7 @@ from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_a
 from neuromanifold_gpt.state.steps_taken_again import note_steps, steps_are_behind
 from neuromanifold_gpt.state.unsaved.before_next_batch import follow_up_to_batch
 from neuromanifold_gpt.state.unsaved.loop_numbers import FIRST_NUMBERS_KEY, LOOP_NUMBERS, LOOP_NUMBERS_KEY
+from neuromanifold_gpt.state.unsaved.modes_of_steps import follow_modes, note_mode_of_step
 from neuromanifold_gpt.state.unsaved.rank_differences import shown_on_this_rank, warn_of_other_ranks
 from neuromanifold_gpt.state.unsaved.saved_things import is_optimizer
 from neuromanifold_gpt.state.unsaved.shared_tensors import warn_of_shared_tensors
@@ -46,6 +47,7 @@ T = TypeVar("T")
 DATA_KEY = "data"  # of a manifest's details: what shows the data of loaders
 _LIGHTNING_LAYOUT_VERSION = "2.0.0"
 register_optimizer_step_post_hook(lambda *_: LOOP_NUMBERS.has_stepped())
+register_optimizer_step_post_hook(lambda optimizer, *_: note_mode_of_step(optimizer))
 
 
 class Stateful(Protocol):
@@ -179,6 +181,7 @@ def save_checkpoint(
     if not save_model_only:
         followed = [*as_list(schedulers), *filter(is_optimizer, as_list(optimizers))]
         follow_up_to_batch("save", as_list(loaders), followed)
+        follow_modes(model, as_list(optimizers), is_saved=True)
         if optimizers and rank_and_world_size()[0] == 0:
             steps_are_behind(saved, note_steps(as_list(optimizers)))
     return saved

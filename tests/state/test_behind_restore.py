@@ -294,3 +294,52 @@ while True:
 
 def test_a_learning_rate_of_each_step_is_no_change(tmp_path: Path) -> None:
     assert said(RATE_OF_EACH_STEP, tmp_path, saves=("2,5", "6,7"), ends=(6, 9)) == ("", "")
+
+
+LEFT_IN_EVALUATION = """
+def evaluate():
+    model.eval()
+
+parts["loaders"] = loader
+step = restore()
+while True:
+    model.train()
+    for batch in loader:
+        train(batch)
+        step += 1
+        if step % 2 == 0:
+            evaluate()
+        save(step)
+"""
+SAVED_IN_EVALUATION = """
+parts["loaders"] = loader
+step = restore()
+while True:
+    for batch in loader:
+        train(batch)
+        step += 1
+        model.eval()
+        save(step)
+        model.train()
+"""
+TRAINED_IN_EVALUATION = """
+parts["loaders"] = loader
+step = restore()
+model.eval()
+while True:
+    for batch in loader:
+        train(batch)
+        step += 1
+        save(step)
+"""
+
+
+def test_a_model_that_an_evaluation_has_left_in_its_mode(tmp_path: Path) -> None:
+    first, second = said(LEFT_IN_EVALUATION, tmp_path, saves=("2,6", "10"), ends=(6, 11))
+    assert first == ""  # it ends with its save
+    assert "the model was saved, and is trained on, in evaluation mode" in second
+
+
+@pytest.mark.parametrize("body", [SAVED_IN_EVALUATION, TRAINED_IN_EVALUATION])
+def test_modes_that_a_resumed_program_has_too(body: str, tmp_path: Path) -> None:
+    assert said(body, tmp_path, saves=("2,3,6", "10"), ends=(7, 12)) == ("", "")

@@ -1,0 +1,60 @@
+"""Steps in evaluation mode behind a save: an evaluation has left the model so, which a run that resumes cannot know.
+
+A checkpoint has no mode of a model that is evaluated as a whole, since most programs save behind an evaluation and go
+back to training mode by themselves.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import nn
+
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.inspection.users_line import stacklevel_of_user
+from neuromanifold_gpt.state.modules import unwrap
+from neuromanifold_gpt.state.unsaved.saved_things import is_optimizer
+
+
+class _Followed:
+    def __init__(self, optimizers: Iterable[Any]) -> None:
+        self.optimizers = WeakSet(filter(is_optimizer, optimizers))
+        self.has_trained = False  # in training mode
+        self.is_evaluated = False  # at the last save, behind which no step was taken yet
+        self.is_said = False
+
+
+_followed: WeakKeyDictionary[nn.Module, _Followed] = WeakKeyDictionary()
+
+
+def follow_modes(model: nn.Module, optimizers: Iterable[Any], *, is_saved: bool) -> None:
+    """There was a save, or a restore."""
+    model = unwrap(model)
+    followed = _followed.setdefault(model, _Followed(optimizers))
+    followed.is_evaluated = is_saved and not model.training
+
+
+def note_mode_of_step(optimizer: torch.optim.Optimizer) -> None:
+    """To be called after each step.
+
+    Warns:
+        InexactResumeWarning: a model that trains in training mode else was saved and is trained on in evaluation mode.
+    """
+    for model, followed in list(_followed.items()):
+        if optimizer not in followed.optimizers:
+            continue
+        if followed.is_evaluated and followed.has_trained and not (model.training or followed.is_said):
+            followed.is_said = True
+            warnings.warn(
+                "the model was saved, and is trained on, in evaluation mode, in which an evaluation has left it: a run "
+                "that resumes from there trains in the mode that the program sets before its first batch. Let the "
+                "evaluation end with model.train().",
+                InexactResumeWarning,
+                stacklevel=stacklevel_of_user(),
+            )
+        followed.is_evaluated = False
+        followed.has_trained = followed.has_trained or model.training
