@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import math
 import sys
 import types
 import warnings
@@ -18,10 +19,11 @@ from neuromanifold_gpt.state.inspection.users_objects import is_a_time
 from neuromanifold_gpt.state.module_values import is_stored
 
 _STOCK = (LightningModule.on_train_epoch_start, Callback.on_train_epoch_start)
-_ONLY_COMPUTE = frozenset({"min", "max", "abs", "round", "float", "int", "len", "math", "time", "perf_counter"})
+_ONLY_COMPUTE = frozenset({"min", "max", "abs", "round", "float", "int", "len", "time", "perf_counter"})
+_ONLY_COMPUTE |= {"math", *vars(math)}
 _ONLY_TELL = frozenset({"print", "log", "log_dict", "info", "debug", "super", "on_train_epoch_start"})
 _FLAGGED = ("LOAD_GLOBAL", *(("LOAD_ATTR", "LOAD_SUPER_ATTR") if sys.version_info >= (3, 12) else ()))
-_CHANGING = ("STORE_SUBSCR", "STORE_SLICE", "STORE_GLOBAL", "STORE_DEREF", "DELETE_", "PUSH_NULL", "CALL_FUNCTION_EX")
+_CHANGING = ("STORE_SUBSCR", "STORE_SLICE", "STORE_GLOBAL", "STORE_DEREF", "DELETE_", "CALL_FUNCTION_EX")
 
 
 def set_up_epoch_again(trainer: Trainer) -> None:
@@ -75,22 +77,23 @@ def _sets_only_what_is_stored(user: Any) -> bool:
 def _is_harmless(hook: Any, user: Any) -> bool:
     if not isinstance(hook, types.FunctionType) or hasattr(hook, "__wrapped__"):
         return False
-    attributes, owner = all_attributes(user), None
+    attributes, before = all_attributes(user), None
     for step in dis.get_instructions(hook):
         if step.opname == "STORE_ATTR":
             value = attributes.get(step.argval)
             is_kept = isinstance(user, nn.Module) and is_stored(user, step.argval, value)
-            if owner != hook.__code__.co_varnames[0] or not (is_kept or is_a_time(step.argval, value)):
+            if before != hook.__code__.co_varnames[0] or not (is_kept or is_a_time(step.argval, value)):
                 return False
         elif step.opname.startswith(_CHANGING) or (step.opname == "BINARY_OP" and step.argrepr.endswith("=")):
             return False  # ``+=`` may change a tensor, or a list
-        elif _is_called(step) and step.argval not in _ONLY_COMPUTE | _ONLY_TELL:
+        name = before if step.opname == "PUSH_NULL" else step.argval  # from Python 3.13 on, behind what is called
+        if _is_called(step) and name not in _ONLY_COMPUTE | _ONLY_TELL:
             return False
         # From Python 3.13 on, one instruction may load two variables.
-        owner = step.argval[-1] if isinstance(step.argval, tuple) else step.argval
+        before = step.argval[-1] if isinstance(step.argval, tuple) else step.argval
     return True
 
 
 def _is_called(step: dis.Instruction) -> bool:
     """Whether an instruction takes a function, a method, or a Python module with a function, in order to call it."""
-    return step.opname == "LOAD_METHOD" or (step.opname in _FLAGGED and bool((step.arg or 0) & 1))
+    return step.opname in ("LOAD_METHOD", "PUSH_NULL") or (step.opname in _FLAGGED and bool((step.arg or 0) & 1))

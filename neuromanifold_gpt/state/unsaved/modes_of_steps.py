@@ -15,7 +15,10 @@ import torch
 from torch import nn
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict
 from neuromanifold_gpt.state.inspection.users_line import stacklevel_of_user
+from neuromanifold_gpt.state.inspection.users_locals import users_locals, variables_of_script
+from neuromanifold_gpt.state.inspection.users_objects import is_of_users_class
 from neuromanifold_gpt.state.modules import unwrap
 from neuromanifold_gpt.state.unsaved.saved_things import is_optimizer
 
@@ -23,18 +26,20 @@ from neuromanifold_gpt.state.unsaved.saved_things import is_optimizer
 class _Followed:
     def __init__(self, optimizers: Iterable[Any]) -> None:
         self.optimizers = WeakSet(filter(is_optimizer, optimizers))
-        self.has_trained = False  # in training mode
+        self.has_trained = False  # in training mode, as far as it was seen
         self.is_evaluated = False  # at the last save, behind which no step was taken yet
         self.is_said = False
 
 
 _followed: WeakKeyDictionary[nn.Module, _Followed] = WeakKeyDictionary()
+_in_first_step: list[WeakSet[nn.Module]] = []  # once there was one: those of the loop that were in training mode
 
 
 def follow_modes(model: nn.Module, optimizers: Iterable[Any], *, is_saved: bool) -> None:
     """There was a save, or a restore."""
     model = unwrap(model)
     followed = _followed.setdefault(model, _Followed(optimizers))
+    followed.has_trained = followed.has_trained or any(model in modules for modules in _in_first_step)
     followed.is_evaluated = is_saved and not model.training
 
 
@@ -44,6 +49,8 @@ def note_mode_of_step(optimizer: torch.optim.Optimizer) -> None:
     Warns:
         InexactResumeWarning: a model that trains in training mode else was saved and is trained on in evaluation mode.
     """
+    if not _in_first_step:
+        _in_first_step.append(_modules_in_training())
     for model, followed in list(_followed.items()):
         if optimizer not in followed.optimizers:
             continue
@@ -58,3 +65,11 @@ def note_mode_of_step(optimizer: torch.optim.Optimizer) -> None:
             )
         followed.is_evaluated = False
         followed.has_trained = followed.has_trained or model.training
+
+
+def _modules_in_training() -> WeakSet[nn.Module]:
+    """Of those in variables of the functions that run and of the script, and in attributes of users' objects there."""
+    values = [value for _, value in (*variables_of_script(), *users_locals())]
+    parts = [part for value in values if is_of_users_class(value) for part in (attribute_dict(value) or {}).values()]
+    modules = [unwrap(thing) for thing in (*values, *parts) if issubclass(type(thing), nn.Module)]
+    return WeakSet(module for module in modules if getattr(module, "training", False))
