@@ -19,9 +19,8 @@ from neuromanifold_gpt.state.inspection.users_objects import is_a_time
 from neuromanifold_gpt.state.module_values import is_stored
 
 _STOCK = (LightningModule.on_train_epoch_start, Callback.on_train_epoch_start)
-_ONLY_COMPUTE = frozenset({"min", "max", "abs", "round", "float", "int", "len", "time", "perf_counter"})
-_ONLY_COMPUTE |= {"math", *vars(math)}
-_ONLY_TELL = frozenset({"print", "log", "log_dict", "info", "debug", "super", "on_train_epoch_start"})
+_COMPUTES = {"math", *vars(math), "min", "max", "abs", "round", "float", "int", "len", "time", "perf_counter"}
+_HARMLESS = frozenset(_COMPUTES | {"print", "log", "log_dict", "info", "debug", "super", "on_train_epoch_start"})
 _FLAGGED = ("LOAD_GLOBAL", *(("LOAD_ATTR", "LOAD_SUPER_ATTR") if sys.version_info >= (3, 12) else ()))
 _CHANGING = ("STORE_SUBSCR", "STORE_SLICE", "STORE_GLOBAL", "STORE_DEREF", "DELETE_", "CALL_FUNCTION_EX")
 
@@ -87,7 +86,7 @@ def _is_harmless(hook: Any, user: Any) -> bool:
         elif step.opname.startswith(_CHANGING) or (step.opname == "BINARY_OP" and step.argrepr.endswith("=")):
             return False  # ``+=`` may change a tensor, or a list
         name = before if step.opname == "PUSH_NULL" else step.argval  # from Python 3.13 on, behind what is called
-        if _is_called(step) and name not in _ONLY_COMPUTE | _ONLY_TELL:
+        if _is_called(step) and name not in _HARMLESS:
             return False
         # From Python 3.13 on, one instruction may load two variables.
         before = step.argval[-1] if isinstance(step.argval, tuple) else step.argval

@@ -144,7 +144,7 @@ class UsersParts:
         found: dict[str, str] = {}
         if not is_overridden("on_save_checkpoint", module):
             found = values_beside_state(module, ignored=_OF_EVERY_MODULE, kept=self._saved(), as_settings=True)
-        kept = self._kept()
+        kept = self._kept() | memory_in(self._of_position())
         in_use = hyper_parameters_in_use(module)
         hyper_parameters = [(f"hparams.{name}", value) for name, value in in_use.items()]
         for path, value in [*hyper_parameters, *self._users_attributes.read()]:
@@ -167,10 +167,10 @@ class UsersParts:
 
     def _values(self) -> dict[str, str]:
         trainer, module = self._trainer, self._trainer.lightning_module
-        saved, kept = self._saved(), self._kept()
+        saved, shared = self._saved(), memory_in(self._of_position())
+        kept = self._kept() | shared
         found: dict[str, str] = {}
         if not is_overridden("on_save_checkpoint", module):
-            shared = memory_in(self._of_position())
             found = values_beside_state(
                 module, with_followed=False, ignored=_OF_EVERY_MODULE, kept=saved, kept_memory=shared
             )
@@ -197,11 +197,11 @@ class UsersParts:
         return [*trainer.optimizers, *self._schedulers(), *callbacks, trainer.datamodule]  # type: ignore[attr-defined]
 
     def _kept(self) -> set[int]:
-        """As for :func:`shown_value`."""
+        """As for :func:`shown_value`, but for the memory of what goes with the position."""
         trainer = self._trainer
         of_the_run = (trainer, trainer.strategy, trainer.profiler, *trainer.loggers)  # type: ignore[attr-defined]
         things = (*self._saved(), *of_the_run, *self.metrics.values(), *self._of_position())
-        return kept_by(trainer.lightning_module) | {id(thing) for thing in things} | memory_in(self._of_position())
+        return kept_by(trainer.lightning_module) | {id(thing) for thing in things}
 
     def _metrics(self) -> dict[str, Metric]:
         """Of the module, and of what else keeps some and saves nothing."""

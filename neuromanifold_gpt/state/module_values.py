@@ -87,8 +87,10 @@ class ModuleValues:
 
 
 def is_stored(part: nn.Module, name: str, value: Any) -> bool:
-    """Whether :class:`ModuleValues` follows an attribute, and no clock has a part in it, as far as this can be seen."""
-    if type(value) not in _NUMBERS or is_kept_by_others(part):
+    """Whether an attribute of a part that is not :func:`is_kept_by_others` is a number, and no clock has made it, as
+    far as this can be seen.
+    """
+    if type(value) not in _NUMBERS:
         return False
     if type(value) is int:  # of a time, even whole seconds would be a strange kind
         return True

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from neuromanifold_gpt.checkpoint.errors import CheckpointError, InexactResumeWarning, StateMismatchError
 from neuromanifold_gpt.checkpoint.foreign import clean_name
+from neuromanifold_gpt.state.in_steps import until_done
 
 _SHOWN_NAMES = 12
 
@@ -265,23 +267,25 @@ def warn_of_other_modes_once_stepped(
     parameters = {clean_name(name): parameter for name, parameter in unwrap(module).named_parameters()}
     # References proper would be found in the optimizers.
     left = {name: (weakref.ref(parameters[name]), parameters[name].requires_grad) for name in changed}
-    handles: dict[int, Any] = {}
+    # One that wraps another may have left out super().__init__().
+    hooked = [optimizer for optimizer in optimizers if hasattr(optimizer, "_optimizer_step_post_hooks")]
+    to_come = WeakSet(hooked)
 
-    def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if (handle := handles.pop(id(optimizer), None)) is not None:
-            handle.remove()
+    def look(optimizer: torch.optim.Optimizer) -> bool:
+        if optimizer not in to_come:
+            return not to_come
+        to_come.discard(optimizer)
         for name, (reference, was_trained) in list(left.items()):
             if (parameter := reference()) is None or parameter.requires_grad != was_trained:
                 del left[name]
-        if not handles:
+        if not to_come:
             warn_of_other_modes([*left])
+        return not to_come
 
-    # One that wraps another may have left out super().__init__().
-    hooked = [optimizer for optimizer in optimizers if hasattr(optimizer, "_optimizer_step_post_hooks")]
     if changed and not hooked:
         warn_of_other_modes(changed)
     elif changed:
-        handles.update({id(optimizer): optimizer.register_step_post_hook(look) for optimizer in hooked})
+        until_done(look)
 
 
 def _module_name(name: str) -> str:

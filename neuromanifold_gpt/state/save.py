@@ -10,7 +10,6 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 import torch.distributed
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from neuromanifold_gpt.checkpoint.commit import Checkpoint
 from neuromanifold_gpt.checkpoint.environment import current_environment
@@ -27,6 +26,7 @@ from neuromanifold_gpt.checkpoint.writer import (
 )
 from neuromanifold_gpt.state.generators import Generator, generator_state
 from neuromanifold_gpt.state.gradients import capture_gradients
+from neuromanifold_gpt.state.in_steps import in_next_step
 from neuromanifold_gpt.state.inspection.users_objects import has_position
 from neuromanifold_gpt.state.metrics import metric_states, metrics_of
 from neuromanifold_gpt.state.modules import module_modes, module_state, parameter_names, require_module, unwrap
@@ -36,7 +36,7 @@ from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_a
 from neuromanifold_gpt.state.steps_taken_again import note_steps, steps_are_behind
 from neuromanifold_gpt.state.unsaved.before_next_batch import follow_up_to_batch
 from neuromanifold_gpt.state.unsaved.loop_numbers import FIRST_NUMBERS_KEY, LOOP_NUMBERS, LOOP_NUMBERS_KEY
-from neuromanifold_gpt.state.unsaved.modes_of_steps import follow_modes, note_mode_of_step
+from neuromanifold_gpt.state.unsaved.modes_of_steps import follow_modes, note_modes_of_first_step
 from neuromanifold_gpt.state.unsaved.rank_differences import shown_on_this_rank, warn_of_other_ranks
 from neuromanifold_gpt.state.unsaved.saved_things import is_optimizer
 from neuromanifold_gpt.state.unsaved.shared_tensors import warn_of_shared_tensors
@@ -46,8 +46,8 @@ T = TypeVar("T")
 # The layout of the model file is that of Lightning 2 weights; Lightning migrates nothing from this version on.
 DATA_KEY = "data"  # of a manifest's details: what shows the data of loaders
 _LIGHTNING_LAYOUT_VERSION = "2.0.0"
-register_optimizer_step_post_hook(lambda *_: LOOP_NUMBERS.has_stepped())
-register_optimizer_step_post_hook(lambda optimizer, *_: note_mode_of_step(optimizer))
+in_next_step(LOOP_NUMBERS.has_stepped)
+in_next_step(note_modes_of_first_step)
 
 
 class Stateful(Protocol):

@@ -228,18 +228,19 @@ def test_what_the_state_of_a_stateful_module_leaves_out(tmp_path: Path) -> None:
 RATE = "settings of an optimizer, such as its learning rate, were changed between "
 
 
-def by_epochs(condition: str) -> str:
+def loop(*, before: str = "pass", at_epoch: str = "pass", behind_step: str = "pass", behind_save: str = "pass") -> str:
     return f"""
 parts["loaders"] = loader
 step = restore()
+{before}
 while True:
-    if {condition}:
-        for group in optimizer.param_groups:
-            group["lr"] *= 0.1
+    {at_epoch}
     for batch in loader:
         train(batch)
         step += 1
+        {behind_step}
         save(step)
+        {behind_save}
 """
 
 
@@ -251,26 +252,15 @@ while True:
     ],
 )
 def test_a_learning_rate_that_is_changed_by_epochs(condition: str, expected: str, tmp_path: Path) -> None:
-    first, second = said(by_epochs(condition), tmp_path, saves=("6", "9"), ends=(6, 9))
+    body = loop(at_epoch=f'if {condition}: optimizer.param_groups[0]["lr"] *= 0.1')
+    first, second = said(body, tmp_path, saves=("6", "9"), ends=(6, 9))
     assert first == ""
     assert (expected in second) if expected else (second == "")
 
 
-BEHIND_THE_SAVE = """
-parts["loaders"] = loader
-step = restore()
-while True:
-    for batch in loader:
-        train(batch)
-        step += 1
-        save(step)
-        for group in optimizer.param_groups:
-            group["lr"] = 0.01 / (1 + step)
-"""
-
-
 def test_a_learning_rate_that_is_changed_behind_the_save(tmp_path: Path) -> None:
-    first, _ = said(BEHIND_THE_SAVE, tmp_path, saves=("2", "9"), ends=(5, 6))
+    body = loop(behind_save='optimizer.param_groups[0]["lr"] = 0.01 / (1 + step)')
+    first, _ = said(body, tmp_path, saves=("2", "9"), ends=(5, 6))
     assert RATE + "save_checkpoint and the next batch" in first
 
 
@@ -296,42 +286,9 @@ def test_a_learning_rate_of_each_step_is_no_change(tmp_path: Path) -> None:
     assert said(RATE_OF_EACH_STEP, tmp_path, saves=("2,5", "6,7"), ends=(6, 9)) == ("", "")
 
 
-LEFT_IN_EVALUATION = """
-def evaluate():
-    model.eval()
-
-parts["loaders"] = loader
-step = restore()
-while True:
-    model.train()
-    for batch in loader:
-        train(batch)
-        step += 1
-        if step % 2 == 0:
-            evaluate()
-        save(step)
-"""
-SAVED_IN_EVALUATION = """
-parts["loaders"] = loader
-step = restore()
-while True:
-    for batch in loader:
-        train(batch)
-        step += 1
-        model.eval()
-        save(step)
-        model.train()
-"""
-TRAINED_IN_EVALUATION = """
-parts["loaders"] = loader
-step = restore()
-model.eval()
-while True:
-    for batch in loader:
-        train(batch)
-        step += 1
-        save(step)
-"""
+LEFT_IN_EVALUATION = loop(at_epoch="model.train()", behind_step="if step % 2 == 0: model.eval()")
+SAVED_IN_EVALUATION = loop(behind_step="model.eval()", behind_save="model.train()")
+TRAINED_IN_EVALUATION = loop(before="model.eval()")
 
 
 def test_a_model_that_an_evaluation_has_left_in_its_mode(tmp_path: Path) -> None:
@@ -343,3 +300,25 @@ def test_a_model_that_an_evaluation_has_left_in_its_mode(tmp_path: Path) -> None
 @pytest.mark.parametrize("body", [SAVED_IN_EVALUATION, TRAINED_IN_EVALUATION])
 def test_modes_that_a_resumed_program_has_too(body: str, tmp_path: Path) -> None:
     assert said(body, tmp_path, saves=("2,3,6", "10"), ends=(7, 12)) == ("", "")
+
+
+SHUFFLED_LIST = """
+import random
+
+def main():
+    order, waited, step = list(range(8)), 0, restore()
+    random.seed(step)
+    while True:
+        random.shuffle(order)
+        for index in order:
+            train(torch.full((1, 1), index + 1.0 + waited))
+            step, waited = step + 1, waited + 1
+            save(step)
+main()
+"""
+
+
+def test_two_looks_at_the_first_step(tmp_path: Path) -> None:
+    _, second = said(SHUFFLED_LIST, tmp_path, saves=("3", "99"), ends=(3, 5))
+    assert NUMBERS + "locals.main.waited (then 3, now 0)" in second
+    assert VALUES + "locals.main.order. " in second

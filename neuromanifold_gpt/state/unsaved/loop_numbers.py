@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from neuromanifold_gpt.state.in_steps import in_next_step
 from neuromanifold_gpt.state.inspection.clocks import is_of_a_clock
 from neuromanifold_gpt.state.inspection.flat_values import SCALARS
 from neuromanifold_gpt.state.inspection.kept_variables import names_set_by
@@ -87,7 +87,6 @@ class LoopNumbers:
         self._followed = FollowedValues({})
         self._asked: weakref.ref[Any] | None = None
         self._is_in_first_step = False
-        self._has_stepped_unasked = False
         self._told_before: frozenset[str] = frozenset()  # by the saves before the restore: equal runs tell the same
 
     def training_begins(self, asked: Any) -> None:
@@ -108,9 +107,8 @@ class LoopNumbers:
             self._followed.look(_shown(carried_only=True))
 
     def has_stepped(self) -> None:
-        """An optimizer has: where no loader was asked for a batch, training begins here."""
-        if self._asked is None and not self._has_stepped_unasked:
-            self._has_stepped_unasked = True
+        """An optimizer has, for the first time: where no loader was asked for a batch, training begins here."""
+        if self._asked is None:
             self._followed.look(_shown(carried_only=True))
 
     def at_save(self, around: Iterable[_Carried] = ()) -> dict[str, str]:
@@ -137,15 +135,14 @@ class LoopNumbers:
             saved, first: what :meth:`at_save` and :meth:`at_first` gave.
         """
 
-        def compare(*_: Any) -> None:
-            handle.remove()
+        def compare() -> None:
             if self._asked is not None:
                 return
             now = _shown(carried_only=False)
             self._told_before = frozenset(saved)
             warn_of_other_numbers(begun_again(saved, first, now))
 
-        handle = register_optimizer_step_post_hook(compare)
+        in_next_step(compare)
 
     def training_goes_on(self, asked: Any, saved: Mapping[str, str], counts: Collection[str]) -> None:
         """The first batch behind a restore is asked for.

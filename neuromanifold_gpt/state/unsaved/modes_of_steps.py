@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.in_steps import until_done
 from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict
 from neuromanifold_gpt.state.inspection.users_line import stacklevel_of_user
 from neuromanifold_gpt.state.inspection.users_locals import users_locals, variables_of_script
@@ -32,25 +33,25 @@ class _Followed:
 
 
 _followed: WeakKeyDictionary[nn.Module, _Followed] = WeakKeyDictionary()
-_in_first_step: list[WeakSet[nn.Module]] = []  # once there was one: those of the loop that were in training mode
+_in_first_step: WeakSet[nn.Module] = WeakSet()  # those of the loop that were in training mode there
 
 
 def follow_modes(model: nn.Module, optimizers: Iterable[Any], *, is_saved: bool) -> None:
     """There was a save, or a restore."""
     model = unwrap(model)
+    if not _followed:
+        until_done(_note_mode)
     followed = _followed.setdefault(model, _Followed(optimizers))
-    followed.has_trained = followed.has_trained or any(model in modules for modules in _in_first_step)
+    followed.has_trained = followed.has_trained or model in _in_first_step
     followed.is_evaluated = is_saved and not model.training
 
 
-def note_mode_of_step(optimizer: torch.optim.Optimizer) -> None:
-    """To be called after each step.
+def _note_mode(optimizer: torch.optim.Optimizer) -> bool:
+    """Behind each step, as long as there is a model to follow.
 
     Warns:
         InexactResumeWarning: a model that trains in training mode else was saved and is trained on in evaluation mode.
     """
-    if not _in_first_step:
-        _in_first_step.append(_modules_in_training())
     for model, followed in list(_followed.items()):
         if optimizer not in followed.optimizers:
             continue
@@ -65,11 +66,12 @@ def note_mode_of_step(optimizer: torch.optim.Optimizer) -> None:
             )
         followed.is_evaluated = False
         followed.has_trained = followed.has_trained or model.training
+    return not _followed
 
 
-def _modules_in_training() -> WeakSet[nn.Module]:
-    """Of those in variables of the functions that run and of the script, and in attributes of users' objects there."""
+def note_modes_of_first_step() -> None:
+    """Of modules in variables of the functions that run, and of the script, and in attributes of objects there."""
     values = [value for _, value in (*variables_of_script(), *users_locals())]
     parts = [part for value in values if is_of_users_class(value) for part in (attribute_dict(value) or {}).values()]
     modules = [unwrap(thing) for thing in (*values, *parts) if issubclass(type(thing), nn.Module)]
-    return WeakSet(module for module in modules if getattr(module, "training", False))
+    _in_first_step.update(module for module in modules if getattr(module, "training", False))

@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from neuromanifold_gpt.state.in_steps import in_next_step
 from neuromanifold_gpt.state.inspection.hooks import hooks_of
 from neuromanifold_gpt.state.inspection.users_objects import (
     has_position,
@@ -166,13 +166,12 @@ def _compare_in_first_step(orders: Mapping[str, str], kept: Collection[Any]) -> 
         return
     all_kept = {*map(id, with_what_they_read(kept))}
 
-    def compare(*_: Any) -> None:
-        handle.remove()
+    def compare() -> None:
         shown = values_of_objects(unsaved_objects(all_kept), all_kept)
         same = {path: now for path, now in shown.items() if path in orders and are_of_the_same(orders[path], now)}
         SavedValues(orders).warn_of_others(same)
 
-    handle = register_optimizer_step_post_hook(compare)
+    in_next_step(compare)
 
 
 def _with_variables(module: nn.Module, kept: Collection[Any]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -246,7 +245,7 @@ def attributes_of_parts(
             if name in ignored or (as_settings and issubclass(type(value), Mapping) and not holds_tensors(value)):
                 continue  # of settings that a program keeps in a dict, many do not matter
             if not (of_library and _is_derived(part, name)):
-                yield f"{owner}.{name}", value, is_stored(part, name, value)
+                yield f"{owner}.{name}", value, not of_library and is_stored(part, name, value)
     if as_settings:
         return
     for name, parameter in module.named_parameters():
