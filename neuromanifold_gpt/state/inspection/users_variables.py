@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from neuromanifold_gpt.state.inspection.drawing_caches import CACHE
 from neuromanifold_gpt.state.inspection.users_modules import users_modules
 
 _CONSTANTS = (bool, int, float, str, bytes, type(None), type)
@@ -76,7 +77,7 @@ def _is_own(kind: type, name: str, value: Any) -> bool:
         return bool(value.__qualname__ == f"{kind.__qualname__}.{name}")
     if type(value) is types.FunctionType:
         return _has_defaults(value)
-    return not hasattr(type(value), "__get__")
+    return not hasattr(type(value), "__get__") or issubclass(type(value), CACHE)
 
 
 def _is_magic(name: str) -> bool:

@@ -1,6 +1,5 @@
-"""A short text that shows whether a value has changed: of numbers what they are, of tensors, arrays, containers and
-users' objects a digest. It is made in the middle of training, of whatever users' objects hold, so it costs little and
-never fails.
+"""A short text that shows whether a value has changed: of numbers what they are, of tensors, containers and objects a
+digest. It is made in the middle of training, of whatever users' objects hold, so it costs little and never fails.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import xxhash
 from torch import Tensor, nn
 from torch.jit._script import RecursiveScriptModule
 
+from neuromanifold_gpt.state.inspection.drawing_caches import CACHE, times_drawn
 from neuromanifold_gpt.state.inspection.flat_values import spaced
 from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict, values_in
 from neuromanifold_gpt.state.inspection.shared_values import array_in, is_shared_number, number_in
@@ -189,6 +189,8 @@ class _Look:
             return None if id(value) in self._kept else self.at(number_in(value), depth)
         if (shared := array_in(value)) is not None:
             return self.at(shared, depth)
+        if issubclass(kind, CACHE):
+            return None if (times := times_drawn(value)) is None else str(times)
         shown = self._at_object(value, depth)
         return self._with_code(value, shown) if self._names_code else shown
 

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from neuromanifold_gpt.state.in_steps import in_next_step
+from neuromanifold_gpt.state.inspection.drawing_caches import CACHE
 from neuromanifold_gpt.state.inspection.hooks import hooks_of
 from neuromanifold_gpt.state.inspection.users_objects import (
     has_position,
@@ -215,12 +216,13 @@ def variables_beside_state(
     Args:
         things: what trains, see :func:`users_modules`.
         kept: as for :func:`shown_value`.
-        with_script: also those of the script that runs.
+        with_script: also those of the script that runs; else of these only caches of what is drawn.
     """
     found = {
         path: shown_value(value, kept, items=_LOOKED_AT_OF_VARIABLES)
         for path, value in users_variables(things)
-        if (with_script or not path.startswith("__main__.")) and not is_a_time(path.rpartition(".")[2], value)
+        if (with_script or not path.startswith("__main__.") or issubclass(type(value), CACHE))
+        and not is_a_time(path.rpartition(".")[2], value)
     }
     return {path: shown for path, shown in found.items() if shown is not None}
 
