@@ -7,6 +7,7 @@ import math
 import sys
 import types
 import warnings
+from itertools import pairwise
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,6 +23,7 @@ _STOCK = (LightningModule.on_train_epoch_start, Callback.on_train_epoch_start)
 _COMPUTES = {"math", *vars(math), "min", "max", "abs", "round", "float", "int", "len", "time", "perf_counter"}
 _HARMLESS = frozenset(_COMPUTES | {"print", "log", "log_dict", "info", "debug", "super", "on_train_epoch_start"})
 _FLAGGED = ("LOAD_GLOBAL", *(("LOAD_ATTR", "LOAD_SUPER_ATTR") if sys.version_info >= (3, 12) else ()))
+_SWAPPED = object()
 _CHANGING = ("STORE_SUBSCR", "STORE_SLICE", "STORE_GLOBAL", "STORE_DEREF", "DELETE_", "CALL_FUNCTION_EX")
 
 
@@ -76,20 +78,28 @@ def _sets_only_what_is_stored(user: Any) -> bool:
 def _is_harmless(hook: Any, user: Any) -> bool:
     if not isinstance(hook, types.FunctionType) or hasattr(hook, "__wrapped__"):
         return False
-    attributes, before = all_attributes(user), None
-    for step in dis.get_instructions(hook):
+    own, attributes = hook.__code__.co_varnames[0], all_attributes(user)
+    before, opened = None, None
+    steps = [*dis.get_instructions(hook)]
+    for step, then in pairwise([*steps, steps[-1]]):
+        if step.opname == "COPY":  # in ``self.name += 1``, of ``self``, which is read and set
+            opened = then.argval if before == own else None
         if step.opname == "STORE_ATTR":
-            value = attributes.get(step.argval)
-            is_kept = isinstance(user, nn.Module) and is_stored(user, step.argval, value)
-            if before != hook.__code__.co_varnames[0] or not (is_kept or is_a_time(step.argval, value)):
+            name, value = step.argval, attributes.get(step.argval)
+            is_kept = isinstance(user, nn.Module) and is_stored(user, name, value)
+            is_own = before == own or (before == _SWAPPED and opened == name)
+            if not is_own or not (is_kept or is_a_time(name, value)):
                 return False
-        elif step.opname.startswith(_CHANGING) or (step.opname == "BINARY_OP" and step.argrepr.endswith("=")):
-            return False  # ``+=`` may change a tensor, or a list
-        name = before if step.opname == "PUSH_NULL" else step.argval  # from Python 3.13 on, behind what is called
-        if _is_called(step) and name not in _HARMLESS:
+        elif step.opname.startswith(_CHANGING):
+            return False
+        elif step.opname == "BINARY_OP" and step.argrepr.endswith("=") and then.opname != "SWAP":
+            return False  # of no number of the module: ``+=`` may change a tensor, or a list
+        called = before if step.opname == "PUSH_NULL" else step.argval  # from Python 3.13 on, behind what is called
+        if _is_called(step) and called not in _HARMLESS:
             return False
         # From Python 3.13 on, one instruction may load two variables.
         before = step.argval[-1] if isinstance(step.argval, tuple) else step.argval
+        before = _SWAPPED if step.opname == "SWAP" else before
     return True
 
 

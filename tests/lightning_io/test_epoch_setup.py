@@ -33,6 +33,14 @@ class SetsNumbersToo(SetsNumbers):
         self.strength = 2 * self.strength
 
 
+class CountsEpochs(Learns):
+    begun, strength = 0, 1.0
+
+    def on_train_epoch_start(self) -> None:
+        self.begun += 1
+        self.strength -= self.strength / 4
+
+
 class Tells(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         print(f"epoch {trainer.current_epoch}")
@@ -72,6 +80,24 @@ class ChangesInPlace(Learns):
         values += (1,)
 
 
+class CountsInALayer(Learns):
+    begun = 0
+
+    def on_train_epoch_start(self) -> None:
+        self.begun += 1
+        self.layer.begun += 1
+
+    def on_train_start(self) -> None:
+        self.layer.begun = 0  # type: ignore[assignment]
+
+
+class AddsToAList(Learns):
+    values = ()
+
+    def on_train_epoch_start(self) -> None:
+        self.values += (1,)
+
+
 class Calls(Learns):
     def on_train_epoch_start(self) -> None:
         random.seed(self.current_epoch)
@@ -94,7 +120,7 @@ def said_in_the_middle(directory: Path, *kinds: type) -> str:
     return "\n".join(text for text in texts if text.startswith("on_train_epoch_start"))
 
 
-@pytest.mark.parametrize("kinds", [(SetsNumbers,), (SetsNumbersToo,), (SetsATime,), (Learns, Tells)])
+@pytest.mark.parametrize("kinds", [(SetsNumbers,), (SetsNumbersToo,), (CountsEpochs,), (SetsATime,), (Learns, Tells)])
 def test_numbers_of_the_module_are_restored(kinds: tuple[type, ...], tmp_path: Path) -> None:
     assert said_in_the_middle(tmp_path, *kinds) == ""
 
@@ -107,6 +133,8 @@ def test_numbers_of_the_module_are_restored(kinds: tuple[type, ...], tmp_path: P
         (SetsAFlag,),
         (SetsOfAnother,),
         (ChangesInPlace,),
+        (CountsInALayer,),
+        (AddsToAList,),
         (Calls,),
         (Learns, CountsInCallback),
     ],
