@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import stat
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +41,7 @@ from neuromanifold_gpt.checkpoint.naming import (
     temporary,
 )
 from neuromanifold_gpt.checkpoint.storage import Storage, read_errors
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 
 
 @dataclass(frozen=True)
@@ -192,11 +192,10 @@ def commit(paths: CheckpointPaths, new: Manifest, storage: Storage) -> Checkpoin
         for target in finals.values():
             storage.remove(previous(target))
     except OSError as error:
-        warnings.warn(
+        warn_user(
             f"{error.filename}: {new.name} is saved, but this file of the checkpoint that it replaces could not be "
             f"removed: {error.strerror}. The next save tries again.",
             LeftoverWarning,
-            stacklevel=4,  # the caller of save_checkpoint
         )
     return Checkpoint(paths, new)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from neuromanifold_gpt.checkpoint.naming import (
 )
 from neuromanifold_gpt.checkpoint.reader import VerificationReport, is_data_file, verify
 from neuromanifold_gpt.checkpoint.storage import read_errors
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 
 
 def list_checkpoints(directory: str | Path) -> list[Checkpoint]:
@@ -74,7 +74,7 @@ def newest_of(directories: Iterable[Path], *, resumable: bool = False) -> Checkp
             if not (resumable and checkpoint.model_only):
                 return verify(checkpoint).checkpoint
         except CheckpointError as error:
-            warnings.warn(f"passing over {paths.name}: {error}", DamagedCheckpointWarning, stacklevel=3)
+            warn_user(f"passing over {paths.name}: {error}", DamagedCheckpointWarning)
     return None
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import datetime
 import platform
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from neuromanifold_gpt.checkpoint.errors import EnvironmentChangedWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 
 _WHY = {
     "torch": "kernels change between releases",
@@ -67,8 +67,7 @@ def warn_if_changed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Non
         if saved.get(key) != current.get(key)
     ]
     if changed:
-        warnings.warn(
+        warn_user(
             "resuming in another environment, so the continuation may differ in bits: " + "; ".join(changed),
             EnvironmentChangedWarning,
-            stacklevel=4,  # the caller of LoadedCheckpoint.restore
         )

@@ -22,7 +22,6 @@ import shlex
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from neuromanifold_gpt.checkpoint.errors import (
 )
 from neuromanifold_gpt.checkpoint.leftovers import clear_leftovers
 from neuromanifold_gpt.checkpoint.storage import LocalStorage, make_directory
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 
 LOCK_NAME = ".nm-lock"
 RUN, SAVE = "run", "save"
@@ -131,11 +131,10 @@ class DirectoryLock:
             with writing(self._directory):  # not while another thread saves
                 clear_leftovers(self._directory, LocalStorage())
         except (OSError, UnreadableFileError) as error:
-            warnings.warn(
+            warn_user(
                 f"{self._directory}: what an interrupted save left here could not be cleared away: {error}. The next "
                 "save tries again.",
                 LeftoverWarning,
-                stacklevel=3,
             )
 
     def _try(self) -> bool:
@@ -205,11 +204,10 @@ def _open_locked(path: Path) -> int | None:
                 os.close(descriptor)
                 error.filename = str(path)
                 raise
-            warnings.warn(
+            warn_user(
                 f"{path.parent}: this file system has no locks ({error.strerror}): a second process that writes here "
                 "would not be noticed.",
                 UnlockedDirectoryWarning,
-                stacklevel=5,
             )
         try:
             if os.path.samestat(path.stat(), os.fstat(descriptor)):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
@@ -36,6 +35,7 @@ from neuromanifold_gpt.checkpoint.manifest import MODEL
 from neuromanifold_gpt.checkpoint.naming import CheckpointPaths, previous, step_name, temporary
 from neuromanifold_gpt.checkpoint.reader import verify
 from neuromanifold_gpt.checkpoint.storage import LocalStorage, Storage
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 
 _REMEDY = (
     "Free space or make the directory writable; the next save tries again. Every checkpoint there is whole, the newest "
@@ -248,7 +248,7 @@ def _is_intact(checkpoint: Checkpoint) -> bool:
 
 
 def _warn_of_damage(name: str, error: Exception) -> None:
-    warnings.warn(f"not counting {name}: {error}", DamagedCheckpointWarning, stacklevel=3)
+    warn_user(f"not counting {name}: {error}", DamagedCheckpointWarning)
 
 
 def _identity(checkpoint: Checkpoint) -> object:
@@ -260,9 +260,8 @@ def _identity(checkpoint: Checkpoint) -> object:
 
 def _warn_of_missing_metric(policy: Retention, found: list[Checkpoint]) -> None:
     there = sorted({name for checkpoint in found for name in checkpoint.metrics})
-    warnings.warn(
+    warn_user(
         f"keep_best: no checkpoint in {found[0].directory} has the metric {policy.monitor!r}, so that nothing is "
         f"removed; their metrics are {', '.join(there) or 'none'}.",
         RetentionWarning,
-        stacklevel=2,
     )

@@ -6,7 +6,6 @@ import enum
 import functools
 import inspect
 import types
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,12 +16,12 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.data.memos import MOST_OWNERS, Memos
 from neuromanifold_gpt.state.inspection.kept_variables import attributes_made_by, variables_at
 from neuromanifold_gpt.state.inspection.searched_parts import MAXIMUM_ITEMS
 from neuromanifold_gpt.state.inspection.shared_values import array_in
-from neuromanifold_gpt.state.inspection.users_line import stacklevel_of_user
 from neuromanifold_gpt.state.inspection.users_objects import NAMESPACES, is_iterator, is_of_users_class, is_users_module
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
@@ -101,11 +100,10 @@ class ChangesBesidePosition:
         )
         if changed := self._memos.left_out(changed):
             self._said.update(changed)
-            warnings.warn(
+            warn_user(
                 f"{listed(changed)}: training changes it, and no position has it. Where samples depend on it, a resume "
                 "cannot be exact: derive it from the sample or the epoch, or save it yourself.",
                 DataOrderWarning,
-                stacklevel=stacklevel_of_user(),
             )
 
     def _warn_of_other_functions(self, collate_fns: Mapping[str, Any]) -> None:
@@ -114,12 +112,11 @@ class ChangesBesidePosition:
         if new := sorted(others - self._said):
             self._said.update(new)
             changed = [f"{path} was {name_of(before[path])} and is {name_of(collate_fns[path])}" for path in new]
-            warnings.warn(
+            warn_user(
                 f"{', '.join(changed)}: training has set another function, and no position has it. A resumed run "
                 "collates with the one that its loader is made with: let one function choose by a number or flag of "
                 "its own, which goes with the position, or make the loader with the right one by the epoch.",
                 DataOrderWarning,
-                stacklevel=stacklevel_of_user(),
             )
 
     def _warn_of_shared_numbers(self) -> None:
@@ -127,12 +124,11 @@ class ChangesBesidePosition:
         changed = {path for path in now.keys() & self._shared.keys() if now[path] != self._shared[path]}
         if new := sorted(changed - self._said):
             self._said.update(new)
-            warnings.warn(
+            warn_user(
                 f"{listed(new)} changes while workers, with which it is shared, fetch batches ahead: a checkpoint has "
                 "its value, but not which of them were made with which. Where samples depend on it, a resume in the "
                 "middle of an epoch cannot be exact: change it between epochs, or use num_workers=0.",
                 DataOrderWarning,
-                stacklevel=stacklevel_of_user(),
             )
 
     def _shared_numbers(self) -> dict[str, Any]:

@@ -11,13 +11,13 @@ import inspect
 import itertools
 import re
 import types
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict
 from neuromanifold_gpt.state.inspection.script_functions import code_of_script, names_read_by
@@ -44,28 +44,26 @@ def consumers_of(iterator: Iterator[Any] | None, asking: types.FrameType | None)
     return [consumer for consumer in consumers if any(_takes_from(consumer, iterator, passing_on))]
 
 
-def warn_of_cycles(consumers: list[Any], *, stacklevel: int) -> None:
+def warn_of_cycles(consumers: list[Any]) -> None:
     """Say that ``itertools.cycle`` is among the consumers of a loader.
 
     Warns:
         DataOrderWarning: it is.
     """
     if any(type(consumer) is itertools.cycle for consumer in consumers):
-        warnings.warn(
+        warn_user(
             "a resume of this training cannot be exact: itertools.cycle gives the batches of its first pass again and "
             "again, which are in no position. Begin a pass for each epoch: while True: for batch in loader.",
             DataOrderWarning,
-            stacklevel=stacklevel + 1,
         )
 
 
-def warn_of_other_counts(counted: dict[str, int], consumed: int, *, stacklevel: int) -> None:
+def warn_of_other_counts(counted: dict[str, int], consumed: int) -> None:
     """Say that what counts the batches of an epoch begins anew where that goes on.
 
     Args:
         counted: as :func:`counted_from` gives it.
         consumed: batches of the epoch.
-        stacklevel: of who calls this.
 
     Warns:
         DataOrderWarning: it does.
@@ -73,12 +71,11 @@ def warn_of_other_counts(counted: dict[str, int], consumed: int, *, stacklevel: 
     wrong = {name: number for name, number in counted.items() if number in {0, 1} - {consumed, consumed + 1}}
     if wrong:
         name = min(wrong)
-        warnings.warn(
+        warn_user(
             f"{name} counts from {wrong[name]} here, while the epoch goes on behind {consumed} batches. Where the loop "
             "goes by that number (accumulation, the last batch), it does not do what it did: use enumerate(loader, "
             "loader.batches_consumed).",
             DataOrderWarning,
-            stacklevel=stacklevel + 1,
         )
 
 

@@ -11,7 +11,6 @@ import gc
 import inspect
 import operator
 import types
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.data.consumers import generators_at
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.state.inspection.loop_carried import carried_by_loops, held_back_by, read_for_more
@@ -75,36 +75,34 @@ class HeldBack:
         """A ``zip`` takes from others too, each time that it takes a batch; see :func:`begin_anew`."""
         self._taken_beside = sorted({getattr(other, "__qualname__", "itertools.cycle") for other in others})
 
-    def warn(self, *, is_within_epoch: bool, stacklevel: int) -> None:
+    def warn(self, *, is_within_epoch: bool) -> None:
         """Say, once, where batches are, and what begins anew.
 
         Warns:
             DataOrderWarning: a generator has some; or, within an epoch, a ``zip`` takes from others.
         """
         if is_within_epoch:
-            self._warn_of_what_begins_anew(stacklevel=stacklevel + 1)
+            self._warn_of_what_begins_anew()
         for asking, generator in self._generators() if not self._is_said else ():
             if places := self._places(generator, asking.offset):
                 self._is_said = True
-                warnings.warn(
+                warn_user(
                     f"{asking.code.co_qualname} holds batches back ({', '.join(places)}): it has taken them from the "
                     "loader and not given them on, or keeps them for later. They count as trained on, and a resume goes"
                     " on without them. Save where it holds none; or let num_workers prefetch, a sampler shuffle or "
                     "sort, and a collate_fn mix.",
                     DataOrderWarning,
-                    stacklevel=stacklevel + 1,
                 )
                 return
 
-    def _warn_of_what_begins_anew(self, *, stacklevel: int) -> None:
+    def _warn_of_what_begins_anew(self) -> None:
         names, self._taken_beside = self._taken_beside, []
         if names:
-            warnings.warn(
+            warn_user(
                 f"a zip takes from {', '.join(names)} beside this loader. A resume goes on in the middle of the epoch, "
                 "but there that begins anew, unless the loop goes to its place by itself. Derive it from "
                 "loader.batches_consumed, or from what the checkpoint has.",
                 DataOrderWarning,
-                stacklevel=stacklevel + 1,
             )
 
     def carried(self, *, is_over: bool) -> list[tuple[types.FrameType, frozenset[str]]]:

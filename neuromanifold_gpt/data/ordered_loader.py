@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.data.memos import Memos
@@ -195,11 +195,10 @@ class OrderedLoader(PositionedLoader):
     def _warn_of_missing_workers(self) -> None:
         was_changed, self._was_changed_here = self._was_changed_here, False
         if was_changed and not self.num_workers:
-            warnings.warn(
+            warn_user(
                 "dataset or collate_fn were changed within the epoch, after workers had been given copies of them: "
                 "without workers, the rest of the epoch is made with what was changed. Resume with workers.",
                 DataOrderWarning,
-                stacklevel=4,  # who iterates
             )
 
     def batches_of_sample_ids(self) -> Iterator[list[Any]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple, Protocol
 
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.data.epoch_counting import may_count_epochs
 from neuromanifold_gpt.data.errors import DataOrderWarning
 
@@ -158,12 +158,11 @@ class Position:
             DataOrderWarning: a position was loaded, and would be left.
         """
         if self._is_loaded and epoch != self.epoch and not self._may_be_next(epoch):
-            warnings.warn(
+            warn_user(
                 f"set_epoch({epoch}) leaves the position that was restored, which is in epoch {self.epoch} "
                 f"({self.order.consumed(self.progress)} samples or batches of it are over): training goes on with other"
                 " batches than without the interruption. Begin to count where it is: loader.epoch.",
                 DataOrderWarning,
-                stacklevel=3,
             )
 
     def _may_be_next(self, epoch: int) -> bool:
@@ -256,19 +255,17 @@ class Position:
 
     def _say_that_nothing_is_left(self) -> None:
         if not self.epoch_is_known and may_count_epochs():
-            warnings.warn(
+            warn_user(
                 f"nothing is left of epoch {self.epoch}, in which the position was saved while the loop over it still "
                 "ran: this pass gives no batch, so that what comes after that loop is done, and the next pass is the "
                 "next epoch. Where you count epochs, begin with loader.epoch, or call loader.set_epoch(epoch) in each.",
                 UserWarning,
-                stacklevel=4,  # who iterates
             )
 
     def _warn(self, what: str) -> None:
-        warnings.warn(
+        warn_user(
             f"a resume of this training cannot be exact at every checkpoint: a loader has one position, and {what}.",
             DataOrderWarning,
-            stacklevel=4,  # who iterates
         )
 
     def state_dict(self, *, within_pass: bool = False) -> dict[str, Any]:

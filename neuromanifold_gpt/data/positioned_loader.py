@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 import types
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,6 +13,7 @@ from weakref import WeakSet
 import torch
 from torch.utils.data import DataLoader
 
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.consumers import (
     begin_anew,
@@ -135,23 +135,22 @@ class PositionedLoader(DataLoader[Any]):
 
     def _look_at(self, around: list[Any], iterator: Any, asking: types.FrameType | None, goes_on: bool) -> None:
         self._held_back.goes_with(begin_anew(around, iterator, asking))
-        warn_of_cycles(around, stacklevel=3)  # who iterates
+        warn_of_cycles(around)  # who iterates
         if goes_on and self.is_at_end:
             for other in zipped_with(around, iterator):
                 self._end_with_this(other)
         elif goes_on:
-            warn_of_other_counts(counted_from(around, iterator, asking), self.batches_consumed, stacklevel=3)
+            warn_of_other_counts(counted_from(around, iterator, asking), self.batches_consumed)
 
     def _warn_of_one_that_waits(self) -> None:
         others = [other for other in self._restored_with if other._position.goes_on]
         if any(other.batches_consumed and not other.is_at_end for other in others):
             self._restored_with = ()
-            warnings.warn(
+            warn_user(
                 "a whole pass over a loader was made before another loader, that was restored with it in the middle of "
                 "an epoch, went on: loaders that take turns are not where they were. Save between their passes, or "
                 "begin with the one whose batches_consumed is not 0.",
                 DataOrderWarning,
-                stacklevel=3,  # who iterates
             )
 
     @staticmethod
@@ -210,14 +209,13 @@ class PositionedLoader(DataLoader[Any]):
         """
         self.warn_of_what_is_left_out()
         if self._asking_thread not in (0, threading.get_ident()):
-            warnings.warn(
+            warn_user(
                 "batches are taken from the loader in another thread than the one that saves it: the position is behind"
                 " the last one taken, be it trained on or not. Let the loop that trains take them, and num_workers"
                 " fetch ahead.",
                 DataOrderWarning,
-                stacklevel=3,
             )
-        self._held_back.warn(is_within_epoch=self.batches_consumed > 0 and not self.is_at_end, stacklevel=2)
+        self._held_back.warn(is_within_epoch=self.batches_consumed > 0 and not self.is_at_end)
         return self._noted(within_pass=True)
 
     def state_between_passes(self) -> dict[str, Any]:
@@ -285,11 +283,10 @@ class PositionedLoader(DataLoader[Any]):
         changed = order.adopt(state_dict)
         progress = {key: state_dict[key] for key in order.beginning()}
         if changed:
-            warnings.warn(
+            warn_user(
                 f"the data goes on in epoch {state_dict['epoch']} behind {order.consumed(progress)} samples or "
                 f"batches, but not as before: {', '.join(changed)}.",
                 DataOrderWarning,
-                stacklevel=2,
             )
         self._position.go_to(state_dict["epoch"], progress, continue_pass=True)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.position import Position, Progress, Steps, nothing_left
@@ -208,12 +208,11 @@ class SamplerOrder:
 
     def _check(self, ids: CountedIds, digest: str) -> None:
         if digest not in ("", ids.digest()):
-            warnings.warn(
+            warn_user(
                 f"{type(self.source).__name__} gives other ids than before the checkpoint: the order of the rest of "
                 "this epoch is not the saved one. Something that decides its order is not restored; give it "
                 "state_dict and load_state_dict.",
                 DataOrderWarning,
-                stacklevel=3,
             )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import posixpath
-import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,8 +11,8 @@ import numpy as np
 import xxhash
 from torch import Tensor
 
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.data.errors import DataOrderWarning
-from neuromanifold_gpt.state.inspection.users_line import stacklevel_of_user
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.unsaved.shown_values import shown_value
@@ -55,12 +54,11 @@ class ShownData:
         """
         others = sorted(path for path, text in self.texts.items() if saved.get(prefix + path, text) != text)
         if others:
-            warnings.warn(
+            warn_user(
                 f"the data is other than at the save, so other samples follow: {listed(others)}. Make it as it was "
                 "made then: draw splits, noise and orders from a generator with a seed of its own, such as "
                 "random_split(..., generator=torch.Generator().manual_seed(0)), and save what the weights have made.",
                 DataOrderWarning,
-                stacklevel=stacklevel_of_user(),
             )
 
 

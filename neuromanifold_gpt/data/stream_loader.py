@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
 from torch.utils.data import DataLoader
 
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.data.changes import ChangesBesidePosition
 from neuromanifold_gpt.data.errors import DataOrderWarning, ReadAgainWarning
 from neuromanifold_gpt.data.position import Position, Progress
@@ -149,29 +149,26 @@ class ResumableStreamLoader(PositionedLoader):
         self._turns.warn_of_what_is_not_kept(self._position.progress)
 
     def _say_that_it_is_another(self) -> None:
-        warnings.warn(
+        warn_user(
             f"{type(self._stream).__name__}, begun again, has come to other samples than before the checkpoint: what "
             "decides its order is not as it was when the pass began, such as a buffer that training fills. Give it "
             "state_dict and load_state_dict.",
             DataOrderWarning,
-            stacklevel=4,  # who iterates
         )
 
     def _say_how_it_continues(self, progress: Progress, hosts: int) -> None:
         again = [shard["samples"] for shard in progress["shards"] if shard["state"] is None and not shard["is_done"]]
         if any(again):
-            warnings.warn(
+            warn_user(
                 f"{type(self._stream).__name__} has no state_dict and load_state_dict: it is read again up to where it "
                 f"stopped, {sum(again)} samples. Give it the two methods, and it goes there at once.",
                 ReadAgainWarning,
-                stacklevel=2,
             )
         if hosts != self.num_workers:
-            warnings.warn(
+            warn_user(
                 f"the stream was begun with {progress['workers']} workers, and is read as then, so that the batches "
                 f"stay the same: {hosts} of {self.num_workers} workers can take part in it.",
                 UserWarning,
-                stacklevel=2,
             )
 
 

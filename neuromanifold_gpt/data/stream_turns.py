@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.data.order import mixed
 from neuromanifold_gpt.data.position import Progress, Steps
@@ -168,13 +168,12 @@ class StreamTurns:
         names = [name for name in not_kept if name not in self._said]
         if names:
             self._said.update(names)
-            warnings.warn(
+            warn_user(
                 f"{listed(names)}: a pass begins with what others have left in it, which no position has, since it is "
                 f"more than {MAXIMUM_ITEMS} items or has other things in it than numbers, texts and tensors. Where "
                 "batches depend on it, a resume cannot be exact: give the stream state_dict and load_state_dict, or "
                 "empty it where a pass ends.",
                 DataOrderWarning,
-                stacklevel=5,
             )
 
     def description(self) -> dict[str, Any]:

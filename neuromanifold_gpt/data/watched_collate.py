@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import nn
 from torch.utils.data import get_worker_info
 
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.data.changes import shown_containers
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.state.inspection.users_objects import is_a_time
@@ -98,9 +98,8 @@ def warn_of_changes(names: list[str], workers: int) -> None:
     if workers:
         where = "in the workers, whose copies of it no checkpoint knows"
         remedy = "set it in the main process, or use num_workers=0"
-    warnings.warn(
+    warn_user(
         f"{', '.join(names[:6])} changes {where}: where samples depend on it, a resume in the middle of an epoch "
         f"cannot be exact. Derive it from the sample, or {remedy}.",
         DataOrderWarning,
-        stacklevel=4,  # who iterates
     )

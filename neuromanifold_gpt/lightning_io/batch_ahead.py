@@ -7,12 +7,12 @@ depends on what else training changes, such as the number of the step, a resume 
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.lightning_io.streams_read_again import shown_batch
 from neuromanifold_gpt.state.inspection.flat_values import equal
@@ -50,12 +50,11 @@ class BatchAhead:
         """
         saved, batches = position.get(_AHEAD), _batches_ahead(trainer)
         if saved is not None and batches and shown_batch(batches[0]) != saved:
-            warnings.warn(
+            warn_user(
                 "this resume is not exact: the next batch, which had been fetched before the step that was saved last, "
                 "is another one now. What the data gives seems to depend on what training changes (the number of the "
                 "step, an attribute that a hook sets): let the module apply that to the batch.",
                 InexactResumeWarning,
-                stacklevel=3,
             )
         self._look(trainer)
         for number, values in position.get(_CHANGED, {}).items():

@@ -8,7 +8,6 @@ is saved as it was before them; whether they change what is large, a sum tells.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from lightning.pytorch.trainer.call import _call_callbacks_state_dict
 from torch import Tensor
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.lightning_io.tensor_sums import others_than, persistent_buffers, sums_of
 from neuromanifold_gpt.state.modules import listed, module_modes, parameter_names
 
@@ -79,11 +79,10 @@ def _said(changed: list[str]) -> str:
         "hooks that were called since training ended here (on_train_epoch_end, on_train_end) have changed what a run "
         f"that goes on would not have changed: {listed(changed)}"
     )
-    warnings.warn(
+    warn_user(
         f"a resume from this save cannot be exact: {reason}. Save by steps (every_n_train_steps), which comes before "
         "these hooks, or let training end at the end of an epoch.",
         InexactResumeWarning,
-        stacklevel=4,
     )
     return reason
 

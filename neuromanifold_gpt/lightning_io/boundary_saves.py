@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from neuromanifold_gpt.checkpoint.errors import CheckpointError, CheckpointWriteError, SaveFailedWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.lightning_io.bookkeeping import noted, put_back
 from neuromanifold_gpt.lightning_io.ranks import together
 
@@ -181,4 +181,4 @@ class SavesAtBoundaries(ModelCheckpoint):
 
 def warn_of_failed_save(error: CheckpointWriteError, then: str) -> None:
     """Warn of a save that failed, and say what happens ``then``."""
-    warnings.warn(f"{error} {then}.", SaveFailedWarning, stacklevel=3)
+    warn_user(f"{error} {then}.", SaveFailedWarning)

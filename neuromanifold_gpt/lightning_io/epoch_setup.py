@@ -6,7 +6,6 @@ import dis
 import math
 import sys
 import types
-import warnings
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +14,7 @@ from lightning.pytorch.callbacks import BaseFinetuning, GradientAccumulationSche
 from torch import nn
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.state.inspection.plain_reading import all_attributes, bases_of, variables_of_class
 from neuromanifold_gpt.state.inspection.users_objects import is_a_time
 from neuromanifold_gpt.state.module_values import is_stored
@@ -61,11 +61,10 @@ def warn_of_epoch_hooks(trainer: Trainer) -> None:
         and not _sets_only_what_is_stored(user)
     ]
     if names:
-        warnings.warn(
+        warn_user(
             f"on_train_epoch_start of {', '.join(names)} is not called again, since training resumes in the middle of "
             "the epoch. What it sets up must be in a state_dict, or be set up in on_train_start as well.",
             InexactResumeWarning,
-            stacklevel=2,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from neuromanifold_gpt.checkpoint.environment import current_environment, warn_if_changed
 from neuromanifold_gpt.checkpoint.errors import CheckpointError, InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.lightning_io.batch_ahead import BatchAhead, with_shown_batch
 from neuromanifold_gpt.lightning_io.boundaries import BETWEEN_EPOCHS, EPOCH_END, LoopBoundaries
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY
@@ -255,7 +255,7 @@ class ExactResume(Callback):
         loaded, self._loaded = self._loaded, None
         assert loaded is not None, "the loop resumes only from a checkpoint that was loaded"
         for reason in loaded["inexact"]:
-            warnings.warn(f"this resume is not exact: {reason}.", InexactResumeWarning, stacklevel=2)
+            warn_user(f"this resume is not exact: {reason}.", InexactResumeWarning)
         warn_of_changed_weights(self._weights, trainer.lightning_module)
         self._frozen.restore(trainer, loaded["modes"])
         self._validation.go_to(own_state(loaded["validation"]))  # first: training may share a dataset with it

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, RandomSampler
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.data.errors import DataOrderWarning, ReadAgainWarning
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 
@@ -28,9 +29,7 @@ def warn_of_inexact_loaders(loaders: list[Any]) -> None:
     for loader in loaders:
         if not isinstance(loader, _Stateful):
             for reason in _reasons(loader):
-                warnings.warn(
-                    f"a resume of this training cannot be exact: {reason}", InexactResumeWarning, stacklevel=2
-                )
+                warn_user(f"a resume of this training cannot be exact: {reason}", InexactResumeWarning)
 
 
 class SamplersOnTheWay:
@@ -53,11 +52,10 @@ class SamplersOnTheWay:
         states = zip(self._generators, self._behind_fetch, strict=False)
         if any(not torch.equal(generator.get_state(), before) for generator, before in states):
             self._generators = []
-            warnings.warn(
+            warn_user(
                 "a resume of this training cannot be exact: others draw from the generator of a RandomSampler, which "
                 "draws while it goes on. Give it its own, or use resumable(loader), which keeps its draws apart.",
                 InexactResumeWarning,
-                stacklevel=2,
             )
 
     def batch_was_fetched(self) -> None:
@@ -73,11 +71,10 @@ def warn_of_reading_again(loaders: list[Any], batches: int) -> None:
     """
     if batches:
         names = ", ".join(type(loader).__name__ for loader in loaders if not isinstance(loader, _Stateful))
-        warnings.warn(
+        warn_user(
             f"{names} cannot go to a position: the {batches} batches of this epoch that were trained on are read again "
             "and passed over. resumable(loader) goes there at once.",
             ReadAgainWarning,
-            stacklevel=2,
         )
 
 
@@ -88,11 +85,10 @@ def warn_of_other_workers(now: list[int], saved: list[int]) -> None:
         InexactResumeWarning: it is another one than at the save.
     """
     if now != saved:
-        warnings.warn(
+        warn_user(
             f"the data was read by {saved} workers, and is read by {now} now: what samples draw from random number "
             "generators differs. Use as many as before, or resumable(loader), where their number does not matter.",
             InexactResumeWarning,
-            stacklevel=2,
         )
 
 
@@ -109,10 +105,9 @@ def warn_of_other_settings(now: list[dict[str, Any]], saved: list[dict[str, Any]
         if key in before and before[key] != value
     ]
     if changed:
-        warnings.warn(
+        warn_user(
             f"the data goes on, but not as before, with other samples in its batches: {', '.join(changed)}.",
             DataOrderWarning,
-            stacklevel=2,
         )
 
 
@@ -135,11 +130,10 @@ def warn_of_shared_loaders(trainer: Trainer) -> None:
     training = tree_leaves(trainer.train_dataloader)
     for loader in tree_leaves(trainer.val_dataloaders):
         if isinstance(loader, PositionedLoader) and any(loader is other for other in training):
-            warnings.warn(
+            warn_user(
                 f"a resume of this training cannot be exact: one {type(loader).__name__} gives the batches of training "
                 "and of validation, and its position is that of whichever came last. Make one for each.",
                 InexactResumeWarning,
-                stacklevel=2,
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -17,6 +16,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.lightning_io.boundaries import BETWEEN_STEPS
 
 
@@ -68,12 +68,11 @@ def warn_of_a_later_fit(trainer: Trainer, *, is_in_epoch: bool) -> None:
     is_behind_epochs = max_epochs not in (None, -1) and epochs > max_epochs
     if is_behind_epochs or (max_steps != -1 and trainer.global_step > max_steps):
         step, where = trainer.global_step, "in" if is_in_epoch else "after"
-        warnings.warn(
+        warn_user(
             f"nothing is left to train: the checkpoint is of step {step}, {where} epoch {epochs - 1}, and this fit "
             f"ends at max_steps={max_steps}, max_epochs={max_epochs}. If it was saved in a later fit of the "
             "program, give it to that one: begun without ckpt_path, it does not resume.",
             InexactResumeWarning,
-            stacklevel=2,
         )
 
 

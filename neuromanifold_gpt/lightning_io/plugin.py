@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from neuromanifold_gpt.checkpoint.naming import paths_of_any_file, paths_of_mode
 from neuromanifold_gpt.checkpoint.reader import read_file
 from neuromanifold_gpt.checkpoint.retention import note_as_intact
 from neuromanifold_gpt.checkpoint.storage import LocalStorage, read_errors
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.checkpoint.writer import resolve_directory, stage_checkpoint, write_checkpoint
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY, is_trainer_checkpoint, split
 from neuromanifold_gpt.state.rng import rank_and_world_size
@@ -92,12 +92,11 @@ class SeparatedCheckpointIO(CheckpointIO):
     def _say_what_is_missing(self) -> None:
         """Once, and when the first file is written: at the resume it is too late."""
         if not self._has_said:
-            warnings.warn(
+            warn_user(
                 "without the callback SeparatedCheckpoint, checkpoints have no random number generators and no "
                 "position in the data of stock loaders: a resume from them cannot be exact. Use it in place of "
                 "ModelCheckpoint, which it is.",
                 InexactResumeWarning,
-                stacklevel=2,
             )
         self._has_said = True
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.lightning_io.tensor_sums import persistent_buffers, sums_of
 from neuromanifold_gpt.state.modules import listed
 
@@ -29,9 +29,8 @@ def warn_of_changed_weights(loaded: Mapping[str, Any], module: LightningModule) 
     same_dtype = {name for name, (dtype, _) in now.items() if name in loaded and loaded[name][0] == dtype}
     changed = sorted(name for name in same_dtype if loaded[name] != now[name])
     if changed:
-        warnings.warn(
+        warn_user(
             "this resume is not exact: hooks that are called when training begins (on_fit_start, on_train_start) have "
             f"changed what was restored before: {listed(changed)}. Where trainer.ckpt_path is set, leave it as it is.",
             InexactResumeWarning,
-            stacklevel=3,
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import sys
-import warnings
 from typing import Any
 
 from lightning.pytorch import Trainer
 from torchmetrics import Metric
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.lightning_io.batch_ahead import BatchAhead
 from neuromanifold_gpt.lightning_io.before_last_hooks import BeforeLastHooks
 from neuromanifold_gpt.lightning_io.boundaries import (
@@ -162,7 +162,7 @@ class ResumePointTracker:
         is_behind_fit = self._left is not None and trainer.fit_loop._data_fetcher is None
         state, reason = self._left if is_behind_fit else self._here(trainer)  # type: ignore[misc]
         if reason is not None:
-            warnings.warn(reason, InexactResumeWarning, stacklevel=2)
+            warn_user(reason, InexactResumeWarning)
         return state
 
     def _here(self, trainer: Trainer) -> tuple[LoopState, str | None]:
@@ -236,12 +236,11 @@ class ResumePointTracker:
         new = sorted({*self._owned.generators_that_are_new_since(before)} - self._said)
         self._said.update(new)
         if self.whole is not None and new:
-            warnings.warn(
+            warn_user(
                 f"random number generators were made after the step that is saved, or late in the epoch: "
                 f"{listed(new)}. This checkpoint does not have them. Make them in __init__ or on_train_start, and seed "
                 "them again rather than making new ones.",
                 InexactResumeWarning,
-                stacklevel=2,
             )
 
     def _values(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, MissingOptimizerError, StateMismatchError
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY
 from neuromanifold_gpt.state.modules import errors_as_mismatch, parameter_names, under_own_names
 from neuromanifold_gpt.state.optimizers import (
@@ -42,11 +42,10 @@ def warn_of_stock_checkpoint() -> None:
     Warns:
         InexactResumeWarning: always.
     """
-    warnings.warn(
+    warn_user(
         "the checkpoint was written without SeparatedCheckpoint: it has no random number generators, so the resume "
         "cannot be exact.",
         InexactResumeWarning,
-        stacklevel=3,
     )
 
 

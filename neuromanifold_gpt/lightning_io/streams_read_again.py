@@ -9,7 +9,6 @@ buffer, the latter.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -22,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.data.ids_digest import IdsDigest
 from neuromanifold_gpt.state.inspection.flat_values import equal
 from neuromanifold_gpt.state.rng import cpu_generator_states
@@ -68,14 +68,13 @@ class StreamsReadAgain:
         if other:
             loaders = [self._loaders[number] for number in other]
             names = [type(loader.dataset if _reads_stream_here(loader) else loader).__name__ for loader in loaders]
-            warnings.warn(
+            warn_user(
                 f"this resume is not exact: {', '.join(names)}, begun again, has come to other samples than before. "
                 "Either it draws from random number generators while it goes on, and others draw from them too: "
                 "resumable(loader) keeps the draws of a stream apart, and a loader that iterates in its own way needs "
                 "a generator of its own. Or it reads what training has changed since it began, such as a buffer: give "
                 "it state_dict and load_state_dict, and use resumable(loader) if it is a stream.",
                 InexactResumeWarning,
-                stacklevel=2,
             )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 from lightning.fabric.utilities.data import sized_len
@@ -11,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 
 _TRAINING_LIMIT = "limit_train_batches"
 _VALIDATION_INTERVAL = "val_check_interval"
@@ -65,11 +65,10 @@ class TrainerSettings:
             if key in saved and saved[key] != now[key] and self._effect(key, saved[key]) != self._effect(key, now[key])
         ]
         if changed:
-            warnings.warn(
+            warn_user(
                 f"settings of the trainer have changed since the save: {'; '.join(changed)}. The new ones are used. "
                 "A callback that changes them must set them in on_train_start as well.",
                 InexactResumeWarning,
-                stacklevel=2,
             )
 
     def _validation_interval(self) -> int | float | None:

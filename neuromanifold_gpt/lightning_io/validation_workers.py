@@ -8,7 +8,6 @@ checkpoint has it.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_re
 from torch.utils.data import DataLoader, get_worker_info
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.state.inspection.flat_values import equal
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import cpu_generator_states
@@ -73,12 +73,11 @@ class PersistentWorkers:
         if self._samples_have_drawn is None or not self._samples_have_drawn:
             return
         self._samples_have_drawn = None
-        warnings.warn(
+        warn_user(
             "a resume of this training cannot be exact: with persistent_workers, what the samples of a validation "
             "loader draw from random number generators depends on all validations before. Use resumable(loader), or "
             "persistent_workers=False.",
             InexactResumeWarning,
-            stacklevel=2,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from typing import Any
 
@@ -11,6 +10,7 @@ from lightning.pytorch import Trainer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 
 
 class WeightUpdates:
@@ -53,10 +53,9 @@ class WeightUpdates:
         """
         if self.seen and steps == 0 and self._is_by_hand and not self._is_said:
             self._is_said = True
-            warnings.warn(
+            warn_user(
                 "an optimizer has changed the weights, and trainer.global_step has not moved: checkpoints are saved by "
                 "that number, so of this training none is, not even where a signal ends it. Step what "
                 "self.optimizers() gives, with step(); of an optimizer with two kinds of step (SAM) the last one.",
                 InexactResumeWarning,
-                stacklevel=2,
             )

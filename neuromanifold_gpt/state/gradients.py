@@ -9,7 +9,6 @@ gradients only the names are stored: the next thing that a loop does to them is 
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.checkpoint.foreign import clean_name
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.state import steps_taken_again
 from neuromanifold_gpt.state.modules import listed, unwrap
 from neuromanifold_gpt.state.unsaved.gradient_additions import follow, note_step
@@ -67,11 +67,10 @@ def capture_gradients(
     for owners in (optimizers, [*_optimizers_in(stateful or {}).values()]):
         follow(used, owners)
     if sparse:
-        warnings.warn(
+        warn_user(
             f"sparse gradients that no optimizer has used are not stored, so a resume from this save loses them: "
             f"{listed(sparse)}. Save behind the step, or zero them before the save.",
             InexactResumeWarning,
-            stacklevel=3,
         )
     return {"unused": unused, "used": list(used)}
 

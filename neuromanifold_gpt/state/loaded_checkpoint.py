@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from neuromanifold_gpt.checkpoint.errors import (
     MissingOptimizerError,
     StateMismatchError,
 )
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.state.generators import Generator, set_generator_state
 from neuromanifold_gpt.state.gradients import restore_gradients
 from neuromanifold_gpt.state.inspection.users_objects import has_position
@@ -211,11 +211,10 @@ class LoadedCheckpoint:
             if optimizers and (first := self._values_of_save(FIRST_NUMBERS_KEY)):
                 LOOP_NUMBERS.compare_in_first_step(numbers, first)
         elif optimizers:
-            warnings.warn(
+            warn_user(
                 "the checkpoint has no states of random number generators, since another program has written it: what "
                 "draws from them (the order of batches, dropout) goes on otherwise.",
                 InexactResumeWarning,
-                stacklevel=2,
             )
         if self.checkpoint is not None and optimizers and strict and rank_and_world_size()[0] == 0:
             compare_steps(self.checkpoint, optimizers)
@@ -243,11 +242,10 @@ class LoadedCheckpoint:
         left += [f"{len(self.loader_states)} loaders"] * bool(self.loader_states and not loaders)
         left += [name for name in sorted({*self.stateful_states, *saved_generators}) if name not in stateful]
         if left:
-            warnings.warn(
+            warn_user(
                 f"the checkpoint has state that nobody takes, so training does not continue exactly: "
                 f"{', '.join(left)}. Give restore() what was given to save_checkpoint().",
                 InexactResumeWarning,
-                stacklevel=3,
             )
 
     def _optimizer_states_for(self, optimizers: list[torch.optim.Optimizer]) -> list[dict[str, Any]]:

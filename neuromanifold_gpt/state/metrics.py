@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.state.modules import listed
 
 _BESIDE_STATE = ("_num_vals_seen", "min_val", "max_val")  # of ``Running`` and ``MinMaxMetric``
@@ -62,11 +62,10 @@ def load_metric_states(metrics: dict[str, Any], states: dict[str, Any]) -> None:
             metric.reset()
     missing = sorted(states.keys() - metrics.keys())
     if missing:
-        warnings.warn(
+        warn_user(
             f"the checkpoint has metrics that nobody has here, so they begin again: {listed(missing)}. Make them "
             "before training begins.",
             InexactResumeWarning,
-            stacklevel=2,
         )
 
 

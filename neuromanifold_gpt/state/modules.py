@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from neuromanifold_gpt.checkpoint.errors import CheckpointError, InexactResumeWarning, StateMismatchError
 from neuromanifold_gpt.checkpoint.foreign import clean_name
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.state.in_steps import until_done
 
 _SHOWN_NAMES = 12
@@ -184,11 +184,10 @@ def warn_if_rounded(module: nn.Module, state: Mapping[str, Any]) -> None:
         and torch.promote_types(saved.dtype, live[name].dtype) != live[name].dtype
     ]
     if rounded:
-        warnings.warn(
+        warn_user(
             f"weights are rounded to the model's type: {listed(rounded)}. Build the model in the precision of the "
             "save.",
             InexactResumeWarning,
-            stacklevel=2,
         )
 
 
@@ -250,11 +249,10 @@ def warn_of_other_modes(changed: list[str]) -> None:
         InexactResumeWarning: names them, if there are any.
     """
     if changed:
-        warnings.warn(
+        warn_user(
             "frozen and trained parameters are those of the checkpoint; this run had set otherwise: "
             f"{listed(changed)}.",
             InexactResumeWarning,
-            stacklevel=4,
         )
 
 

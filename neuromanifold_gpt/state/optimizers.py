@@ -7,7 +7,6 @@ that torch itself writes for optimizers made from ``named_parameters()``, and lo
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
 from neuromanifold_gpt.checkpoint.foreign import clean_name
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.rng import rank_and_world_size
 from neuromanifold_gpt.state.settings import CLASS_KEY, DEFAULTS_KEY, check_classes, optimizer_settings
@@ -74,12 +74,11 @@ def _warn_of_addresses(optimizer: torch.optim.Optimizer, state: Mapping[str, Any
     by_address = sorted(name for name, part in parts.items() if not addresses.isdisjoint(part))
     if by_address and optimizer not in _said:
         _said.add(optimizer)
-        warnings.warn(
+        warn_user(
             f"the state_dict() of {type(optimizer).__name__} has state by id(parameter), which is another number in "
             f"each process: {listed(by_address)}. A resume from this save cannot be exact: number the parameters as "
             "torch's own state_dict() does.",
             InexactResumeWarning,
-            stacklevel=3,
         )
 
 

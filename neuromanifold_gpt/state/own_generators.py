@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import threading
 import types
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.state.generators import Generator
 from neuromanifold_gpt.state.inspection.flat_values import equal
 from neuromanifold_gpt.state.inspection.hooks import hooks_of
@@ -111,12 +111,11 @@ def restore_generators_around(
     left_alone = states.keys() & here.keys() - put_back.keys()
     moved = sorted(path for path in left_alone if not equal(states[path], here[path]))
     if moved:
-        warnings.warn(
+        warn_user(
             f"random number generators in variables were in other states at the save: {listed(moved)}. They are left "
             "as they are, since no loaders= are given and it is the loop that finds its position in the data. Where it "
             "draws from them otherwise, give them to stateful=, here and at the save.",
             InexactResumeWarning,
-            stacklevel=4,
         )
 
     def restore_late() -> None:
@@ -145,11 +144,10 @@ def warn_of_missing_generators(paths: list[str]) -> None:
         InexactResumeWarning: there is something to say.
     """
     if paths:
-        warnings.warn(
+        warn_user(
             f"the checkpoint has random number generators that nobody has here: {listed(paths)}. Make them before "
             "training begins: with Lightning in __init__ or on_train_start, in a plain loop before restore().",
             InexactResumeWarning,
-            stacklevel=3,
         )
 
 

@@ -7,7 +7,6 @@ Capture after a step; restore after everything that runs before the next one. Cr
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ import torch
 import torch.distributed
 
 from neuromanifold_gpt.checkpoint.errors import CheckpointWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 
 T = TypeVar("T")
 
@@ -52,11 +52,10 @@ def restore_rng_state(state: dict[str, Any]) -> None:
     for kind, backend in (("cuda", torch.cuda), ("xpu", torch.xpu)):
         saved = state.get(kind, [])
         if len(saved) > (backend.device_count() if backend.is_available() else 0):
-            warnings.warn(
+            warn_user(
                 f"{len(saved)} {kind} generators were saved, {backend.device_count()} devices are here: random "
                 "numbers drawn on the missing ones cannot continue.",
                 RandomStateWarning,
-                stacklevel=2,
             )
         elif saved:
             backend.set_rng_state_all(saved)
@@ -92,11 +91,10 @@ def restore_own_rng_state(states: list[dict[str, Any]]) -> None:
     """
     rank, world_size = rank_and_world_size()
     if world_size != len(states):
-        warnings.warn(
+        warn_user(
             f"random number generators of {len(states)} ranks were saved, {world_size} ranks are here: dropout and "
             "other random numbers of the model cannot continue exactly. The order of samples is not affected.",
             RandomStateWarning,
-            stacklevel=2,
         )
     restore_rng_state(own_state(states))
     if rank < len(states):

@@ -6,13 +6,13 @@ optimizer was built with; and it takes the state of another class without a word
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.state.modules import listed
 
 CLASS_KEY = "class"
@@ -67,11 +67,10 @@ def warn_of_ignored_settings(optimizers: Sequence[torch.optim.Optimizer], states
             )
             optimizer.defaults[key] = tuple(saved) if isinstance(saved, list) else saved
     if ignored:
-        warnings.warn(
+        warn_user(
             f"settings of the optimizer have changed: {listed(ignored)}. The checkpoint's are used; to train on with "
             "others, set them in optimizer.param_groups after restoring.",
             InexactResumeWarning,
-            stacklevel=2,
         )
 
 

@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import threading
-import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from neuromanifold_gpt.checkpoint.commit import Checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StepsNotComparedWarning
 from neuromanifold_gpt.checkpoint.naming import temporary
 from neuromanifold_gpt.checkpoint.storage import open_regular
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 
 STEPS_NAME = ".nm-steps.log"
 _EACH_UP_TO = 100  # steps behind the save; then each hundredth
@@ -124,11 +124,10 @@ class _NotedSteps(_Steps):
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        warnings.warn(
+        warn_user(
             f"{self._path}: the system refused to write it ({error.strerror or error}), so the steps up to the next "
             "save will be compared with nothing if they are taken again. Checkpoints are not affected.",
             StepsNotComparedWarning,
-            stacklevel=2,
         )
         self.end()
 
@@ -152,12 +151,11 @@ class _StepsAgain(_Steps):
     def take(self, digest: str) -> None:
         if digest != self._digests.pop():
             self.end()
-            warnings.warn(
+            warn_user(
                 f"optimizer step {self.number} behind {self._name} has given other weights than in the run that was "
                 "interrupted: this resume is not exact. Unless code, data, settings or the machine are others now, "
                 "training depends on something that the checkpoint does not have.",
                 InexactResumeWarning,
-                stacklevel=5,  # who steps
             )
         elif not self._digests:
             self.end()
@@ -255,11 +253,10 @@ def _noted_behind(checkpoint: Checkpoint) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        warnings.warn(
+        warn_user(
             f"{path}: the system refused to read it ({error.strerror or error}), so what is trained again is not "
             "compared with what the interrupted run had trained.",
             StepsNotComparedWarning,
-            stacklevel=4,
         )
         return []
     is_whole = [_LINE.fullmatch(line) is not None for line in lines]

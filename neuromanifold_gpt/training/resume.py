@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from neuromanifold_gpt.checkpoint.discovery import latest_checkpoint, list_checkpoints
 from neuromanifold_gpt.checkpoint.errors import CheckpointError, DamagedCheckpointError, DamagedCheckpointWarning
 from neuromanifold_gpt.checkpoint.manifest import shown
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.data.errors import DatasetError
 from neuromanifold_gpt.state.load import load_checkpoint
 from neuromanifold_gpt.state.loaded_checkpoint import LoadedCheckpoint
@@ -58,7 +58,7 @@ def _newest_unified(directory: Path) -> ResumePoint | None:
         try:
             return _resume_point(path, load_checkpoint(path))
         except CheckpointError as error:
-            warnings.warn(f"passing over {path.name}: {error}", DamagedCheckpointWarning, stacklevel=2)
+            warn_user(f"passing over {path.name}: {error}", DamagedCheckpointWarning)
     return None
 
 

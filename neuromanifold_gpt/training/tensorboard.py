@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from neuromanifold_gpt.checkpoint.errors import SaveFailedWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 
 
 class SpareableTensorBoard(TensorBoardLogger):
@@ -38,9 +38,8 @@ class SpareableTensorBoard(TensorBoardLogger):
             reason = error.__cause__ if isinstance(error, ValueError) else error  # Lightning wraps whatever it is
             if not isinstance(reason, OSError):
                 raise
-            warnings.warn(
+            warn_user(
                 f"{self.log_dir}: TensorBoard logs cannot be written ({reason.strerror or reason}) and are incomplete "
                 "from here on. Training goes on.",
                 SaveFailedWarning,
-                stacklevel=3,
             )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 import types
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from typing import Any, Literal
 import torch
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.state.inspection.flat_values import equal
 from neuromanifold_gpt.state.inspection.users_objects import has_position
 from neuromanifold_gpt.state.rng import cpu_generator_states
@@ -152,7 +152,7 @@ class BeforeNextBatch:
             is_over_in_pass: nothing was left of a pass that had not ended. Where that is resumed, the pass ends at
                 once, and what stands behind it is done again.
         """
-        self._end_step(stacklevel=5)
+        self._end_step()
         self._gap, self._is_over_in_pass = gap, is_over_in_pass
 
     def batch_is_asked_for(self, asking: types.FrameType | None, *, goes_on: bool) -> None:
@@ -166,7 +166,7 @@ class BeforeNextBatch:
             InexactResumeWarning: the step before has used what had moved before it.
         """
         if self._step is not None and self._step.states is not None:
-            self._end_step(stacklevel=4)
+            self._end_step()
         gap, self._gap = self._gap, None
         if gap is None or gap.is_over:
             LOOP_NUMBERS.training_is_under_way(self)
@@ -198,20 +198,20 @@ class BeforeNextBatch:
         if is_certain:
             self._follow_step("save", moved, is_told=True)
         elif goes_on or not self._is_over_in_pass:
-            self._say("restore", self._not_told - moved, stacklevel=5)
+            self._say("restore", self._not_told - moved)
             self._follow_step("save", moved - self._at_start, is_told=True)
 
     def _follow_step(self, beginning: Beginning, moved: frozenset[str], *, is_told: bool) -> None:
         self._step = _Step(beginning, moved, is_told) if moved else None
 
-    def _end_step(self, stacklevel: int) -> None:
+    def _end_step(self) -> None:
         step, self._step = self._step, None
         if step is not None and step.is_told:
-            self._say(step.beginning, step.used(), stacklevel + 1)
+            self._say(step.beginning, step.used())
         elif step is not None:
             self._not_told = step.used()
 
-    def _say(self, beginning: Beginning, names: frozenset[str], stacklevel: int) -> None:
+    def _say(self, beginning: Beginning, names: frozenset[str]) -> None:
         generators = ", ".join(sorted(names - _BY_OBJECTS))
         messages = [_OF_GENERATORS[beginning].format(names=generators)] if generators else []
         messages += [_OF_OBJECTS[kind + beginning] for kind in sorted(names & _BY_OBJECTS)]
@@ -219,7 +219,7 @@ class BeforeNextBatch:
             kind = message.partition(" ")[0] + beginning
             if kind not in self._said:
                 self._said.add(kind)
-                warnings.warn(message, InexactResumeWarning, stacklevel=stacklevel)
+                warn_user(message, InexactResumeWarning)
 
 
 def follow_up_to_batch(

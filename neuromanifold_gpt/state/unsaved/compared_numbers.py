@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Collection, Mapping
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
-from neuromanifold_gpt.state.inspection.users_line import stacklevel_of_user
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.state.modules import listed
 
 KEYS = " keys"  # behind how many a dict has
@@ -76,10 +75,9 @@ def warn_of_other_numbers(others: Mapping[str, tuple[str, str]]) -> None:
         InexactResumeWarning: names them.
     """
     if others:
-        warnings.warn(
+        warn_user(
             "numbers that the loop carries from round to round were others at the save: "
             f"{listed([described(path, *others[path]) for path in sorted(others)])}. If training, or what it writes, "
             "depends on them, keep them in an object with state_dict and load_state_dict, and give it to stateful=.",
             InexactResumeWarning,
-            stacklevel=stacklevel_of_user(),
         )

@@ -3,11 +3,10 @@ after a resume than they were at the save."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
-from neuromanifold_gpt.state.inspection.users_line import stacklevel_of_user
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.unsaved.orders import is_shown_order
 from neuromanifold_gpt.state.unsaved.shown_code import NONE, WITH_TENSORS, code_in
@@ -76,11 +75,10 @@ class FollowedValues:
         """
         if new := self.changed(now):
             is_code = any(code_in(self._before[path]) != code_in(now[path]) for path in new)
-            warnings.warn(
+            warn_user(
                 f"values change in training that no checkpoint has: {listed(new)}. {_REMEDY}"
                 f"{_REMEDY_FOR_CODE if is_code else ''}",
                 InexactResumeWarning,
-                stacklevel=stacklevel_of_user(),
             )
         self.pass_over(new)
 
@@ -128,10 +126,9 @@ class SavedValues:
         """
         missing, self._left = sorted(self.missing(now)), {}
         if missing:
-            warnings.warn(
+            warn_user(
                 f"values that no checkpoint has were there at the save, and are not here: {listed(missing)}. {_REMEDY}",
                 InexactResumeWarning,
-                stacklevel=stacklevel_of_user(),
             )
 
     def warn_of_others(self, now: Mapping[str, str]) -> None:
@@ -143,9 +140,8 @@ class SavedValues:
         others = self.others(now)
         self._left = {path: shown for path, shown in self._left.items() if path not in now}
         if others:
-            warnings.warn(
+            warn_user(
                 "values that no checkpoint has were others at the save, and stay as they are now: "
                 f"{listed(others)}. {_REMEDY}",
                 InexactResumeWarning,
-                stacklevel=stacklevel_of_user(),
             )

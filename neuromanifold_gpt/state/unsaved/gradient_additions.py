@@ -7,7 +7,6 @@ step: a gradient that was zeroed in between is zero, has been changed once more,
 from __future__ import annotations
 
 import itertools
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 
 _MARK = "_followed_as"
 _numbers = itertools.count(1)
@@ -47,12 +47,11 @@ class _Follower:
     def stepped(self) -> bool:
         """Whether that was the step that uses what was added."""
         if self._additions and not self._is_zeroed:
-            warnings.warn(
+            warn_user(
                 f"a step has used gradients ({self._name}, for one) that were not zeroed after the step before, and "
                 "the save between the two has not stored them: a resume from it is not exact. Zero them after each "
                 "step, or pass save_gradients=True.",
                 InexactResumeWarning,
-                stacklevel=5,  # who steps
             )
         return self._additions > 0
 

@@ -6,7 +6,6 @@ back to training mode by themselves.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -15,9 +14,9 @@ import torch
 from torch import nn
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.state.in_steps import until_done
 from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict
-from neuromanifold_gpt.state.inspection.users_line import stacklevel_of_user
 from neuromanifold_gpt.state.inspection.users_locals import users_locals, variables_of_script
 from neuromanifold_gpt.state.inspection.users_objects import is_of_users_class
 from neuromanifold_gpt.state.modules import unwrap
@@ -57,12 +56,11 @@ def _note_mode(optimizer: torch.optim.Optimizer) -> bool:
             continue
         if followed.is_evaluated and followed.has_trained and not (model.training or followed.is_said):
             followed.is_said = True
-            warnings.warn(
+            warn_user(
                 "the model was saved, and is trained on, in evaluation mode, in which an evaluation has left it: a run "
                 "that resumes from there trains in the mode that the program sets before its first batch. Let the "
                 "evaluation end with model.train().",
                 InexactResumeWarning,
-                stacklevel=stacklevel_of_user(),
             )
         followed.is_evaluated = False
         followed.has_trained = followed.has_trained or model.training

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.state.modules import lasting_part, listed, parameter_names, unwrap
 from neuromanifold_gpt.state.rng import rank_and_world_size
 from neuromanifold_gpt.state.unsaved.shown_values import shown_value
@@ -55,12 +55,11 @@ def warn_of_other_ranks(model: nn.Module, shown: Sequence[Mapping[str, str | Non
     others = [name for name, values in of_each.items() if shown[0][name] is not None and len(values) > 1]
     if others and rank_and_world_size()[0] == 0 and lasting_part(model) not in _said:
         _said.add(lasting_part(model))
-        warnings.warn(
+        warn_user(
             f"ranks have not the same, and only that of rank 0 is saved: {listed(others)}. A resume gives all ranks "
             "what rank 0 had. Save when they are alike (behind an average over the ranks, say), or gather what each "
             "rank has in the state_dict of an object in stateful=, in Lightning in on_save_checkpoint.",
             InexactResumeWarning,
-            stacklevel=3,
         )
 
 

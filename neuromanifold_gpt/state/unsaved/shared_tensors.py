@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.state.inspection.plain_reading import CONTAINERS, attribute_dict, values_in
 from neuromanifold_gpt.state.unsaved.shown_values import memory_of
 
@@ -46,12 +46,11 @@ def warn_of_shared_tensors(optimizers: Sequence[torch.optim.Optimizer], stateful
     ]
     if sharing:
         _said.add(optimizers[0])
-        warnings.warn(
+        warn_user(
             f"{', '.join(sharing)} in stateful= keeps tensors that are also in the state of an optimizer, so a step "
             "changes both; behind a restore, only one. load_state_dict takes tensors without a copy: give it a "
             "copy.deepcopy of what is kept.",
             InexactResumeWarning,
-            stacklevel=3,
         )
 
 

@@ -4,7 +4,6 @@ their workers stay."""
 from __future__ import annotations
 
 import gc
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict
 from neuromanifold_gpt.state.inspection.users_objects import has_position
 from neuromanifold_gpt.state.modules import listed
@@ -57,12 +57,11 @@ def warn_of_passes_under_way(things: Mapping[str, Any]) -> None:
     under_way = {name: loader for name, loader in loaders.items() if _is_under_way(loader, passes)}
     if under_way:
         _looks.update(dict.fromkeys(under_way.values(), _MOST_LOOKS))
-        warnings.warn(
+        warn_user(
             f"this save is in the middle of a pass over a DataLoader, and no checkpoint has its position: "
             f"{listed(sorted(under_way))}. Unless the loop goes there by itself, a resume goes on with other batches: "
             "use ResumableDataLoader, or resumable(loader), and give it to loaders=.",
             InexactResumeWarning,
-            stacklevel=4,
         )
 
 
@@ -83,12 +82,11 @@ def warn_of_seeds_of_iterators(loaders: Iterable[Any], states: Iterable[Any]) ->
         if is_stock_loader(loader) and loader.generator is None and not _is_finished(state)
     ]
     if drawing:
-        warnings.warn(
+        warn_user(
             f"{listed(drawing)}: its iterator draws a seed from torch's global generator when it is made, which the "
             "run that was saved did not do here: what training draws from it (dropout) is other from here on. Give the "
             "loader a generator of its own: generator=torch.Generator().",
             InexactResumeWarning,
-            stacklevel=3,
         )
 
 
@@ -111,13 +109,12 @@ def warn_of_workers_that_stay(things: Mapping[str, Any]) -> None:
     new = {name: loader for name, loader in loaders.items() if loader not in _said_to_stay}
     _said_to_stay.update(new.values())
     if new:
-        warnings.warn(
+        warn_user(
             f"a DataLoader with persistent_workers has made its workers: {listed(sorted(new))}. That draws a seed from "
             "its generator, or from torch's: once in a run that goes on, and once more behind each resume, so that "
             "other random numbers follow. Leave persistent_workers out; or use ResumableDataLoader, or "
             "resumable(loader), and give it to loaders=.",
             InexactResumeWarning,
-            stacklevel=4,
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import types
-import warnings
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
@@ -17,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.state.generators import Generator
 from neuromanifold_gpt.state.inspection.flat_values import equal
 from neuromanifold_gpt.state.inspection.plain_reading import bases_of, parts_of, variables_of_class
@@ -232,12 +232,11 @@ def warn_of_loaders_left_out(unsaved: Mapping[str, Any]) -> None:
     left_out = {name: loader for name, loader in loaders.items() if loader.needs_its_position}
     _said.update(left_out.values())
     if left_out:
-        warnings.warn(
+        warn_user(
             f"a loader was iterated that is not saved: {listed(sorted(left_out))}. Its order, or what its samples draw,"
             " depends on the number of its passes, which begins at 0 again after a resume. Give it to loaders= as well,"
             " or call its set_epoch before each pass.",
             InexactResumeWarning,
-            stacklevel=5,
         )
 
 
