@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed
@@ -27,39 +27,24 @@ from neuromanifold_gpt.checkpoint.writer import (
 from neuromanifold_gpt.state.generators import Generator, generator_state
 from neuromanifold_gpt.state.gradients import capture_gradients
 from neuromanifold_gpt.state.in_steps import in_next_step
-from neuromanifold_gpt.state.inspection.users_objects import has_position
+from neuromanifold_gpt.state.loop_parts import DATA_KEY, LoopParts, Stateful
 from neuromanifold_gpt.state.metrics import metric_states, metrics_of
-from neuromanifold_gpt.state.modules import module_modes, module_state, parameter_names, require_module, unwrap
+from neuromanifold_gpt.state.modules import module_modes, module_state
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
-from neuromanifold_gpt.state.own_generators import by_number, generators_around, of_positions
+from neuromanifold_gpt.state.own_generators import generators_around, of_positions
 from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks, rank_and_world_size
 from neuromanifold_gpt.state.steps_taken_again import note_steps, steps_are_behind
 from neuromanifold_gpt.state.unsaved.before_next_batch import follow_up_to_batch
 from neuromanifold_gpt.state.unsaved.loop_numbers import FIRST_NUMBERS_KEY, LOOP_NUMBERS, LOOP_NUMBERS_KEY
 from neuromanifold_gpt.state.unsaved.modes_of_steps import follow_modes, note_modes_of_first_step
 from neuromanifold_gpt.state.unsaved.rank_differences import shown_on_this_rank, warn_of_other_ranks
-from neuromanifold_gpt.state.unsaved.saved_things import is_optimizer
 from neuromanifold_gpt.state.unsaved.shared_tensors import warn_of_shared_tensors
 from neuromanifold_gpt.state.unsaved.unsaved_values import DETAILS_KEY, warn_of_values_left_out, with_what_they_read
 
-T = TypeVar("T")
 # The layout of the model file is that of Lightning 2 weights; Lightning migrates nothing from this version on.
-DATA_KEY = "data"  # of a manifest's details: what shows the data of loaders
 _LIGHTNING_LAYOUT_VERSION = "2.0.0"
 in_next_step(LOOP_NUMBERS.has_stepped)
 in_next_step(note_modes_of_first_step)
-
-
-class Stateful(Protocol):
-    """Anything with torch's two methods: a ``GradScaler``, an EMA of the weights, a ``ResumableDataLoader``."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state, of plain values and tensors."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
-        """Take the state."""
-        ...
 
 
 def save_checkpoint(
@@ -113,56 +98,25 @@ def save_checkpoint(
         ValueError: ``step`` or ``epoch`` is negative.
         TypeError: ``model`` is no module, or one of ``loaders`` or ``stateful`` has no state to save.
     """
-    require_module(model)
+    parts = LoopParts.given(model, optimizers, schedulers, loaders, stateful)
     step, epoch = _count("step", step), None if epoch is None else _count("epoch", epoch)
-    further, generators = without_generators(stateful)
-    kept = [*as_list(optimizers), *as_list(schedulers), *as_list(loaders), *further.values()]
-    left_out = {} if save_model_only else warn_of_values_left_out(model, kept)
-    warn_of_shared_tensors(as_list(optimizers), further)
-    of_this_rank = {
-        "rng": capture_rng_state(),
-        "own_generators": generators_around(
-            unwrap(model),
-            by_number(optimizers=as_list(optimizers), schedulers=as_list(schedulers)),
-            (*of_positions(kept), *generators.values()),
-            things=with_what_they_read(kept),
-            with_locals=True,
-        ).generator_states(),
-        "stateful_generators": {key: generator_state(generator) for key, generator in sorted(generators.items())},
-        "metrics": metric_states(metrics_of(unwrap(model), further)),
-        "data": [loader.state_dict() for loader in as_stateful("loaders", loaders)],
-        "gradients": {}
-        if save_model_only
-        else capture_gradients(model, as_list(optimizers), further, all_of_them=save_gradients),
-    }
-    if distributed():
-        of_this_rank["shown"] = shown_on_this_rank(model, as_list(optimizers), further)
+    left_out = {} if save_model_only else warn_of_values_left_out(model, parts.beside_model)
+    warn_of_shared_tensors(parts.optimizers, parts.further)
+    of_this_rank = _state_of_this_rank(model, parts)
+    if not save_model_only:
+        gradients = capture_gradients(model, parts.optimizers, parts.further, all_of_them=save_gradients)
+        of_this_rank["gradients"] = gradients
     rank_states = gather_across_ranks(of_this_rank)
     if distributed():
-        warn_of_other_ranks(model, [state["shown"] for state in rank_states])
-    names = parameter_names(model)
+        warn_of_other_ranks(model, [state.pop("shown") for state in rank_states])
+    counts = {"epoch": epoch or 0, "global_step": step}
     model_content = {
-        "epoch": epoch or 0,
-        "global_step": step,
+        **counts,
         LIGHTNING_VERSION_KEY: _LIGHTNING_LAYOUT_VERSION,
         "state_dict": module_state(model),
         "config": dict(config or {}),
     }
-    optimizer_content = {
-        "epoch": epoch or 0,
-        "global_step": step,
-        "optimizer_states": [named_optimizer_state(optimizer, names) for optimizer in as_list(optimizers)],
-        "lr_schedulers": [scheduler.state_dict() for scheduler in as_list(schedulers)],
-        "lr_scheduler_classes": [type(scheduler).__name__ for scheduler in as_list(schedulers)],
-        "rng_states": [state["rng"] for state in rank_states],
-        "own_generators": [state["own_generators"] for state in rank_states],
-        "stateful_generators": [state["stateful_generators"] for state in rank_states],
-        "metrics": [state["metrics"] for state in rank_states],
-        "data": [state["data"] for state in rank_states],
-        "modes": module_modes(model),
-        "gradients": [state["gradients"] for state in rank_states],
-        "stateful": {key: value.state_dict() for key, value in sorted(further.items())},
-    }
+    optimizer_content = {**counts, **_optimizer_content(model, parts, rank_states)}
     paths = paths_of_name(resolve_directory(directory), name or step_name(step))
 
     def save() -> Checkpoint:
@@ -173,25 +127,66 @@ def save_checkpoint(
             epoch=epoch,
             metrics={key: float(value) for key, value in (metrics or {}).items()},
             environment=current_environment(_device_type(model), len(rank_states)),
-            details={} if save_model_only else _to_be_compared(left_out, as_list(loaders)),
+            details={} if save_model_only else _to_be_compared(left_out, parts),
         )
         return _written(paths, staged, retention)
 
     saved = _on_rank_0(save) if distributed() else save()
     if not save_model_only:
-        followed = [*as_list(schedulers), *filter(is_optimizer, as_list(optimizers))]
-        follow_up_to_batch("save", as_list(loaders), followed)
-        follow_modes(model, as_list(optimizers), is_saved=True)
-        if optimizers and rank_and_world_size()[0] == 0:
-            steps_are_behind(saved, note_steps(as_list(optimizers)))
+        follow_up_to_batch("save", parts.loaders, parts.with_settings)
+        follow_modes(model, parts.optimizers, is_saved=True)
+        if parts.optimizers and rank_and_world_size()[0] == 0:
+            steps_are_behind(saved, note_steps(parts.optimizers))
     return saved
 
 
-def _to_be_compared(left_out: dict[str, str], loaders: list[Any]) -> dict[str, dict[str, str]]:
+def _state_of_this_rank(model: nn.Module, parts: LoopParts) -> dict[str, Any]:
+    """What each rank has of its own, but for gradients; and what shows whether the rest is alike."""
+    generators = parts.generators
+    found = {
+        "rng": capture_rng_state(),
+        "own_generators": generators_around(
+            parts.module,
+            parts.by_number,
+            (*of_positions(parts.beside_model), *generators.values()),
+            things=with_what_they_read(parts.beside_model),
+            with_locals=True,
+        ).generator_states(),
+        "stateful_generators": {key: generator_state(generator) for key, generator in sorted(generators.items())},
+        "metrics": metric_states(metrics_of(parts.module, parts.further)),
+        "data": [loader.state_dict() for loader in parts.loaders],
+        "gradients": {},
+    }
+    if distributed():
+        found["shown"] = shown_on_this_rank(model, parts.optimizers, parts.further)
+    return found
+
+
+def _optimizer_content(model: nn.Module, parts: LoopParts, rank_states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of the optimizer file, but for the counts: all that goes on, beside the model."""
+    names = parts.parameter_names
+    return {
+        "optimizer_states": [named_optimizer_state(optimizer, names) for optimizer in parts.optimizers],
+        "lr_schedulers": [scheduler.state_dict() for scheduler in parts.schedulers],
+        "lr_scheduler_classes": [type(scheduler).__name__ for scheduler in parts.schedulers],
+        "rng_states": [state["rng"] for state in rank_states],
+        "own_generators": [state["own_generators"] for state in rank_states],
+        "stateful_generators": [state["stateful_generators"] for state in rank_states],
+        "metrics": [state["metrics"] for state in rank_states],
+        "data": [state["data"] for state in rank_states],
+        "modes": module_modes(model),
+        "gradients": [state["gradients"] for state in rank_states],
+        "stateful": {key: value.state_dict() for key, value in sorted(parts.further.items())},
+    }
+
+
+def _to_be_compared(left_out: dict[str, str], parts: LoopParts) -> dict[str, dict[str, str]]:
     """For the manifest: what a resumed run is compared with, beside the state."""
-    own = [(number, loader) for number, loader in enumerate(loaders) if has_position(loader)]
-    data = {path: shown for number, loader in own for path, shown in loader.shown_data.under(f"{number}.").items()}
-    around = [carried for _, loader in own for carried in loader.carried_around()]
+    own = parts.own_loaders
+    data = {
+        path: shown for number, loader in own.items() for path, shown in loader.shown_data.under(f"{number}.").items()
+    }
+    around = [carried for loader in own.values() for carried in loader.carried_around()]
     numbers = LOOP_NUMBERS.at_save(around)
     details = {DETAILS_KEY: left_out, LOOP_NUMBERS_KEY: numbers, DATA_KEY: data}
     details[FIRST_NUMBERS_KEY] = {} if own else LOOP_NUMBERS.at_first(numbers)
@@ -221,43 +216,6 @@ def _on_rank_0(save: Callable[[], Checkpoint]) -> Checkpoint:
     if isinstance(outcome[0], CheckpointError):
         raise outcome[0]
     return cast(Checkpoint, outcome[0])
-
-
-def as_list(one_or_several: T | Sequence[T] | None) -> list[T]:
-    """A list of what was given, be it one object, a sequence or nothing."""
-    if one_or_several is None:
-        return []
-    return list(one_or_several) if isinstance(one_or_several, Sequence) else [one_or_several]
-
-
-def without_generators(
-    stateful: Mapping[str, Stateful | Generator] | None,
-) -> tuple[dict[str, Stateful], dict[str, Generator]]:
-    """What was given to ``stateful``, and apart from it the random number generators.
-
-    Raises:
-        TypeError: one has no state.
-    """
-    generators = {key: value for key, value in (stateful or {}).items() if isinstance(value, Generator)}
-    further = {key: value for key, value in (stateful or {}).items() if not isinstance(value, Generator)}
-    as_stateful("stateful", list(further.values()))
-    return further, generators
-
-
-def as_stateful(kind: str, one_or_several: Stateful | Sequence[Stateful] | None) -> list[Stateful]:
-    """:func:`as_list`, of objects that have a state.
-
-    Raises:
-        TypeError: one has none, such as a stock ``DataLoader``.
-    """
-    objects = as_list(one_or_several)
-    for item in objects:
-        if not (hasattr(item, "state_dict") and hasattr(item, "load_state_dict")):
-            raise TypeError(
-                f"{kind}: expected objects with state_dict and load_state_dict, found a {type(item).__qualname__}. "
-                "Wrap a DataLoader in resumable(loader); of a wrapper, such as Fabric's, give the loader inside."
-            )
-    return objects
 
 
 def _count(name: str, value: int) -> int:

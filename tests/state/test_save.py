@@ -18,7 +18,7 @@ from neuromanifold_gpt import (
     verify_checkpoint,
 )
 from neuromanifold_gpt.checkpoint.errors import CheckpointWriteError, UnsupportedObjectError
-from neuromanifold_gpt.state.save import as_list
+from neuromanifold_gpt.state.loop_parts import as_list
 
 
 def make():
