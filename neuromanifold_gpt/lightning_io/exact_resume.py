@@ -41,6 +41,7 @@ from neuromanifold_gpt.lightning_io.validation_position import ValidationPositio
 from neuromanifold_gpt.state.gradients import restore_gradients
 from neuromanifold_gpt.state.modules import parameter_names, warn_if_rounded
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
+from neuromanifold_gpt.state.pruned_weights import pruned_weights, restore_pruned_weights
 from neuromanifold_gpt.state.rng import gather_across_ranks, own_state, restore_own_rng_state
 from neuromanifold_gpt.state.settings import DEFAULTS_KEY, warn_of_ignored_settings
 from neuromanifold_gpt.state.steps_taken_again import compare_steps, note_steps
@@ -204,6 +205,7 @@ class ExactResume(Callback):
             # Before the first step after a resume, the loaded ones are not in place yet.
             "callback_metrics": dict(sorted({**(self._loaded or {}).get("callback_metrics", {}), **monitored}.items())),
             "modes": {**self._frozen.modes(pl_module), **(hooks.modes if hooks is not None else {})},
+            "pruned_weights": pruned_weights(pl_module),
             "inexact": inexact + self._tracker.inexact_here(trainer, loop),
             "scheduler_classes": [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs],
             "settings": self._settings.current(),
@@ -258,6 +260,7 @@ class ExactResume(Callback):
             warn_user(f"this resume is not exact: {reason}.", InexactResumeWarning)
         warn_of_changed_weights(self._weights, trainer.lightning_module)
         self._frozen.restore(trainer, loaded["modes"])
+        restore_pruned_weights(trainer.lightning_module, loaded["pruned_weights"])
         self._validation.go_to(own_state(loaded["validation"]))  # first: training may share a dataset with it
         self._loader_epochs.resumed()
         if trainer.is_global_zero:

@@ -89,6 +89,7 @@ def _load_separated(checkpoint: Checkpoint, load_optimizer: bool, verify: bool, 
         loaded.stateful_generators = content.get("stateful_generators", [])
         loaded.metrics = content.get("metrics", [])
         loaded.modes = content.get("modes", {})
+        loaded.pruned_weights = content.get("pruned_weights", {})
         loaded.gradients = content.get("gradients", [])
         loaded.stateful_states = content.get("stateful", {})
     return loaded

@@ -34,6 +34,7 @@ class LoadedCheckpoint:
         stateful_generators: those that were given to ``stateful=``, of each rank, by name.
         metrics: what metrics in the model have accumulated, of each rank.
         modes: names of the frozen parameters, and of the modules in evaluation mode.
+        pruned_weights: see :func:`pruned_weights`.
         gradients: of each rank, see :func:`capture_gradients`.
         stateful_states: further objects by name.
         checkpoint: the files it came from; ``None`` for a unified checkpoint.
@@ -53,6 +54,7 @@ class LoadedCheckpoint:
     stateful_generators: list[dict[str, Any]] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     modes: dict[str, list[str]] = field(default_factory=dict)
+    pruned_weights: dict[str, torch.Tensor] = field(default_factory=dict)
     gradients: list[dict[str, Any]] = field(default_factory=list)
     stateful_states: dict[str, Any] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None

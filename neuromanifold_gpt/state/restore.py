@@ -33,6 +33,7 @@ from neuromanifold_gpt.state.optimizers import (
     match_optimizer_state,
 )
 from neuromanifold_gpt.state.own_generators import restore_generators_around
+from neuromanifold_gpt.state.pruned_weights import restore_pruned_weights
 from neuromanifold_gpt.state.rng import own_state, rank_and_world_size, restore_own_rng_state
 from neuromanifold_gpt.state.settings import check_classes, warn_of_ignored_settings
 from neuromanifold_gpt.state.steps_taken_again import compare_steps
@@ -112,6 +113,7 @@ def _check_number(kind: str, given: list[Any], saved: list[Any]) -> None:
 
 def _restore_model(parts: LoopParts, model: nn.Module, loaded: LoadedCheckpoint, strict: bool) -> None:
     load_module_state(model, loaded.model_state, strict=strict)
+    restore_pruned_weights(model, loaded.pruned_weights)
     if parts.optimizers:
         warn_if_rounded(model, loaded.model_state)
         warn_of_other_values(model, _details(loaded, DETAILS_KEY), parts.beside_model)

@@ -32,6 +32,7 @@ from neuromanifold_gpt.state.metrics import metric_states, metrics_of
 from neuromanifold_gpt.state.modules import module_modes, module_state
 from neuromanifold_gpt.state.optimizers import named_optimizer_state
 from neuromanifold_gpt.state.own_generators import generators_around, of_positions
+from neuromanifold_gpt.state.pruned_weights import pruned_weights
 from neuromanifold_gpt.state.rng import capture_rng_state, distributed, gather_across_ranks, rank_and_world_size
 from neuromanifold_gpt.state.steps_taken_again import note_steps, steps_are_behind
 from neuromanifold_gpt.state.unsaved.before_next_batch import follow_up_to_batch
@@ -175,6 +176,7 @@ def _optimizer_content(model: nn.Module, parts: LoopParts, rank_states: Sequence
         "metrics": [state["metrics"] for state in rank_states],
         "data": [state["data"] for state in rank_states],
         "modes": module_modes(model),
+        "pruned_weights": pruned_weights(model),
         "gradients": [state["gradients"] for state in rank_states],
         "stateful": {key: value.state_dict() for key, value in sorted(parts.further.items())},
     }
