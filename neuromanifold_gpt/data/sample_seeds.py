@@ -197,6 +197,7 @@ class OwnGenerators:
 
     def __init__(self, seed: int, owned: OwnedState) -> None:
         self._owned = owned
+        self._others: dict[str, Any] = {}  # what those of ``owned`` are for everybody else, while these are in place
         with isolated_generators(owned):
             seed_generators(seed, owned)
             self._keep()
@@ -204,16 +205,39 @@ class OwnGenerators:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """What is drawn inside from the global generators, and those of ``owned``, is drawn from these."""
-        with isolated_generators(self._owned):
+        owned, others = self._owned, self._owned.raw_generator_states()
+        self._others = dict(others)
+        with isolated_generators():
             _set_generator_states(self._states)
-            self._owned.set_raw_generator_states(self._states_of_owned)
+            owned.set_raw_generator_states(self._states_of_owned)
             try:
                 yield
             finally:
                 self._keep()
+                owned.set_raw_generator_states(others)
+                self._owned.set_raw_generator_states(self._others)
+
+    def follow(self, owned: OwnedState) -> None:
+        """In place: these are there now. Those that have taken the place of others are for everybody else what those
+        were; new ones what they are in each process.
+        """
+        now = owned.raw_generator_states()
+        new = [path for path, state in now.items() if not _is_of_its_kind(state, self._others.get(path))]
+        owned.reseed(0, new)
+        self._others = {**self._others, **{path: owned.raw_generator_states()[path] for path in new}}
+        self._others = {path: self._others[path] for path in now}
+        owned.set_raw_generator_states(now)
+        self._owned = owned
 
     def _keep(self) -> None:
         self._states, self._states_of_owned = cpu_generator_states(), self._owned.raw_generator_states()
+
+
+def _is_of_its_kind(state: Any, other: Any) -> bool:
+    """Whether a generator that describes itself by the one could be in the other."""
+    if isinstance(state, dict) and isinstance(other, dict):
+        return state.keys() == other.keys() and state["bit_generator"] == other["bit_generator"]
+    return type(state) is type(other) and not isinstance(state, dict)
 
 
 def seed_generators(seed: int, owned: OwnedState | None = None) -> None:
@@ -228,7 +252,7 @@ def seed_generators(seed: int, owned: OwnedState | None = None) -> None:
 @contextmanager
 def isolated_generators(owned: OwnedState | None = None) -> Iterator[None]:
     """Put the CPU generators back, and those of ``owned``, whatever is drawn inside."""
-    states, states_of_owned = cpu_generator_states(), owned.raw_generator_states() if owned is not None else []
+    states, states_of_owned = cpu_generator_states(), owned.raw_generator_states() if owned is not None else {}
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from neuromanifold_gpt.data.errors import DataOrderWarning, ReadAgainWarning
 from neuromanifold_gpt.data.position import Position, Progress
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.data.shown_samplers import ShownOrder
+from neuromanifold_gpt.data.stream_generators import as_tensors
 from neuromanifold_gpt.data.stream_shards import Item, ShardsInTurn, StreamOptions
 from neuromanifold_gpt.data.stream_turns import StreamTurns
 from neuromanifold_gpt.data.watched_collate import warn_of_changes
@@ -28,10 +29,10 @@ class ResumableStreamLoader(PositionedLoader):
     number of workers goes on reading as many streams as before, so that the batches stay the same. Workers are started
     anew for each epoch, also with ``persistent_workers``.
 
-    A stream whose iterator, or which itself, has ``state_dict`` and ``load_state_dict`` is put at its position. What it
-    draws from random number generators for a sample is a function of (seed, epoch, worker, number of the sample); what
-    it decides once, such as the order of its files, must be in its state. A stream without these methods is read
-    again up to the position. Numbers, strings and flags that ``collate_fn`` changes in itself go with the position of
+    A stream whose iterator, or which itself, has ``state_dict`` and ``load_state_dict`` is put at its position; what it
+    decides once, such as the order of its files, must be in its state. A stream without these methods is read again up
+    to the position. What a pass draws from the global generators, and from the stream's own, begins with a seed of
+    (seed, epoch, worker) and goes on from sample to sample, with the position. Numbers, strings and flags that ``collate_fn`` changes in itself go with the position of
     each stream.
 
     Without workers, a pass begins with what the one before has left in the stream, also after a resume: numbers,
@@ -129,7 +130,8 @@ class ResumableStreamLoader(PositionedLoader):
         )
         self._say_how_it_continues(progress, hosts)
         is_said = False
-        for number, state, batch, not_kept, is_other in items:
+        for number, raw_state, batch, not_kept, is_other in items:
+            state = {**raw_state, "generators": as_tensors(raw_state["generators"])}
             if not_kept and not self._has_said:
                 self._has_said = True
                 warn_of_changes(not_kept, workers=0)

@@ -10,7 +10,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -21,11 +21,11 @@ from neuromanifold_gpt.data.changes import shown_containers
 from neuromanifold_gpt.data.errors import DatasetError
 from neuromanifold_gpt.data.ids_digest import IdsDigest
 from neuromanifold_gpt.data.order import mixed
-from neuromanifold_gpt.data.sample_seeds import Seeded, again, isolated_generators, seed_generators
+from neuromanifold_gpt.data.sample_seeds import Seeded, again
+from neuromanifold_gpt.data.stream_generators import StreamGenerators
 from neuromanifold_gpt.data.watched_collate import WATCHED_BATCHES
 from neuromanifold_gpt.data.worker_info import as_data_worker
 from neuromanifold_gpt.state.inspection.users_objects import is_stateful
-from neuromanifold_gpt.state.own_generators import what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
 
 _COLLATION = -1  # in place of the number of a sample
@@ -145,7 +145,8 @@ class Shard:
         self._iterator: Any = None
         self._ids: IdsDigest | None = None  # of streams that are read again
         self._is_other = False
-        self._drawn_from = self._what_is_drawn_from()
+        drawing = {"dataset": dataset, "collate_fn": options.collate_fn} if options.seed_samples else {}
+        self._generators = StreamGenerators(mixed(seed, 0), drawing)
         self._collation = Seeded("collate_fn", options.collate_fn)
         # What belongs to the dataset as well is read again, or in its state.
         self._of_dataset = OwnedState({"dataset": dataset})
@@ -159,7 +160,7 @@ class Shard:
         """The next batch, or the end."""
         if self.is_done:
             return Item(self._number, self._last_state, [], [])
-        with isolated_generators(self._drawn_from), self._as_its_worker():
+        with self._in_its_place():
             if self._iterator is None:
                 self._begin()
             samples, self._ahead = self._ahead, []
@@ -170,6 +171,8 @@ class Shard:
                 return Item(self._number, self._last_state, [], [], self._is_other)
             batch, not_kept = self._collated(samples)
             state = self._state()
+            if state["state"] is not None and self._batches <= WATCHED_BATCHES:
+                not_kept += self._generators.not_in(state["state"])
             self._look_ahead()
             # The state of one that has ended is that before its end: it may stand at its beginning again.
             self._last_state = {**state, "is_done": self.is_done}
@@ -177,7 +180,7 @@ class Shard:
 
     def pass_over_end(self) -> None:
         """Do with the stream what is done behind the batch to begin from, in a pass that is left there or ends."""
-        with isolated_generators(self._drawn_from), self._as_its_worker():
+        with self._in_its_place():
             self._begin()
             self._look_ahead()
 
@@ -191,13 +194,14 @@ class Shard:
         self._collate_fn.restore_values(self._collate_values)
         if self._options.worker_init_fn is not None and self._workers:
             self._options.worker_init_fn(self._number)
-        self._seed_all(0)
+        self._generators.begin()
         saved, samples = self._start["state"], self._start["samples"]
         if saved is not None and saved["of"] == "dataset":
             self._dataset.load_state_dict(copy.deepcopy(saved["state"]))
         self._iterator = iter(self._dataset)
         if saved is not None and saved["of"] == "iterator":
             self._iterator.load_state_dict(copy.deepcopy(saved["state"]))
+        self._generators.iterator_is_made(self._iterator, self._start["generators"])
         if saved is not None:
             self._samples = samples
             return
@@ -248,29 +252,23 @@ class Shard:
             samples.append(sample)
 
     def _next_sample(self) -> Any:
-        self._seed_all(self._samples)
         sample = next(self._iterator, _NOTHING)
         if sample is not _NOTHING:
             self._samples += 1
             if self._ids is not None:
                 self._ids.add(sample)
-                if self._samples == 1:  # some make their generators when they are read: seeded from the second one on
-                    self._drawn_from = self._what_is_drawn_from()
+            self._generators.sample_is_made(goes_on=self._start["state"] is not None)
         return sample
-
-    def _what_is_drawn_from(self) -> OwnedState | None:
-        roots = {"dataset": self._dataset, "collate_fn": self._options.collate_fn}
-        return what_is_drawn_from(roots) if self._options.seed_samples else None
 
     def _digest_of_ids(self) -> str | None:
         return self._ids.digest() if self._ids is not None else None
 
-    def _as_its_worker(self) -> AbstractContextManager[None]:
-        return as_data_worker(self._number, self._workers, self._seed >> 1, self._dataset)
-
-    def _seed_all(self, *position: int) -> None:
-        if self._options.seed_samples:
-            seed_generators(mixed(self._seed, *position), self._drawn_from)
+    @contextmanager
+    def _in_its_place(self) -> Iterator[None]:
+        """As in the worker whose shard it is, with the generators of this one."""
+        as_worker = as_data_worker(self._number, self._workers, self._seed >> 1, self._dataset)
+        with self._generators.in_place(), as_worker:
+            yield
 
     def _state(self) -> dict[str, Any]:
         """The state to begin from."""
@@ -279,6 +277,7 @@ class Shard:
         return {
             "samples": self._samples,
             "state": None if of is None else {"of": of, "state": _state_of(owners[of])},
+            "generators": {} if of is None else self._generators.states(),
             "is_done": self.is_done,
             "collate_fn": self._collate_values,
             "ids": self._digest_of_ids(),

@@ -19,7 +19,14 @@ from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.rng import rank_and_world_size
 
-_BEGINNING: dict[str, Any] = {"samples": 0, "state": None, "is_done": False, "collate_fn": {}, "ids": None}
+_BEGINNING: dict[str, Any] = {
+    "samples": 0,
+    "state": None,
+    "generators": {},
+    "is_done": False,
+    "collate_fn": {},
+    "ids": None,
+}
 
 
 class StreamTurns:

@@ -7,7 +7,7 @@ sampler that counts its epochs: nothing of it is in a state dict, and all of it 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import xxhash
@@ -100,19 +100,19 @@ class OwnedState:
             self._roots[name] = root
             self.look_again()
 
-    def reseed(self, seed: int) -> None:
-        """Seed every generator, each with a number of its own, by its path; ``seed`` is one of 64 bits."""
-        for path, generator in self._generators.items():
-            seed_generator(generator, seed ^ xxhash.xxh3_64_intdigest(path.encode()))
+    def reseed(self, seed: int, paths: Collection[str] | None = None) -> None:
+        """Seed generators, or some, each with a number of its own, by its path; ``seed`` is one of 64 bits."""
+        for path in self._generators if paths is None else paths:
+            seed_generator(self._generators[path], seed ^ xxhash.xxh3_64_intdigest(path.encode()))
 
-    def raw_generator_states(self) -> list[Any]:
-        """The generators, as they describe themselves."""
-        return [raw_state(generator) for generator in self._generators.values()]
+    def raw_generator_states(self) -> dict[str, Any]:
+        """The generators, as they describe themselves, by path."""
+        return {path: raw_state(generator) for path, generator in self._generators.items()}
 
-    def set_raw_generator_states(self, states: list[Any]) -> None:
+    def set_raw_generator_states(self, states: dict[str, Any]) -> None:
         """Put back :meth:`raw_generator_states`."""
-        for generator, state in zip(self._generators.values(), states, strict=True):
-            set_raw_state(generator, state)
+        for path, state in states.items():
+            set_raw_state(self._generators[path], state)
 
     def generator_states(self) -> dict[str, Any]:
         """The generators, as plain values and tensors, by path; of attributes, those that they hold now."""

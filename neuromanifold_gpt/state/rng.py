@@ -24,15 +24,29 @@ class RandomStateWarning(CheckpointWarning):
     """A random number generator could not continue where it stopped."""
 
 
-def capture_rng_state() -> dict[str, Any]:
-    """The generators of this process, as plain values and uint8 or int64 CPU tensors."""
+def capture_cpu_rng_state() -> dict[str, Any]:
+    """The CPU generators of this process, as plain values and uint8 or int64 tensors."""
     version, internal, gauss = random.getstate()
     name, key, position, has_gauss, cached_gaussian = np.random.get_state()
-    state: dict[str, Any] = {
+    return {
         "python": [version, torch.from_numpy(np.array(internal, dtype=np.int64)), gauss],
         "numpy": [name, torch.from_numpy(np.asarray(key, dtype=np.int64)), position, has_gauss, cached_gaussian],
         "torch": torch.get_rng_state(),
     }
+
+
+def restore_cpu_rng_state(state: dict[str, Any]) -> None:
+    """Put back :func:`capture_cpu_rng_state`."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal.tolist()), gauss))
+    name, key, position, has_gauss, cached_gaussian = state["numpy"]
+    np.random.set_state((name, key.numpy().astype(np.uint32), position, has_gauss, cached_gaussian))
+    torch.set_rng_state(state["torch"])
+
+
+def capture_rng_state() -> dict[str, Any]:
+    """:func:`capture_cpu_rng_state`, and the generators of accelerators, as CPU tensors."""
+    state = capture_cpu_rng_state()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
@@ -44,11 +58,7 @@ def capture_rng_state() -> dict[str, Any]:
 
 def restore_rng_state(state: dict[str, Any]) -> None:
     """Put the generators of this process into a captured state."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal.tolist()), gauss))
-    name, key, position, has_gauss, cached_gaussian = state["numpy"]
-    np.random.set_state((name, key.numpy().astype(np.uint32), position, has_gauss, cached_gaussian))
-    torch.set_rng_state(state["torch"])
+    restore_cpu_rng_state(state)
     for kind, backend in (("cuda", torch.cuda), ("xpu", torch.xpu)):
         saved = state.get(kind, [])
         if len(saved) > (backend.device_count() if backend.is_available() else 0):

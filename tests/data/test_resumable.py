@@ -186,6 +186,46 @@ def collated_by_stream(workers):
     return DataLoader(stream, 4, num_workers=workers, collate_fn=stream.collate)
 
 
+class PackingStream(Stream):
+    """Cuts documents in windows: what is left of one goes on, also behind a resume, before the next one is drawn."""
+
+    def __init__(self, draw=random.Random):
+        self.rng, self.left, self.documents = draw(5), [], 0
+
+    def __iter__(self):
+        while self.documents < SIZE:
+            self.documents += 1
+            self.left = [*self.left, *(round(self.rng.random(), 9) for _ in range(3 + self.documents % 3))]
+            while len(self.left) > 1:
+                window, self.left = self.left[:2], self.left[2:]
+                yield window
+        self.documents = 0
+
+    def state_dict(self):
+        return {"left": self.left, "documents": self.documents}
+
+    def load_state_dict(self, state):
+        self.left, self.documents = state["left"], state["documents"]
+
+
+class PackingStreamWithAll(PackingStream):
+    def state_dict(self):
+        return {**super().state_dict(), "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.rng = np.random.default_rng()
+        self.rng.bit_generator.state = state["rng"]
+
+
+class OfTheProcess:
+    def __init__(self, _seed):
+        pass
+
+    def random(self):
+        return random.random()
+
+
 def weighted():
     return WeightedRandomSampler(torch.arange(1.0, SIZE + 1), 30)
 
@@ -208,6 +248,11 @@ LOADERS = {
     "stream of single samples": lambda w: DataLoader(Stream(), batch_size=None, num_workers=w),
     "stream, counted": lambda w: DataLoader(Stream(), 4, num_workers=w, collate_fn=Counting()),
     "stream that collates": collated_by_stream,
+    "packing stream": lambda w: DataLoader(PackingStream(), 4, num_workers=w),
+    "packing stream, its generator in its state": lambda w: DataLoader(
+        PackingStreamWithAll(np.random.default_rng), 4, num_workers=w
+    ),
+    "packing stream, global generator": lambda w: DataLoader(PackingStream(OfTheProcess), 4, num_workers=w),
     "stateful stream, counted": lambda w: DataLoader(StatefulStream(), 4, num_workers=w, collate_fn=Counting()),
 }
 
@@ -232,7 +277,10 @@ def of_seed(seed, name, workers):
     return resumable(LOADERS[name](workers))
 
 
-IN_SUITE_WITH_WORKERS = ("shuffled", "weighted", "own sampler", "own batch sampler", "stream", "stateful stream")
+IN_SUITE_WITH_WORKERS = (
+    *("shuffled", "weighted", "own sampler", "own batch sampler", "stream", "stateful stream"),
+    "packing stream, its generator in its state",
+)
 
 
 @pytest.mark.parametrize(
