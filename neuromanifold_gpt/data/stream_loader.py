@@ -32,8 +32,8 @@ class ResumableStreamLoader(PositionedLoader):
     A stream whose iterator, or which itself, has ``state_dict`` and ``load_state_dict`` is put at its position; what it
     decides once, such as the order of its files, must be in its state. A stream without these methods is read again up
     to the position. What a pass draws from the global generators, and from the stream's own, begins with a seed of
-    (seed, epoch, worker) and goes on from sample to sample, with the position. Numbers, strings and flags that ``collate_fn`` changes in itself go with the position of
-    each stream.
+    (seed, epoch, worker) and goes on from sample to sample, with the position. Numbers, strings and flags that
+    ``collate_fn`` changes in itself go with the position of each stream.
 
     Without workers, a pass begins with what the one before has left in the stream, also after a resume: numbers,
     strings, flags, and lists, dicts, sets, tensors and arrays of them. Something is read ahead, so that the end of an

@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, MissingOptimizerError, StateMismatchError
 from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.lightning_io.content import RESUME_KEY
-from neuromanifold_gpt.state.modules import errors_as_mismatch, parameter_names, under_own_names
+from neuromanifold_gpt.state.module_loading import errors_as_mismatch, under_own_names
+from neuromanifold_gpt.state.modules import parameter_names
 from neuromanifold_gpt.state.optimizers import (
     check_group_order,
     keep_saved_dtypes,

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from neuromanifold_gpt.checkpoint.errors import CheckpointError, InexactResumeWarning, StateMismatchError
+from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.checkpoint.foreign import clean_name
 from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.state.in_steps import until_done
@@ -45,115 +43,6 @@ def clean_state(state: dict[str, Any]) -> dict[str, Any]:
         # "0._orig_mod" names the compiled child itself; its own metadata stands under the clean name "0".
         cleaned._metadata = OrderedDict((clean_name(f"{name}.")[:-1], value) for name, value in metadata.items())
     return cleaned
-
-
-def load_module_state(module: nn.Module, state: dict[str, Any], *, strict: bool = True) -> None:
-    """Load ``state`` by name.
-
-    Raises:
-        StateMismatchError: see :func:`under_own_names`; nothing has been changed then. Or a module's own code has
-            failed: tensors that it has not replaced are as they were.
-    """
-    inner = unwrap(module)
-    renamed = under_own_names(inner, state, strict=strict)
-    live = inner.state_dict() if _prefixes_of_own_loading(inner) else {}
-    before = {name: value.clone() for name, value in live.items() if isinstance(value, Tensor) and not is_lazy(value)}
-    try:
-        with errors_as_mismatch():
-            inner.load_state_dict(renamed, strict=strict)
-    except StateMismatchError:
-        for name, value in inner.state_dict().items():
-            if name in before and value.shape == before[name].shape:
-                value.copy_(before[name])
-        raise
-
-
-@contextmanager
-def errors_as_mismatch() -> Iterator[None]:
-    """Around a ``load_state_dict``, which may be of users' own.
-
-    Raises:
-        StateMismatchError: it has failed.
-    """
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise StateMismatchError(f"the checkpoint does not fit the model: {type(error).__name__}: {error}") from error
-
-
-def under_own_names(
-    module: nn.Module, state: dict[str, Any], *, strict: bool = True, is_loading: bool = False
-) -> dict[str, Any]:
-    """``state``, its names clean or not, under the names that ``module`` itself uses; of the same type, with
-    ``_metadata``.
-
-    Parts that load in a way of their own may make or resize what they load: their own code decides what fits.
-
-    Args:
-        module: it is to be loaded into.
-        state: that is loaded.
-        strict: see below.
-        is_loading: the module's own code, and hooks, have had their turn, if not those of its parts.
-
-    Raises:
-        StateMismatchError: lists every name that is missing, unexpected or of another shape. With ``strict=False``
-            only a shape that differs is an error, and unexpected names are left out.
-    """
-    live, state = module.state_dict(), clean_state(state)
-    own_names = {clean_name(name): name for name in live}
-    prefixes = {clean: own for clean, own in _prefixes_of_own_loading(module).items() if own or not is_loading}
-    ordinary = [name for name in {**own_names, **state} if not name.startswith(tuple(prefixes))]
-    _check_fit({name: live[own] for name, own in own_names.items()}, state, ordinary, strict=strict)
-    for clean, own in reversed(prefixes.items()):  # the innermost first
-        new = [name for name in state if name.startswith(clean) and name not in own_names]
-        own_names.update((name, own + name.removeprefix(clean)) for name in new)
-    renamed: Any = OrderedDict((own_names[name], value) for name, value in state.items() if name in own_names)
-    metadata = getattr(state, "_metadata", None)
-    if metadata is not None:  # by it, modules know which version of them wrote the state
-        names = {name: _module_name(name) for name, _ in module.named_modules(remove_duplicate=False)}
-        renamed._metadata = OrderedDict((own, metadata[name]) for own, name in names.items() if name in metadata)
-    return renamed
-
-
-def _check_fit(live: Mapping[str, Any], state: Mapping[str, Any], names: list[str], *, strict: bool) -> None:
-    problems = []
-    if strict:
-        problems += [f"missing in the checkpoint: {name}" for name in names if name not in state]
-        problems += [f"not in the model: {name}" for name in names if name not in live]
-    for name in names:
-        saved, here = state.get(name), live.get(name)
-        if not isinstance(saved, Tensor) or not isinstance(here, Tensor) or is_lazy(here):
-            continue
-        if saved.shape != here.shape:
-            problems.append(f"{name}: shape {tuple(saved.shape)} in the checkpoint, {tuple(here.shape)} in the model")
-    if problems:
-        raise StateMismatchError(
-            f"the checkpoint does not fit the model: {listed(problems)}. Build the model with the checkpoint's "
-            "configuration, or load what fits with strict=False."
-        )
-
-
-def _prefixes_of_own_loading(module: nn.Module) -> dict[str, str]:
-    """Of the names in parts whose classes or hooks have code of their own for loading: clean and own prefix."""
-    own = {
-        name: _hooks_are_own(part) or not _is_ordinary(type(part)._load_from_state_dict)
-        for name, part in module.named_modules(remove_duplicate=False)
-    }
-    own[""] = own[""] or not _is_ordinary(type(module).load_state_dict)  # of parts, nobody calls it
-    prefixes = [f"{name}." if name else "" for name, loads_itself in own.items() if loads_itself]
-    return {clean_name(prefix): prefix for prefix in prefixes}
-
-
-def _hooks_are_own(part: nn.Module) -> bool:
-    hooks = [getattr(hook, "hook", hook) for hook in part._load_state_dict_pre_hooks.values()]
-    return not all(_is_ordinary(getattr(hook, "func", hook)) for hook in hooks)
-
-
-def _is_ordinary(function: Any) -> bool:
-    """Whether it leaves shapes as they are: of torch's layers, metrics, and this package."""
-    return str(getattr(function, "__module__", "")).startswith(("torch.nn.", "torchmetrics.", "neuromanifold_gpt."))
 
 
 def parameter_names(module: nn.Module) -> dict[int, str]:
@@ -197,7 +86,7 @@ def module_modes(module: nn.Module) -> dict[str, list[str]]:
     A module that is in evaluation mode as a whole is being evaluated: the modes that it trains in are not known then.
     """
     module = unwrap(module)
-    evaluating = [_module_name(name) for name, child in module.named_modules() if not child.training]
+    evaluating = [module_name(name) for name, child in module.named_modules() if not child.training]
     return {
         "frozen": sorted(clean_name(name) for name, value in module.named_parameters() if not value.requires_grad),
         "evaluating": sorted(evaluating) if module.training else [],
@@ -218,7 +107,7 @@ def restore_modes(module: nn.Module, modes: Mapping[str, list[str]]) -> list[str
             parameter.requires_grad_(not parameter.requires_grad)
             changed.append(clean_name(name))
     for name, child in module.named_modules():
-        if _module_name(name) in evaluating:
+        if module_name(name) in evaluating:
             child.training = False
     return changed
 
@@ -286,7 +175,8 @@ def warn_of_other_modes_once_stepped(
         until_done(look)
 
 
-def _module_name(name: str) -> str:
+def module_name(name: str) -> str:
+    """A module's name, clean as those of its parameters."""
     return clean_name(f"{name}.")[:-1]
 
 

@@ -20,8 +20,8 @@ from neuromanifold_gpt.state.generators import set_generator_state
 from neuromanifold_gpt.state.gradients import restore_gradients
 from neuromanifold_gpt.state.loop_parts import DATA_KEY, LoopParts
 from neuromanifold_gpt.state.metrics import load_metric_states, metrics_of
+from neuromanifold_gpt.state.module_loading import load_module_state
 from neuromanifold_gpt.state.modules import (
-    load_module_state,
     restore_modes,
     warn_if_rounded,
     warn_of_other_modes_once_stepped,

@@ -9,7 +9,8 @@ from torch import nn
 
 from neuromanifold_gpt import latest_checkpoint, load_checkpoint, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning, StateMismatchError
-from neuromanifold_gpt.state.modules import load_module_state, module_state, parameter_names, under_own_names, unwrap
+from neuromanifold_gpt.state.module_loading import load_module_state, under_own_names
+from neuromanifold_gpt.state.modules import module_state, parameter_names, unwrap
 
 
 class Versioned(nn.Module):
@@ -561,3 +562,30 @@ class TestFrozenParametersOfARestore:
         optimizer = Bare(model.requires_grad_(False).parameters())
         with pytest.warns(InexactResumeWarning, match="had set otherwise: weight; bias"):
             load_checkpoint(tmp_path).restore(model=model, optimizers=optimizer)
+
+
+class TestFabricsWrappers:
+    """Within a container: torch asks them for their state, and then loads past them."""
+
+    def test_are_restored_and_load_into_plain_models(self, tmp_path):
+        fabric = pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu", devices=1)
+
+        def networks(wrap):
+            parts = {"a": wrap(nn.Sequential(Versioned(), nn.BatchNorm1d(3))), "b": wrap(nn.Linear(3, 2))}
+            return nn.ModuleDict({**parts, "plain": nn.Linear(1, 1)})
+
+        saved = networks(fabric.setup_module)
+        checkpoint = save_checkpoint(tmp_path, step=1, model=saved)
+        assert "a.0.scale" in load_checkpoint(checkpoint).model_state
+        for wrap in (fabric.setup_module, lambda module: module):
+            other = networks(wrap)
+            load_checkpoint(checkpoint).restore(model=other)
+            found = other.state_dict()
+            assert all(torch.equal(value, found[name]) for name, value in saved.state_dict().items())
+
+    def test_that_do_not_fit_are_told_by_name(self, tmp_path):
+        fabric = pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu", devices=1)
+        checkpoint = save_checkpoint(tmp_path, step=1, model=nn.ModuleDict({"a": fabric.setup_module(nn.Linear(2, 2))}))
+        other = nn.ModuleDict({"a": fabric.setup_module(nn.Linear(2, 2, bias=False))})
+        with pytest.raises(StateMismatchError, match=r"not in the model: a\.bias"):
+            load_checkpoint(checkpoint).restore(model=other)
