@@ -7,7 +7,7 @@ import functools
 import inspect
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,7 @@ class ChangesBesidePosition:
         self._collate_fns: Mapping[str, Any] = {}
         self._said: set[str] = set()
         self._shared: dict[str, Any] = {}
+        self.saved: Collection[int] = ()  # identities of objects whose state the same checkpoint has
 
     def begin_pass(self, *, with_workers: bool) -> None:
         """Batches are made from here on, by workers perhaps, which fetch ahead."""
@@ -98,6 +99,8 @@ class ChangesBesidePosition:
         changed = sorted(
             path for path in now.keys() - self._said if _is_a_change(before.get(path, _NONE), now[path], path in late)
         )
+        owners = {path: owner for owned in self._owned for path, owner in owned.owners()}
+        changed = [path for path in changed if id(owners.get(path.rpartition(".")[0])) not in self.saved]
         if changed := self._memos.left_out(changed):
             self._said.update(changed)
             warn_user(

@@ -36,7 +36,7 @@ from neuromanifold_gpt.state.unsaved.unsaved_values import variables_beside_stat
 class PositionedLoader(DataLoader[Any]):
     """A loader that knows its position, and continues there: see :class:`ResumableDataLoader` and :func:`resumable`.
 
-    Subclasses set ``_position`` and ``_beside`` and call :meth:`show` when they are made, and say in :meth:`_batches`
+    Subclasses set ``_position`` and ``_beside``, call :meth:`show` when they are made, and say in :meth:`_batches`
     what comes from the position on.
     """
 
@@ -64,8 +64,7 @@ class PositionedLoader(DataLoader[Any]):
 
     @property
     def epoch(self) -> int:
-        """The epoch of the pass that is under way, behind its last batch too as long as the ``for`` runs; else of the
-        next one."""
+        """Of the pass under way, behind its last batch too as long as the ``for`` runs; else of the next one."""
         self._position.epoch_is_known = True
         return self._position.epoch_of_pass
 
@@ -233,6 +232,10 @@ class PositionedLoader(DataLoader[Any]):
     def restored_with(self, others: Iterable[PositionedLoader]) -> None:
         """Their positions were loaded from the same checkpoint."""
         self._restored_with = WeakSet(others)
+
+    def saved_with(self, things: Iterable[Any]) -> None:
+        """The next checkpoint has the state of these."""
+        self._beside.saved = {*map(id, things)}
 
     def follow_up_to_batch(self, gap: Gap) -> None:
         """There was a save or a restore of this loader."""

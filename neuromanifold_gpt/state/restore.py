@@ -149,7 +149,8 @@ def _warn_of_what_is_other(parts: LoopParts, loaded: LoadedCheckpoint) -> None:
 
 
 def _warn_of_what_nobody_takes(parts: LoopParts, loaded: LoadedCheckpoint) -> None:
-    named = {*loaded.stateful_states, *_of_this_rank(loaded.stateful_generators)}
+    of_rank_0 = loaded.stateful_states if rank_and_world_size()[0] == 0 else {}  # others may have no average, say
+    named = {*of_rank_0, *_of_this_rank(loaded.stateful_generators)}
     left = [f"{len(loaded.lr_scheduler_states)} schedulers"] * bool(loaded.lr_scheduler_states and not parts.schedulers)
     left += [f"{len(loaded.loader_states)} loaders"] * bool(loaded.loader_states and not parts.loaders)
     left += sorted(named - parts.further.keys() - parts.generators.keys())
@@ -182,9 +183,14 @@ def _restore_own_generators(parts: LoopParts, loaded: LoadedCheckpoint) -> list[
         tuple(parts.generators.values()),
         with_what_they_read(parts.beside_model),
         with_variables=bool(parts.loaders),
-        silently=not parts.optimizers and not parts.loaders,
+        silently=_is_for_weights_only(parts, loaded),
     )
     return [restore_late]
+
+
+def _is_for_weights_only(parts: LoopParts, loaded: LoadedCheckpoint) -> bool:
+    """Whether more than the model was saved, and nobody takes it; a loop that steps by hand saves no more."""
+    return not (parts.optimizers or parts.loaders) and bool(loaded.optimizer_states or loaded.loader_states)
 
 
 def _restore_global_generators(

@@ -144,6 +144,8 @@ def save_checkpoint(
 def _state_of_this_rank(model: nn.Module, parts: LoopParts) -> dict[str, Any]:
     """What each rank has of its own, but for gradients; and what shows whether the rest is alike."""
     generators = parts.generators
+    for own_loader in parts.own_loaders.values():
+        own_loader.saved_with(parts.further.values())
     found = {
         "rng": capture_rng_state(),
         "own_generators": generators_around(

@@ -316,3 +316,37 @@ def test_what_the_standard_library_remembers_in_slots_is_not_followed() -> None:
     str(dataset.root)  # type: ignore[attr-defined]
     list(loader)
     assert "values" not in loader.state_dict()
+
+
+class DrawsNegatives(Numbers):
+    """For each epoch; they are in its state, which the program saves."""
+
+    def __init__(self) -> None:
+        self.negatives = [0.0] * 12
+
+    def draw(self) -> None:
+        self.negatives = torch.rand(12).tolist()
+
+    def __getitem__(self, i: int) -> float:
+        return i + self.negatives[i]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"negatives": self.negatives}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.negatives = list(state["negatives"])
+
+
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_a_dataset_whose_own_state_is_saved_is_not_said(is_saved: bool, tmp_path: Path) -> None:
+    dataset, model = DrawsNegatives(), nn.Linear(1, 1)
+    loader = ResumableDataLoader(dataset, batch_size=4, shuffle=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for epoch in range(2):
+            dataset.draw()
+            for batch, _ in enumerate(loader):
+                stateful: Any = {"dataset": dataset} if is_saved else {}
+                save_checkpoint(tmp_path, step=3 * epoch + batch, model=model, loaders=loader, stateful=stateful)
+    said = [str(warning.message) for warning in caught if warning.category is DataOrderWarning]
+    assert [text.partition(":")[0] for text in said] == ([] if is_saved else ["dataset.negatives"])

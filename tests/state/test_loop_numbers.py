@@ -249,9 +249,9 @@ def in_a_function_from_a_factory(directory: Path) -> None:
 
 
 def tracking_step(run: Run, weigh: Callable[[float], float]) -> Callable[[torch.Tensor], None]:
-    """With dicts that it reads and changes, and memos; it only adds to the record."""
+    """With dicts and a list that it reads and changes, and memos; it only adds to the record."""
     stats, firsts, best = {"best": math.inf}, {}, Progress()
-    lengths, seen = {}, set()
+    lengths, seen, history, record = {}, set(), [], []
 
     def step(batch: torch.Tensor, weights: list[float] = [1.0]) -> None:  # noqa: B006 - that is the point
         loss = weigh(run.step(batch)) * weights[0]
@@ -259,6 +259,8 @@ def tracking_step(run: Run, weigh: Callable[[float], float]) -> Callable[[torch.
         firsts["last"] = firsts.get("last", 0.0) + loss
         weights[0] *= 0.5
         seen.add(loss)
+        record.append(loss)
+        history.append(loss / max([1.0, *history]))
         if len(batch) + len(seen) not in lengths:
             lengths[len(batch) + len(seen)] = str(loss)
             lengths[str(loss)] = loss
@@ -451,7 +453,7 @@ FOUND: dict[Callable[[Path], None], list[str]] = {
     in_a_function_from_a_factory: ["in_a_function_from_a_factory.step.mean"],
     in_what_functions_hold: [
         f"in_what_functions_hold.step.{path}"
-        for path in ("best.best", "default 0.0 (then 0.", "firsts (then 1 entries", "stats.best")
+        for path in ("best.best", "default 0", "firsts (then 1 entries", "history", "stats.best")
     ],
     in_an_object_that_is_made_later: ["Anneals.progress.best (then 0."],
     in_lists_and_arrays: [

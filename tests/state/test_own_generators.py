@@ -325,6 +325,12 @@ class TestOfPythonModules:
             load_checkpoint(tmp_path / "run").restore(model=model, optimizers=optimizer)
         assert users_code.Draws.rng.getstate() == expected
 
+    def test_are_said_too_where_the_loop_steps_by_hand(self, users_code: ModuleType, tmp_path: Path) -> None:
+        saved = save_checkpoint(tmp_path / "run", step=1, model=nn.Linear(1, 1))
+        users_code.Draws.rng.random()
+        with pytest.warns(InexactResumeWarning, match=r"in other states at the save: users_code.Draws.rng\."):
+            load_checkpoint(saved).restore(model=nn.Linear(1, 1))
+
     def test_are_found_wherever_they_are_and_stored_once(self, users_code: ModuleType, tmp_path: Path) -> None:
         save_checkpoint(tmp_path / "run", step=1, model=nn.Linear(1, 1))
         stored = [path for path in load_checkpoint(tmp_path / "run").own_generators[0] if "users_code" in path]

@@ -126,6 +126,14 @@ class Total:
         self.value = state["value"]
 
 
+parts = {**make(77), "stateful": {"average": Total(1)} if rank == 0 else {}}
+save_checkpoint(f"{folder}/averaged", step=1, **parts)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    load_checkpoint(f"{folder}/averaged").restore(**parts)
+report["of an average on rank 0"] = [str(warning.message) for warning in caught]
+
+
 def said_of_two_saves(model, **totals):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -257,6 +265,10 @@ def test_what_differs_by_rank_is_said_once_by_the_one_that_saves(reports):
     assert "only that of rank 0 is saved: the model's parameters. " in weights
     assert reports[0]["of other buffers"] == []
     assert not any(said for of_things, said in reports[1].items() if of_things.startswith("of other"))
+
+
+def test_an_average_on_rank_0_is_missed_by_nobody(reports):
+    assert [report["of an average on rank 0"] for report in reports] == [[], []]
 
 
 def test_one_rank_continues_with_the_generators_of_the_first_and_says_what_differs(folder):

@@ -184,7 +184,8 @@ def _shown(*, carried_only: bool, around: Iterable[_Carried] = ()) -> dict[str, 
         found.update(_numbers_at(path, value, 0))
     read = attributes_added_to_and_read(kinds_of_variables())
     for path, value, is_of_function in attributes_of_variables():
-        may_be_record = not (_is_growing(value) and path.rpartition(".")[2] in read)
+        # Of what a function has around itself, records are left out; this one it reads, too.
+        may_be_record = not (_is_growing(value) and (is_of_function or path.rpartition(".")[2] in read))
         counted = ENTRIES if is_of_function else KEYS
         found.update(_numbers_at(path, value, 0, may_be_record=may_be_record, counted=counted))
     flags = names_set_by_signals()
