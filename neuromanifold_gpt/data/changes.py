@@ -138,7 +138,10 @@ class ChangesBesidePosition:
         return {path: number for owned in self._sharing for path, number in owned.shared_numbers().items()}
 
     def _owners_of_attributes(self) -> dict[str, Any]:
-        """By path, of attributes that are not ``None``. It is asked around each batch, so only where they are few."""
+        """By path, of attributes that are neither ``None`` nor an empty dict, of which nothing is shown.
+
+        It is asked around each batch, so only where they are few.
+        """
         owners = [owner for owned in self._owned for owner in owned.owners()]
         if len(owners) > MOST_OWNERS:
             return {}
@@ -146,7 +149,7 @@ class ChangesBesidePosition:
             f"{path}.{name}": owner
             for path, owner in owners
             for name, value in variables_at(owner).items()
-            if value is not None
+            if not (value is None or (issubclass(type(value), dict) and not value))
         }
 
     def _shown(self) -> dict[str, str]:

@@ -14,11 +14,13 @@ from typing import Any
 
 from neuromanifold_gpt.state.inspection.plain_reading import (
     attribute_dict,
+    bases_of,
     module_name_of,
     parts_of,
     remembered_of_class,
     slots_of,
     values_of_slots,
+    variables_of_class,
 )
 from neuromanifold_gpt.state.inspection.shared_values import is_shared_number, number_in, set_number
 from neuromanifold_gpt.state.inspection.stored_values import is_single_value
@@ -98,11 +100,32 @@ def names_set_by(code: types.CodeType) -> frozenset[str]:
 @functools.cache
 def attributes_made_by(method: types.CodeType) -> frozenset[str]:
     """Attributes that a method sets, and does not read before, as far as the order of its instructions tells."""
+    is_set, is_read_first = _attributes_set_and_read_first(method)
+    return is_set - is_read_first
+
+
+@remembered_of_class
+def attributes_carried(kind: type) -> frozenset[str]:
+    """Attributes that some method of users' classes reads, and sets behind that: the hidden state of the last batch."""
+    found: set[str] = set()
+    for base in bases_of(kind):
+        if is_users_module(module_name_of(base)):
+            for value in variables_of_class(base).values():
+                for code in codes_of(value):
+                    is_set, is_read_first = _attributes_set_and_read_first(code)
+                    found |= is_set & is_read_first
+    return frozenset(found)
+
+
+def _attributes_set_and_read_first(method: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
     first: dict[str, str] = {}
+    is_set = set()
     for instruction in dis.get_instructions(method):
         if instruction.opname.endswith("_ATTR"):
             first.setdefault(instruction.argval, instruction.opname)
-    return frozenset(name for name, opname in first.items() if opname == "STORE_ATTR")
+        if instruction.opname == "STORE_ATTR":
+            is_set.add(instruction.argval)
+    return frozenset(is_set), frozenset(name for name, opname in first.items() if opname != "STORE_ATTR")
 
 
 def attributes_set_by(value: Any) -> Iterator[str]:

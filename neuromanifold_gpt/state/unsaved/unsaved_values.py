@@ -19,6 +19,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from neuromanifold_gpt.state.in_steps import in_next_step
 from neuromanifold_gpt.state.inspection.drawing_caches import CACHE
 from neuromanifold_gpt.state.inspection.hooks import hooks_of
+from neuromanifold_gpt.state.inspection.kept_variables import attributes_carried
 from neuromanifold_gpt.state.inspection.users_objects import (
     has_position,
     is_a_time,
@@ -75,9 +76,16 @@ def values_beside_state(
     """
     found: dict[str, str | None] = {}
     all_kept = kept_by(module) | {id(thing) for thing in kept} | kept_memory
+    carried = {f"{owner}.{name}" for owner, part in module.named_modules() for name in attributes_carried(type(part))}
     for path, value, is_followed in attributes_of_parts(module, ignored, as_settings=as_settings):
         if with_followed or not is_followed:
-            found[path] = shown_value(value, all_kept, is_setting=as_settings, names_code=not as_settings)
+            found[path] = shown_value(
+                value,
+                all_kept,
+                is_setting=as_settings,
+                is_carried=path in carried and not as_settings,
+                names_code=not as_settings,
+            )
     if as_settings:
         found.update(settings_of_layers(module))
     else:
