@@ -219,8 +219,10 @@ class ResumePointTracker:
         self.restore_beside_state(trainer, resume)
 
     def constants(self) -> dict[str, str]:
-        """See :meth:`UsersParts.constants`."""
-        return self._parts.constants() if self._parts is not None else {}
+        """See :meth:`UsersParts.constants`; without numbers that are restored."""
+        restored = {path.lstrip(".") for path in self._values()["numbers"]}
+        found = self._parts.constants() if self._parts is not None else {}
+        return {path: shown for path, shown in found.items() if path not in restored}
 
     def warn_of_what_is_left_out(self) -> None:
         """Say which values and generators of the module, callbacks, the data module and the data no checkpoint has.

@@ -77,6 +77,17 @@ def hyper_parameters_in_use(module: LightningModule) -> dict[str, Any]:
     return {name: value for name, value in kept.items() if name in read} if isinstance(kept, Mapping) else {}
 
 
+@functools.cache
+def names_read_in_steps(kind: type) -> frozenset[str]:
+    """Attributes that ``training_step`` and what it calls of users' classes read, as far as their names tell."""
+    methods, left = _methods_of_users(kind), {"training_step", "forward"}
+    called: set[str] = set()
+    while left := left & methods.keys() - called:
+        called |= left
+        left = {name for method in left for code in methods[method] for name in code.co_names}
+    return frozenset(name for method in called for code in methods[method] for name in code.co_names)
+
+
 def _names_beside(word: str, things: Iterable[Any]) -> set[str]:
     """All names, and texts, in those methods of users' classes that use ``word`` while training goes on."""
     found: set[str] = set()
@@ -92,11 +103,7 @@ def _names_beside(word: str, things: Iterable[Any]) -> set[str]:
 def _methods_in_training(kind: type) -> list[list[types.CodeType]]:
     """The hooks of users' classes but for those that build something, and what these may call; each with what it has
     within it."""
-    methods: dict[str, list[types.CodeType]] = {}
-    for base in reversed(bases_of(kind)):
-        if is_users_module(module_name_of(base)):
-            for name, value in variables_of_class(base).items():
-                methods.setdefault(name, []).extend(codes_of(value.fget if isinstance(value, property) else value))
+    methods = _methods_of_users(kind)
     hooks = {name for base in bases_of(kind) if not is_users_module(module_name_of(base)) for name in vars(base)}
     called: set[str] = set()
     left = (hooks & methods.keys()) - _BUILDING_METHODS
@@ -105,6 +112,15 @@ def _methods_in_training(kind: type) -> list[list[types.CodeType]]:
         used = {name for method in left for code in methods[method] for name in code.co_names}
         left = (used & methods.keys()) - called
     return [methods[name] for name in sorted(called)]
+
+
+def _methods_of_users(kind: type) -> dict[str, list[types.CodeType]]:
+    methods: dict[str, list[types.CodeType]] = {}
+    for base in reversed(bases_of(kind)):
+        if is_users_module(module_name_of(base)):
+            for name, value in variables_of_class(base).items():
+                methods.setdefault(name, []).extend(codes_of(value.fget if isinstance(value, property) else value))
+    return methods
 
 
 def _saves_nothing(thing: Any, base: type) -> bool:

@@ -7,7 +7,7 @@ As in modules (``state/unsaved/unsaved_values.py``), most of what changes in the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,7 +17,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import Metric
 
 from neuromanifold_gpt.lightning_io.loader_parts import DATA_PREFIX
-from neuromanifold_gpt.lightning_io.users_attributes import UsersAttributes, hyper_parameters_in_use
+from neuromanifold_gpt.lightning_io.users_attributes import (
+    UsersAttributes,
+    hyper_parameters_in_use,
+    names_read_in_steps,
+)
+from neuromanifold_gpt.state.inspection.kept_variables import attributes_carried
 from neuromanifold_gpt.state.inspection.stored_values import is_single_value
 from neuromanifold_gpt.state.inspection.users_objects import is_a_time
 from neuromanifold_gpt.state.inspection.users_variables import users_variables
@@ -108,12 +113,17 @@ class UsersParts:
         """Say which values no checkpoint has.
 
         Warns:
-            InexactResumeWarning: names those that have changed and were not named before; and those that an epoch of a
-                resumed process, its validation included, has not set again.
+            InexactResumeWarning: names those that have changed and were not named before; and those that a
+                step of a resumed process reads, or an epoch with its validation sets, and that are not there again.
         """
         self._unsaved.warn_if_changed(self._values())
-        if self._epochs_before is not None and self._epochs_processed() > self._epochs_before:
-            self._saved_constants.warn_of_missing({*self._shown_constants(), *self._set_by_now()})
+        if self._epochs_before is not None:
+            there = {*self._shown_constants(), *self._set_by_now()}
+            missing = self._saved_constants.missing(there)
+            if self._epochs_processed() == self._epochs_before:  # else each step has had what it reads
+                read = names_read_in_steps(cast(Any, type(self._trainer.lightning_module)))
+                missing = {path for path in missing if _name(path) in read}
+            self._saved_constants.warn_of_missing(missing)
 
     def _epochs_processed(self) -> int:
         progress: Any = self._trainer.fit_loop.epoch_progress.current
@@ -179,8 +189,11 @@ class UsersParts:
         found.update(values_of_optimizers(trainer.optimizers))
         found.update(values_of_schedulers(self._schedulers(), kept))
         found.update(variables_beside_state([*what_trains(trainer), *self._of_position()], kept, with_script=True))
+        carried = frozenset().union(*(attributes_carried(type(thing)) for thing in self._saved()))
         for path, value in self._users_attributes.read():
-            if not is_a_time(_name(path), value) and (shown := shown_value(value, kept, names_code=True)) is not None:
+            is_carried = _name(path) in carried
+            shown = shown_value(value, kept, names_code=True, is_carried=is_carried)
+            if shown is not None and not is_a_time(_name(path), value):
                 found[path] = shown
         return found
 

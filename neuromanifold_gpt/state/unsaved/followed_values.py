@@ -3,7 +3,7 @@ after a resume than they were at the save."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.checkpoint.user_warnings import warn_user
@@ -118,13 +118,14 @@ class SavedValues:
         """Which are not as they were."""
         return sorted(path for path in now.keys() & self._left.keys() if RESULT != now[path] != self._left[path])
 
-    def warn_of_missing(self, now: Iterable[str]) -> None:
-        """Say, once, which have not been there so far: a hook has set them at a time that does not come again.
+    def warn_of_missing(self, paths: Collection[str]) -> None:
+        """Say, once, that some of :meth:`missing` will not come: a hook has set them at a time that is over.
 
         Warns:
             InexactResumeWarning: names them.
         """
-        missing, self._left = sorted(self.missing(now)), {}
+        missing = sorted(self._left.keys() & paths)
+        self._left = {path: shown for path, shown in self._left.items() if path not in missing}
         if missing:
             warn_user(
                 f"values that no checkpoint has were there at the save, and are not here: {listed(missing)}. {_REMEDY}",

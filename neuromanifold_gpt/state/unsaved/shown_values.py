@@ -158,7 +158,7 @@ class _Look:
             is_passed_over = isinstance(value, nn.Parameter) and (not self._is_carried or id(value) in self._kept)
             if is_passed_over or _address(value) in self._kept:
                 return None
-            if value.requires_grad and not self._is_carried:
+            if value.requires_grad and not (value.is_leaf or self._is_carried):
                 return RESULT
             return _tensor_digest(value, depth, self._elements(value.numel(), depth))
         if issubclass(kind, np.ndarray):
