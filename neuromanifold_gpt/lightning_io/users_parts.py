@@ -22,7 +22,6 @@ from neuromanifold_gpt.lightning_io.users_attributes import (
     hyper_parameters_in_use,
     names_read_in_steps,
 )
-from neuromanifold_gpt.state.inspection.kept_variables import attributes_carried
 from neuromanifold_gpt.state.inspection.stored_values import is_single_value
 from neuromanifold_gpt.state.inspection.users_objects import is_a_time
 from neuromanifold_gpt.state.inspection.users_variables import users_variables
@@ -189,10 +188,8 @@ class UsersParts:
         found.update(values_of_optimizers(trainer.optimizers))
         found.update(values_of_schedulers(self._schedulers(), kept))
         found.update(variables_beside_state([*what_trains(trainer), *self._of_position()], kept, with_script=True))
-        carried = frozenset().union(*(attributes_carried(type(thing)) for thing in self._saved()))
         for path, value in self._users_attributes.read():
-            is_carried = _name(path) in carried
-            shown = shown_value(value, kept, names_code=True, is_carried=is_carried)
+            shown = shown_value(value, kept, names_code=True, is_carried=True)
             if shown is not None and not is_a_time(_name(path), value):
                 found[path] = shown
         return found

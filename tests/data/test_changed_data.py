@@ -350,3 +350,25 @@ def test_a_dataset_whose_own_state_is_saved_is_not_said(is_saved: bool, tmp_path
                 save_checkpoint(tmp_path, step=3 * epoch + batch, model=model, loaders=loader, stateful=stateful)
     said = [str(warning.message) for warning in caught if warning.category is DataOrderWarning]
     assert [text.partition(":")[0] for text in said] == ([] if is_saved else ["dataset.negatives"])
+
+
+class HardNegatives(Numbers):
+    """By sample, as training finds them; samples draw, so what they remember may be drawn too."""
+
+    def __init__(self) -> None:
+        self.hard: dict[int, float] = {}
+
+    def __getitem__(self, i: int) -> float:
+        return i + self.hard.get(i, float(torch.rand(())))
+
+
+def test_an_empty_dict_that_the_loop_fills_is_said(tmp_path: Path) -> None:
+    dataset, model = HardNegatives(), nn.Linear(1, 1)
+    loader = ResumableDataLoader(dataset, batch_size=4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step, batch in enumerate(loader):
+            save_checkpoint(tmp_path, step=step, model=model, loaders=loader)
+            dataset.hard[step] = float(batch[0])
+    said = [str(warning.message) for warning in caught if warning.category is DataOrderWarning]
+    assert [text.partition(":")[0] for text in said] == ["dataset.hard"]
