@@ -43,6 +43,7 @@ class _Steps:
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         first_parameters = map(_first_parameter, optimizers)
         self._first_parameters = [weakref.ref(first) for first in first_parameters if first is not None]
+        self._stepping: dict[int, weakref.ref[torch.optim.Optimizer]] = {}  # by identity of the first parameter
         self.number = 0
 
     def are_of(self, parameter: Tensor | None) -> bool:
@@ -54,9 +55,15 @@ class _Steps:
     def are_over(self) -> bool:
         return all(first() is None for first in self._first_parameters)
 
-    def counts(self, parameter: Tensor | None) -> bool:
-        """Whether this step is one of those that are noted."""
-        if not self.are_of(parameter):
+    def counts(self, optimizer: torch.optim.Optimizer, parameter: Tensor | None) -> bool:
+        """Whether this step is one of those that are noted.
+
+        Of an optimizer and one around it, with the same parameters, the inner one steps first, and the other may have
+        no hooks until a state dict is loaded.
+        """
+        if parameter is None or not self.are_of(parameter):
+            return False
+        if self._stepping.setdefault(id(parameter), weakref.ref(optimizer))() is not optimizer:
             return False
         self.number += 1
         return self.number <= _EACH_UP_TO or self.number % 100 == 0
@@ -230,7 +237,7 @@ def note_step(optimizer: torch.optim.Optimizer) -> None:
     first = _first_parameter(optimizer) if _followed else None
     if first is not None and first.is_cuda and torch.cuda.is_current_stream_capturing():
         return  # of a CUDA graph, in which nothing can be read; this was not run on a GPU
-    counting = [steps for steps in [*_followed] if steps.counts(first)]
+    counting = [steps for steps in [*_followed] if steps.counts(optimizer, first)]
     if counting:
         digest = _digest_of_weights(optimizer)
         for steps in counting:

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,40 @@ class Memory:
         return 1 + 0.001 * count
 
 
+class Around(torch.optim.Optimizer):
+    """As many a Lookahead, without ``super().__init__()``: its steps have no hooks until it has zeroed gradients."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+        self.inner, self.param_groups = inner, inner.param_groups
+        self.state, self.defaults = inner.state, inner.defaults
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.inner.step()
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                parameter.mul_(0.999)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state_dict)
+        self.param_groups, self.state = self.inner.param_groups, self.inner.state
+
+
 def main(directory: Path, options: dict[str, Any]) -> None:
     """Train to step ``stop_at``.
 
-    Options: ``uses_memory``, ``gan`` (two optimizers), ``rate`` (of learning), ``returns`` (once, to its newest
-    checkpoint, behind that step, with another rate).
+    Options: ``uses_memory``, ``gan`` (two optimizers), ``around`` (one around another), ``rate`` (of learning),
+    ``returns`` (once, to its newest checkpoint, behind that step, with another rate).
     """
     torch.manual_seed(0)
     memory = Memory(directory / "memory.txt") if options.get("uses_memory") else None
     models = [nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 1)) for _ in range(2)]
     rate = options.get("rate", 0.01)
     optimizers = [torch.optim.AdamW(model.parameters(), lr=rate) for model in models[: 1 + bool(options.get("gan"))]]
+    optimizers = [Around(optimizer) for optimizer in optimizers] if options.get("around") else optimizers
     data = torch.arange(56.0).reshape(14, 4)
     loader = ResumableDataLoader(data, batch_size=2, shuffle=True)
     objects = {"model": nn.ModuleList(models), "optimizers": optimizers, "loaders": loader}

@@ -42,6 +42,13 @@ def test_same_result(tmp_path: Path, gan: bool) -> None:
     assert not notes(tmp_path).exists()  # it ended with a save
 
 
+def test_same_result_of_an_optimizer_around_another(tmp_path: Path) -> None:
+    assert SAID not in train(tmp_path, stop_at=8, around=True)
+    said = train(tmp_path, stop_at=10, around=True)
+    assert SAID not in said
+    assert "3 optimizer steps behind checkpoint-step000005: the same weights" in said
+
+
 @pytest.mark.parametrize(
     ("options", "step"), [({"uses_memory": True}, 1), ({"rate": 0.02}, 1), ({"gan": True, "rate": 0.02}, 1)]
 )
