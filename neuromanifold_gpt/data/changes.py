@@ -105,8 +105,8 @@ class ChangesBesidePosition:
             self._said.update(changed)
             warn_user(
                 f"{listed(changed)}: training changes it, and no position has it. Where samples depend on it, a resume "
-                "cannot be exact: derive it from the sample or the epoch, or save it, in a state_dict of the data module or a "
-                "callback, or, in a plain loop, of an object in stateful=.",
+                "cannot be exact: derive it from the sample or the epoch, or save it, in the state_dict of the data "
+                "module or a callback, in a plain loop of an object in stateful=.",
                 DataOrderWarning,
             )
 
