@@ -81,7 +81,8 @@ def warn_if_rounded(module: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def module_modes(module: nn.Module) -> dict[str, list[str]]:
-    """Names of the frozen parameters and of the modules in evaluation mode: what finetuning changes while it trains.
+    """Names of the frozen parameters, of the modules in evaluation mode, and of norms that do not count batches in
+    their statistics: what finetuning changes while it trains.
 
     A module that is in evaluation mode as a whole is being evaluated: the modes that it trains in are not known then.
     """
@@ -90,11 +91,23 @@ def module_modes(module: nn.Module) -> dict[str, list[str]]:
     return {
         "frozen": sorted(clean_name(name) for name, value in module.named_parameters() if not value.requires_grad),
         "evaluating": sorted(evaluating) if module.training else [],
+        "untracked": sorted(module_name(name) for name, norm in _norms(module) if not norm.track_running_stats),
     }
 
 
+def _norms(module: nn.Module) -> list[tuple[str, Any]]:
+    """Those with statistics of batches, by name."""
+    named: list[tuple[str, Any]] = list(module.named_modules())
+    return [(name, part) for name, part in named if has_batch_statistics(part)]
+
+
+def has_batch_statistics(part: nn.Module) -> bool:
+    """Whether it is a norm that may count batches in them."""
+    return isinstance(part, torch.nn.modules.batchnorm._NormBase) and part.running_mean is not None
+
+
 def restore_modes(module: nn.Module, modes: Mapping[str, list[str]]) -> list[str]:
-    """Freeze and unfreeze parameters, and set evaluation modes, as :func:`module_modes` found them.
+    """Freeze and unfreeze parameters, and set the modes of parts, as :func:`module_modes` found them.
 
     Returns:
         the names of the parameters that were frozen or unfrozen.
@@ -109,6 +122,8 @@ def restore_modes(module: nn.Module, modes: Mapping[str, list[str]]) -> list[str
     for name, child in module.named_modules():
         if module_name(name) in evaluating:
             child.training = False
+    for name, norm in _norms(module):
+        norm.track_running_stats = module_name(name) not in modes["untracked"]
     return changed
 
 

@@ -114,11 +114,11 @@ def _check_number(kind: str, given: list[Any], saved: list[Any]) -> None:
 def _restore_model(parts: LoopParts, model: nn.Module, loaded: LoadedCheckpoint, strict: bool) -> None:
     load_module_state(model, loaded.model_state, strict=strict)
     restore_pruned_weights(model, loaded.pruned_weights)
+    if loaded.modes:
+        warn_of_other_modes_once_stepped(model, restore_modes(model, loaded.modes), parts.optimizers)
     if parts.optimizers:
         warn_if_rounded(model, loaded.model_state)
         warn_of_other_values(model, _details(loaded, DETAILS_KEY), parts.beside_model)
-    if loaded.modes:
-        warn_of_other_modes_once_stepped(model, restore_modes(model, loaded.modes), parts.optimizers)
     follow_modes(model, parts.optimizers, is_saved=False)
 
 

@@ -29,7 +29,7 @@ from neuromanifold_gpt.state.inspection.users_objects import (
 from neuromanifold_gpt.state.inspection.users_variables import users_variables
 from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.module_values import is_kept_by_others, is_stored, non_persistent_buffers
-from neuromanifold_gpt.state.modules import lasting_part, unwrap
+from neuromanifold_gpt.state.modules import has_batch_statistics, lasting_part, unwrap
 from neuromanifold_gpt.state.unsaved.followed_values import FollowedValues, SavedValues
 from neuromanifold_gpt.state.unsaved.layers import layers_by_path, settings_of_layers
 from neuromanifold_gpt.state.unsaved.optimizer_values import (
@@ -263,5 +263,9 @@ def attributes_of_parts(
 
 
 def _is_derived(part: nn.Module, name: str) -> bool:
-    """Whether it is a weight that torch's pruning, or its older norms, make anew of parameters in each step."""
+    """Whether it is a weight that torch's pruning, or its older norms, make anew of parameters in each step; or a mode
+    that is restored.
+    """
+    if name == "track_running_stats" and has_batch_statistics(part):
+        return True
     return f"{name}_orig" in part._parameters or f"{name}_v" in part._parameters
