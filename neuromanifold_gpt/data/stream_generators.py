@@ -6,6 +6,7 @@ states go with the position of a stream with ``state_dict``; one that is read ag
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -65,23 +66,26 @@ class StreamGenerators:
             iterator: of the stream, which may have some itself.
             saved: as a position has them; empty where the pass begins.
         """
-        if self._roots:
+        if self._roots and type(iterator) is not types.GeneratorType:  # what is in its variables, its code makes
             self._roots["iterator"] = iterator
-        self._find_new(seed_them=True)
+        self._owned.reseed(self._seed, self._find_new())
         if saved:
             restore_cpu_rng_state(saved["process"])
             self._owned.restore_generators(saved["own"])  # others will be made by the first sample
 
     def sample_is_made(self, *, goes_on: bool) -> None:
-        """In place: behind the first one in this process, those that it has made are seeded too.
+        """In place: behind the first one in this process, find those that it has made.
 
         Args:
-            goes_on: behind a position; then only the stream can have put them where they were.
+            goes_on: behind a position; then only the stream can have put them where they were. Else all of the stream's
+                own are seeded again, since another process may make here what this one has made in an earlier pass.
         """
         if not self._is_first_sample:
             return
         self._is_first_sample = False
-        new = self._find_new(seed_them=not goes_on)
+        new = self._find_new()
+        if not goes_on:
+            self._owned.reseed(self._seed ^ 1)  # not as before the first one
         self._made_by_first_sample = {path: self._owned.generator_states()[path] for path in new}
 
     def not_in(self, state: Any) -> list[str]:
@@ -96,7 +100,7 @@ class StreamGenerators:
         raw = self._owned.raw_generator_states()
         return [path for path in moved if not _holds(state, raw[path], 0)]
 
-    def _find_new(self, *, seed_them: bool) -> list[str]:
+    def _find_new(self) -> list[str]:
         if not self._roots:
             return []
         found = what_is_drawn_from(self._roots)
@@ -104,8 +108,6 @@ class StreamGenerators:
         if new:
             self._owned = found
             self._own.follow(found)
-            if seed_them:
-                found.reseed(self._seed, new)
         return new
 
 

@@ -79,13 +79,15 @@ def hyper_parameters_in_use(module: LightningModule) -> dict[str, Any]:
 
 @functools.cache
 def names_read_in_steps(kind: type) -> frozenset[str]:
-    """Attributes that ``training_step`` and what it calls of users' classes read, as far as their names tell."""
+    """Attributes that ``training_step`` and what it calls of users' classes read and do not set, as names tell."""
     methods, left = _methods_of_users(kind), {"training_step", "forward"}
     called: set[str] = set()
     while left := left & methods.keys() - called:
         called |= left
         left = {name for method in left for code in methods[method] for name in code.co_names}
-    return frozenset(name for method in called for code in methods[method] for name in code.co_names)
+    codes = [code for method in called for code in methods[method]]
+    is_set = {name for code in codes for name in attributes_set_by(code)}
+    return frozenset(name for code in codes for name in code.co_names) - is_set
 
 
 def _names_beside(word: str, things: Iterable[Any]) -> set[str]:
