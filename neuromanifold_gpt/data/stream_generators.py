@@ -68,7 +68,8 @@ class StreamGenerators:
         """
         if self._roots and type(iterator) is not types.GeneratorType:  # what is in its variables, its code makes
             self._roots["iterator"] = iterator
-        self._owned.reseed(self._seed, self._find_new())
+        new = self._find_new()
+        self._owned.reseed(self._seed, new)
         if saved:
             restore_cpu_rng_state(saved["process"])
             self._owned.restore_generators(saved["own"])  # others will be made by the first sample

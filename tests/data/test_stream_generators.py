@@ -92,6 +92,33 @@ class DrawsOrderOnly(MakesOne):
         return float(self.order[self.given - 1])
 
 
+class ByAnIterator(MakesOne):
+    """Which has the generator, and a position, but not the generator in its state."""
+
+    def __iter__(self) -> Any:
+        return DrawingIterator()
+
+
+class DrawingIterator:
+    def __init__(self) -> None:
+        self.rng, self.given = random.Random(), 0
+
+    def __iter__(self) -> DrawingIterator:
+        return self
+
+    def __next__(self) -> float:
+        if self.given == SAMPLES:
+            raise StopIteration
+        self.given += 1
+        return self.rng.random()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"given": self.given}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.given = state["given"]
+
+
 def read(stream: MakesOne, workers: int, state: Any = None) -> tuple[list[Any], Any, str]:
     """All batches, the position behind the third, and what is said up to there."""
     torch.manual_seed(1)
@@ -116,7 +143,15 @@ def test_one_that_is_forgotten_is_said(workers: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "workers"), [(RemembersIt, 0), (RemembersBits, 0), (RemembersBits, 2), (DrawsOrderOnly, 0)]
+    ("kind", "workers"),
+    [
+        (RemembersIt, 0),
+        (RemembersBits, 0),
+        (RemembersBits, 2),
+        (DrawsOrderOnly, 0),
+        (ByAnIterator, 0),
+        (ByAnIterator, 2),
+    ],
 )
 def test_one_that_is_remembered_goes_on(kind: type[MakesOne], workers: int) -> None:
     batches, state, said = read(kind(), workers)
