@@ -31,6 +31,17 @@ class CarriesFeatures(Learns):
         return (features - 0.5 * before).square().mean()
 
 
+class BeginsAnewByEpochs(Learns):
+    last: Tensor | None = None
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        if batch_idx == 0:
+            self.last = None
+        before = 0.0 if self.last is None else self.last.detach()
+        self.last = self.layer(batch)
+        return (self.last - 0.5 * before).square().mean()
+
+
 class KeepsALeaf(Learns):
     def __init__(self) -> None:
         super().__init__()
@@ -116,6 +127,7 @@ CHANGE = "values change in training that no checkpoint has: "
     ("kinds", "name"),
     [
         ((CarriesFeatures,), "last"),
+        ((BeginsAnewByEpochs,), "last"),
         ((KeepsALeaf,), "delta"),
         ((ShowsFeatures, KeepsFeatures), "KeepsFeatures.last"),
     ],

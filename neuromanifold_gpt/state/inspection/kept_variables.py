@@ -100,8 +100,10 @@ def names_set_by(code: types.CodeType) -> frozenset[str]:
 @functools.cache
 def attributes_made_by(method: types.CodeType) -> frozenset[str]:
     """Attributes that a method sets, and does not read before, as far as the order of its instructions tells."""
-    is_set, is_read_first = _attributes_set_and_read_first(method)
-    return is_set - is_read_first
+    first: dict[str, str] = {}
+    for opname, name in _uses_of_attributes(method):
+        first.setdefault(name, opname)
+    return frozenset(name for name, opname in first.items() if opname == "STORE_ATTR")
 
 
 @remembered_of_class
@@ -112,20 +114,18 @@ def attributes_carried(kind: type) -> frozenset[str]:
         if is_users_module(module_name_of(base)):
             for value in variables_of_class(base).values():
                 for code in codes_of(value):
-                    is_set, is_read_first = _attributes_set_and_read_first(code)
-                    found |= is_set & is_read_first
+                    read: set[str] = set()
+                    for opname, name in _uses_of_attributes(code):
+                        if opname != "STORE_ATTR":
+                            read.add(name)
+                        elif name in read:
+                            found.add(name)
     return frozenset(found)
 
 
-def _attributes_set_and_read_first(method: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    first: dict[str, str] = {}
-    is_set = set()
-    for instruction in dis.get_instructions(method):
-        if instruction.opname.endswith("_ATTR"):
-            first.setdefault(instruction.argval, instruction.opname)
-        if instruction.opname == "STORE_ATTR":
-            is_set.add(instruction.argval)
-    return frozenset(is_set), frozenset(name for name, opname in first.items() if opname != "STORE_ATTR")
+def _uses_of_attributes(method: types.CodeType) -> list[tuple[str, str]]:
+    steps = dis.get_instructions(method)
+    return [(step.opname, step.argval) for step in steps if step.opname.endswith("_ATTR")]
 
 
 def attributes_set_by(value: Any) -> Iterator[str]:
