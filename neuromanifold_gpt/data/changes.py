@@ -99,8 +99,9 @@ class ChangesBesidePosition:
         changed = sorted(
             path for path in now.keys() - self._said if _is_a_change(before.get(path, _NONE), now[path], path in late)
         )
-        owners = {path: owner for owned in self._owned for path, owner in owned.owners()}
-        changed = [path for path in changed if id(owners.get(path.rpartition(".")[0])) not in self.saved]
+        if changed and self.saved:
+            owners = {path: owner for owned in self._owned for path, owner in owned.owners()}
+            changed = [path for path in changed if id(owners.get(path.rpartition(".")[0])) not in self.saved]
         if changed := self._memos.left_out(changed):
             self._said.update(changed)
             warn_user(

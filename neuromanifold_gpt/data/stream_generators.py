@@ -7,13 +7,14 @@ states go with the position of a stream with ``state_dict``; one that is read ag
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from neuromanifold_gpt.data.sample_seeds import OwnGenerators, seed_generators
 from neuromanifold_gpt.state.inspection.flat_values import equal
@@ -40,11 +41,9 @@ class StreamGenerators:
         self._is_first_sample = True
         self._made_by_first_sample: dict[str, Any] = {}  # their states, by path
 
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def in_place(self) -> AbstractContextManager[None]:
         """What is drawn inside, is drawn from these."""
-        with self._own.in_place():
-            yield
+        return self._own.in_place()
 
     def begin(self) -> None:
         """In place: whatever a ``worker_init_fn`` has seeded, it is this pass's seed."""
@@ -57,7 +56,8 @@ class StreamGenerators:
         """
         if not self._roots:
             return {}
-        return _with({"process": capture_cpu_rng_state(), "own": self._owned.generator_states()}, Tensor, Tensor.numpy)
+        states = {"process": capture_cpu_rng_state(), "own": self._owned.generator_states()}
+        return tree_map_only(Tensor, Tensor.numpy, states)
 
     def iterator_is_made(self, iterator: Any, saved: Mapping[str, Any]) -> None:
         """In place, before the first sample: let the generators go on from :meth:`states`, and seed those that are new.
@@ -114,15 +114,7 @@ class StreamGenerators:
 
 def as_tensors(states: Mapping[str, Any]) -> Any:
     """:meth:`StreamGenerators.states` with tensors in place of arrays."""
-    return _with(states, np.ndarray, torch.from_numpy)
-
-
-def _with(tree: Any, kind: type, convert: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: _with(value, kind, convert) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_with(value, kind, convert) for value in tree]
-    return convert(tree) if isinstance(tree, kind) else tree
+    return tree_map_only(np.ndarray, torch.from_numpy, states)
 
 
 def _holds(state: Any, raw: Any, depth: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 
-from neuromanifold_gpt.state.inspection.kept_variables import attributes_set_by, codes_of
+from neuromanifold_gpt.state.inspection.kept_variables import attributes_set_by, codes_of, variables_of_users_classes
 from neuromanifold_gpt.state.inspection.plain_reading import (
     all_attributes,
     bases_of,
@@ -80,12 +80,8 @@ def hyper_parameters_in_use(module: LightningModule) -> dict[str, Any]:
 @functools.cache
 def names_read_in_steps(kind: type) -> frozenset[str]:
     """Attributes that ``training_step`` and what it calls of users' classes read and do not set, as names tell."""
-    methods, left = _methods_of_users(kind), {"training_step", "forward"}
-    called: set[str] = set()
-    while left := left & methods.keys() - called:
-        called |= left
-        left = {name for method in left for code in methods[method] for name in code.co_names}
-    codes = [code for method in called for code in methods[method]]
+    methods = _methods_of_users(kind)
+    codes = [code for name in _called_by({"training_step", "forward"}, methods) for code in methods[name]]
     is_set = {name for code in codes for name in attributes_set_by(code)}
     return frozenset(name for code in codes for name in code.co_names) - is_set
 
@@ -107,21 +103,24 @@ def _methods_in_training(kind: type) -> list[list[types.CodeType]]:
     within it."""
     methods = _methods_of_users(kind)
     hooks = {name for base in bases_of(kind) if not is_users_module(module_name_of(base)) for name in vars(base)}
+    return [methods[name] for name in sorted(_called_by(hooks - _BUILDING_METHODS, methods))]
+
+
+def _called_by(names: Set[str], methods: Mapping[str, list[types.CodeType]]) -> set[str]:
+    """Some methods, as far as there are such, and those that they may call."""
     called: set[str] = set()
-    left = (hooks & methods.keys()) - _BUILDING_METHODS
+    left = names & methods.keys()
     while left:
         called |= left
         used = {name for method in left for code in methods[method] for name in code.co_names}
         left = (used & methods.keys()) - called
-    return [methods[name] for name in sorted(called)]
+    return called
 
 
 def _methods_of_users(kind: type) -> dict[str, list[types.CodeType]]:
     methods: dict[str, list[types.CodeType]] = {}
-    for base in reversed(bases_of(kind)):
-        if is_users_module(module_name_of(base)):
-            for name, value in variables_of_class(base).items():
-                methods.setdefault(name, []).extend(codes_of(value.fget if isinstance(value, property) else value))
+    for name, value in variables_of_users_classes(kind):
+        methods.setdefault(name, []).extend(codes_of(value.fget if isinstance(value, property) else value))
     return methods
 
 

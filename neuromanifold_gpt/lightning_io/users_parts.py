@@ -116,13 +116,15 @@ class UsersParts:
                 step of a resumed process reads, or an epoch with its validation sets, and that are not there again.
         """
         self._unsaved.warn_if_changed(self._values())
-        if self._epochs_before is not None:
-            there = {*self._shown_constants(), *self._set_by_now()}
-            missing = self._saved_constants.missing(there)
-            if self._epochs_processed() == self._epochs_before:  # else each step has had what it reads
+        if self._epochs_before is not None and self._saved_constants.missing(()):
+            missing = self._saved_constants.missing({*self._shown_constants(), *self._set_by_now()})
+            is_within_epoch = self._epochs_processed() == self._epochs_before
+            if is_within_epoch:
                 read = names_read_in_steps(cast(Any, type(self._trainer.lightning_module)))
                 missing = {path for path in missing if _name(path) in read}
             self._saved_constants.warn_of_missing(missing)
+            if not is_within_epoch:
+                self._saved_constants = SavedValues({})  # what comes again has come
 
     def _epochs_processed(self) -> int:
         progress: Any = self._trainer.fit_loop.epoch_progress.current

@@ -65,7 +65,7 @@ def restore_into(parts: LoopParts, loaded: LoadedCheckpoint, *, strict: bool) ->
     if parts.model is not None and (gradients := _of_this_rank(loaded.gradients)):
         restore_gradients(parts.model, gradients, parts.optimizers, parts.further)
     _warn_of_what_is_other(parts, loaded)
-    at_first_batch = _restore_own_generators(parts, loaded)
+    at_first_batch = _restore_metrics_and_generators(parts, loaded)
     if parts.own_loaders and parts.optimizers and parts.model is not None:
         at_first_batch.append(functools.partial(compare_at_first_batch, parts.model, parts.beside_model))
     _restore_global_generators(parts, loaded, at_first_batch)
@@ -162,8 +162,8 @@ def _warn_of_what_nobody_takes(parts: LoopParts, loaded: LoadedCheckpoint) -> No
         )
 
 
-def _restore_own_generators(parts: LoopParts, loaded: LoadedCheckpoint) -> list[Callable[[], None]]:
-    """Metrics too, and what is to be called when the first batch is there."""
+def _restore_metrics_and_generators(parts: LoopParts, loaded: LoadedCheckpoint) -> list[Callable[[], None]]:
+    """But for the global ones; gives what is to be called when the first batch is there."""
     if loaded.metrics:
         load_metric_states(metrics_of(parts.module, parts.further), own_state(loaded.metrics))
     saved = _of_this_rank(loaded.stateful_generators)

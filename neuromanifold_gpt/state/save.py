@@ -104,9 +104,9 @@ def save_checkpoint(
     left_out = {} if save_model_only else warn_of_values_left_out(model, parts.beside_model)
     warn_of_shared_tensors(parts.optimizers, parts.further)
     of_this_rank = _state_of_this_rank(model, parts)
-    if not save_model_only:
-        gradients = capture_gradients(model, parts.optimizers, parts.further, all_of_them=save_gradients)
-        of_this_rank["gradients"] = gradients
+    of_this_rank["gradients"] = (
+        {} if save_model_only else capture_gradients(model, parts.optimizers, parts.further, all_of_them=save_gradients)
+    )
     rank_states = gather_across_ranks(of_this_rank)
     if distributed():
         warn_of_other_ranks(model, [state.pop("shown") for state in rank_states])
@@ -158,7 +158,6 @@ def _state_of_this_rank(model: nn.Module, parts: LoopParts) -> dict[str, Any]:
         "stateful_generators": {key: generator_state(generator) for key, generator in sorted(generators.items())},
         "metrics": metric_states(metrics_of(parts.module, parts.further)),
         "data": [loader.state_dict() for loader in parts.loaders],
-        "gradients": {},
     }
     if distributed():
         found["shown"] = shown_on_this_rank(model, parts.optimizers, parts.further)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import time
 
-from neuromanifold_gpt.state.inspection.kept_variables import attributes_set_by, codes_of
+from neuromanifold_gpt.state.inspection.kept_variables import attributes_set_by, codes_of, variables_of_users_classes
 from neuromanifold_gpt.state.inspection.plain_reading import (
-    bases_of,
-    module_name_of,
     remembered_of_class,
-    variables_of_class,
 )
-from neuromanifold_gpt.state.inspection.users_objects import is_users_module
 
 _YOUNG_SEC = 1000  # on a machine that was started lately, an accuracy in percent could be a reading of its clock
 _CLOCKS = (time.time, *([time.perf_counter] if time.perf_counter() > _YOUNG_SEC else []))
@@ -41,9 +37,7 @@ def names_set_beside_clocks(kind: type) -> frozenset[str]:
     Runs are alike in neither.
     """
     found: set[str] = set()
-    for base in bases_of(kind):
-        if is_users_module(module_name_of(base)):
-            for value in variables_of_class(base).values():
-                if any(not _READ_BY.isdisjoint(code.co_names) for code in codes_of(value)):
-                    found.update(attributes_set_by(value))
+    for _, value in variables_of_users_classes(kind):
+        if any(not _READ_BY.isdisjoint(code.co_names) for code in codes_of(value)):
+            found.update(attributes_set_by(value))
     return frozenset(found)

@@ -110,17 +110,21 @@ def attributes_made_by(method: types.CodeType) -> frozenset[str]:
 def attributes_carried(kind: type) -> frozenset[str]:
     """Attributes that some method of users' classes reads, and sets behind that: the hidden state of the last batch."""
     found: set[str] = set()
+    for code in (code for _, value in variables_of_users_classes(kind) for code in codes_of(value)):
+        read: set[str] = set()
+        for opname, name in _uses_of_attributes(code):
+            if opname != "STORE_ATTR":
+                read.add(name)
+            elif name in read:
+                found.add(name)
+    return frozenset(found)
+
+
+def variables_of_users_classes(kind: type) -> Iterator[tuple[str, Any]]:
+    """Methods and the like of a class and those above it, by name, but for those of libraries."""
     for base in bases_of(kind):
         if is_users_module(module_name_of(base)):
-            for value in variables_of_class(base).values():
-                for code in codes_of(value):
-                    read: set[str] = set()
-                    for opname, name in _uses_of_attributes(code):
-                        if opname != "STORE_ATTR":
-                            read.add(name)
-                        elif name in read:
-                            found.add(name)
-    return frozenset(found)
+            yield from variables_of_class(base).items()
 
 
 def _uses_of_attributes(method: types.CodeType) -> list[tuple[str, str]]:

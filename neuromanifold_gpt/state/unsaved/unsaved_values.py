@@ -76,14 +76,15 @@ def values_beside_state(
     """
     found: dict[str, str | None] = {}
     all_kept = kept_by(module) | {id(thing) for thing in kept} | kept_memory
-    carried = {f"{owner}.{name}" for owner, part in module.named_modules() for name in attributes_carried(type(part))}
+    parts = [] if as_settings else module.named_modules()
+    carried = {f"{owner}.{name}" for owner, part in parts for name in attributes_carried(type(part))}
     for path, value, is_followed in attributes_of_parts(module, ignored, as_settings=as_settings):
         if with_followed or not is_followed:
             found[path] = shown_value(
                 value,
                 all_kept,
                 is_setting=as_settings,
-                is_carried=path in carried and not as_settings,
+                is_carried=path in carried,
                 names_code=not as_settings,
             )
     if as_settings:
@@ -254,7 +255,7 @@ def attributes_of_parts(
         for name, value in plain_attributes(part).items() if not (of_library and as_settings) else ():
             if name in ignored or (as_settings and issubclass(type(value), Mapping) and not holds_tensors(value)):
                 continue  # of settings that a program keeps in a dict, many do not matter
-            if not (of_library and _is_derived(part, name)):
+            if not (of_library and _is_derived_or_restored(part, name)):
                 yield f"{owner}.{name}", value, not of_library and is_stored(part, name, value)
     if as_settings:
         return
@@ -262,7 +263,7 @@ def attributes_of_parts(
         yield from ((f"{name}.{attribute}", value, False) for attribute, value in vars(parameter).items())
 
 
-def _is_derived(part: nn.Module, name: str) -> bool:
+def _is_derived_or_restored(part: nn.Module, name: str) -> bool:
     """Whether it is a weight that torch's pruning, or its older norms, make anew of parameters in each step; or a mode
     that is restored.
     """
