@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
@@ -28,6 +29,7 @@ _BUILDING_METHODS = frozenset(
     {"__init__", "setup", "prepare_data", "configure_model", "configure_optimizers", "configure_callbacks"}
     | {f"{kind}_dataloader" for kind in ("train", "val", "test", "predict")}
 )
+_TRAINERS = "lightning.pytorch.trainer"
 _SAVING_HOOKS = ("state_dict", "on_save_checkpoint", "save_checkpoint")
 
 
@@ -42,6 +44,8 @@ class UsersAttributes:
         )
         things = [trainer.lightning_module, data, *trainer.callbacks]  # type: ignore[attr-defined]
         self._read_of_loggers = _names_beside("logger", things) | _names_beside("loggers", things)
+        kinds = [cast(Any, type(thing)) for thing in things]
+        self._set_beside_trainer = frozenset[str]().union(*map(_names_set_beside_trainer, kinds))
 
     def read(self) -> Iterator[tuple[str, Any]]:
         """Give them with their paths, ``TheirCallback.best``, as they are now."""
@@ -63,9 +67,17 @@ class UsersAttributes:
         loop, strategy = self._trainer.fit_loop, self._trainer.strategy
         of_the_run = (self._trainer, strategy, self._trainer.precision_plugin, strategy.accelerator)
         for part in (*of_the_run, loop, loop.epoch_loop):
-            if names := _names_of_users_classes(cast(Any, type(part))):
+            names = _names_of_users_classes(cast(Any, type(part)))
+            if part is self._trainer:
+                names |= self._set_on_trainer()
+            if names:
                 own = {name: value for name, value in all_attributes(part).items() if name in names}
                 yield from ((f"{type(part).__name__}.{attribute}", value) for attribute, value in own.items())
+
+    def _set_on_trainer(self) -> frozenset[str]:
+        """Attributes that it has since users' methods set them (``self.trainer.beta = ...``)."""
+        there = self._set_beside_trainer & vars(self._trainer).keys()
+        return there - _names_set_by_lightning() if there else there
 
 
 def hyper_parameters_in_use(module: LightningModule) -> dict[str, Any]:
@@ -95,6 +107,25 @@ def _names_beside(word: str, things: Iterable[Any]) -> set[str]:
                 names = (name for code in codes for name in (*code.co_names, *code.co_consts))
                 found.update(name for name in names if isinstance(name, str))
     return found
+
+
+@functools.cache
+def _names_set_beside_trainer(kind: type) -> frozenset[str]:
+    """Attributes, of whatever, that those methods of users' classes set which use a trainer."""
+    codes = (code for method in _methods_of_users(kind).values() for code in method)
+    using = (code for code in codes if "trainer" in (*code.co_names, *code.co_varnames))
+    return frozenset(name for code in using for name in attributes_set_by(code))
+
+
+@functools.cache
+def _names_set_by_lightning() -> frozenset[str]:
+    """Attributes, of whatever, that its trainer, and the connectors around that, set."""
+    modules = [module for name, module in [*sys.modules.items()] if name.startswith(f"{_TRAINERS}.")]
+    things = [thing for module in modules for thing in vars(module).values()]
+    classes = [thing for thing in things if isinstance(thing, type) and thing.__module__.startswith(_TRAINERS)]
+    functions = [thing for thing in things if isinstance(thing, types.FunctionType)]
+    methods = (value for kind in classes for value in variables_of_class(kind).values())
+    return frozenset(name for value in (*functions, *methods) for name in attributes_set_by(value))
 
 
 @functools.cache

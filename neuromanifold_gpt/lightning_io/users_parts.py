@@ -40,6 +40,7 @@ from neuromanifold_gpt.state.unsaved.unsaved_values import (
     attributes_of_parts,
     values_beside_state,
     variables_beside_state,
+    without_settings_in_dicts,
 )
 
 # The hyper-parameters are in the checkpoint, but ``fit`` does not put them back.
@@ -104,7 +105,8 @@ class UsersParts:
         self._is_resumed = True
         self._constants.pass_over(self._numbers_of_others())
         of_parts = {path: shown for path, shown in constants.items() if not path.startswith(DATA_PREFIX)}
-        self._saved_constants = SavedValues(of_parts)
+        module = self._trainer.lightning_module
+        self._saved_constants = SavedValues(without_settings_in_dicts(of_parts, module))
         self._there_at_start -= of_parts.keys()  # a program may resume in the process that saved
         self.constants()
 

@@ -50,6 +50,23 @@ class SetsAScale(Learns):
         return loss / self.first_loss
 
 
+class SetsScales(Learns):
+    """By its first batch, in a dict; what another one has from the beginning are settings, which may be others."""
+
+    settings = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        SetsScales.settings += 1
+        self.scales: dict[str, float] = {}
+        self.options = {"run": SetsScales.settings}
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        if not self.scales:
+            self.scales["mean"] = self.layer(batch).mean().item()
+        return super().training_step(batch, batch_idx) / self.scales["mean"]
+
+
 class PullsToWeights(Learns):
     def on_fit_start(self) -> None:
         self.anchors = [parameter.detach().clone() for parameter in self.parameters()]
@@ -130,6 +147,7 @@ def resumed(directory: Path, *parts: Any) -> str:
         ((PullsToWeights,), "anchors"),
         ((HasATeacher,), "teachers"),
         ((Learns, KeepsAMean), "KeepsAMean.mean"),
+        ((SetsScales,), "scales"),
     ],
 )
 def test_what_is_another_thing_after_a_resume_is_said_once(parts: Any, name: str, tmp_path: Path) -> None:

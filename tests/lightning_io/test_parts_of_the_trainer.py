@@ -134,6 +134,14 @@ class Asks(Callback):
         trainer.accelerator.get_device_stats(torch.device("cpu"))
 
 
+class Weighs(Callback):
+    """Sets a number on the trainer; what Lightning sets there, too, is its own affair."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.auxiliary_weight = 0.9 * getattr(trainer, "auxiliary_weight", 1.0)  # type: ignore[attr-defined]
+        trainer.limit_val_batches = trainer.global_step
+
+
 class Plain(Trainer):
     def describe(self) -> str:
         return "as Lightning's"
@@ -191,6 +199,12 @@ def test_what_is_read_of_a_logger_is_said(tmp_path: Path) -> None:
 def test_what_an_accelerator_changes_is_said(tmp_path: Path) -> None:
     said = train(tmp_path, Asks(), kind=WithOwnAccelerator)
     assert "values change in training that no checkpoint has: Watches.batches. " in said
+
+
+@pytest.mark.parametrize("kind", [Trainer, Plain])
+def test_what_hooks_set_on_a_trainer_is_said(tmp_path: Path, kind: type[Trainer]) -> None:
+    said = train(tmp_path, Weighs(), kind=kind)
+    assert f"values change in training that no checkpoint has: {kind.__name__}.auxiliary_weight. " in said
 
 
 def test_their_generators_go_on(tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ def of_two_runs(directory, stop, **options):
     """What an uninterrupted run says, what one that goes on behind ``stop`` says, and whether they are the same."""
     said, losses = [], []
     for steps, folder in ((3 * BATCHES, "whole"), (stop, "cut"), (3 * BATCHES, "cut")):
+        gc.collect()  # while the loader of the run before is alive, this one goes on with its training
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             losses.append(Loop(directory / folder, steps=steps, **options).run())

@@ -124,6 +124,17 @@ class TestInAPlainLoop:
         with nothing_said():
             self.restored(tmp_path, changed())
 
+    def test_of_numbers_in_dicts_those_that_a_restored_program_has_not_set_yet(self, tmp_path: Path) -> None:
+        first, resumed = Counts(), Counts()
+        first.scales, first.settings = {"mean": 1.5}, {"width": 8.0}
+        resumed.scales, resumed.settings = {}, {"width": 16.0}
+        with nothing_said():
+            self.save(tmp_path, first)
+            self.restored(tmp_path, resumed)
+        resumed.scales["mean"] = 1.7  # as the first batch gives it
+        with pytest.warns(InexactResumeWarning, match=r"others at the save, and stay as they are now: scales\. If"):
+            self.save(tmp_path, resumed)
+
     def test_weights_alone_are_restored_without_a_word(self, tmp_path: Path) -> None:
         self.save(tmp_path, changed())
         with nothing_said():

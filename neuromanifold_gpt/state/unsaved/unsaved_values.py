@@ -152,7 +152,8 @@ def warn_of_other_values(module: nn.Module, saved: Mapping[str, str], kept: Coll
     _followed[key] = FollowedValues({path: shown for path, shown in now.items() if shown != NONE})  # to be set up
     orders = {path: shown for path, shown in saved.items() if is_shown_order(shown)}
     _compare_in_first_step(orders, kept)
-    _saved[key] = SavedValues({path: shown for path, shown in saved.items() if path not in orders})
+    others = {path: shown for path, shown in saved.items() if path not in orders}
+    _saved[key] = SavedValues(without_settings_in_dicts(others, module))
     _saved[key].warn_of_others(values_beside_state(module, kept=kept, as_settings=True))
 
 
@@ -253,14 +254,26 @@ def attributes_of_parts(
             continue
         of_library = is_kept_by_others(part)
         for name, value in plain_attributes(part).items() if not (of_library and as_settings) else ():
-            if name in ignored or (as_settings and issubclass(type(value), Mapping) and not holds_tensors(value)):
-                continue  # of settings that a program keeps in a dict, many do not matter
+            if name in ignored:
+                continue
             if not (of_library and _is_derived_or_restored(part, name)):
                 yield f"{owner}.{name}", value, not of_library and is_stored(part, name, value)
     if as_settings:
         return
     for name, parameter in module.named_parameters():
         yield from ((f"{name}.{attribute}", value, False) for attribute, value in vars(parameter).items())
+
+
+def without_settings_in_dicts(saved: Mapping[str, str], module: nn.Module) -> dict[str, str]:
+    """Some values of :func:`values_beside_state`, but for those that are dicts of the restored module, with something
+    in them and no tensors: as the settings of a program, many do not matter. One that is empty yet is filled by steps.
+    """
+    in_dicts = {
+        path.lstrip(".")
+        for path, value, _ in attributes_of_parts(module, ())
+        if issubclass(type(value), Mapping) and value and not holds_tensors(value)
+    }
+    return {path: shown for path, shown in saved.items() if path not in in_dicts}
 
 
 def _is_derived_or_restored(part: nn.Module, name: str) -> bool:
