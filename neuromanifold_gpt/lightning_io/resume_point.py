@@ -148,7 +148,13 @@ class ResumePointTracker:
         return reasons
 
     def fit_is_left(self, trainer: Trainer) -> None:
-        """Its data is about to be torn down: what is saved behind it resumes here, if an exception has ended it."""
+        """Its data is about to be torn down: what is saved behind it resumes here, if an exception has ended it.
+
+        Warns:
+            InexactResumeWarning: see :meth:`UsersParts.warn_of_what_is_missing`.
+        """
+        if self._parts is not None and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # of a whole epoch
+            self._parts.warn_of_what_is_missing()
         if trainer.fit_loop._data_fetcher is not None and (self.whole is None or sys.exc_info()[0] is not None):
             self._left = self._here(trainer)
 

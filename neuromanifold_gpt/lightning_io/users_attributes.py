@@ -29,6 +29,11 @@ _BUILDING_METHODS = frozenset(
     {"__init__", "setup", "prepare_data", "configure_model", "configure_optimizers", "configure_callbacks"}
     | {f"{kind}_dataloader" for kind in ("train", "val", "test", "predict")}
 )
+_HOOKS_OF_STEPS = frozenset(
+    {"training_step", "forward", "on_train_batch_start", "on_before_zero_grad", "optimizer_zero_grad", "backward"}
+    | {"on_before_backward", "on_after_backward", "on_before_optimizer_step", "optimizer_step"}
+    | {"configure_gradient_clipping"}
+)
 _TRAINERS = "lightning.pytorch.trainer"
 _SAVING_HOOKS = ("state_dict", "on_save_checkpoint", "save_checkpoint")
 
@@ -91,9 +96,11 @@ def hyper_parameters_in_use(module: LightningModule) -> dict[str, Any]:
 
 @functools.cache
 def names_read_in_steps(kind: type) -> frozenset[str]:
-    """Attributes that ``training_step`` and what it calls of users' classes read and do not set, as names tell."""
+    """Attributes that a step reads and does not set, as names tell, in users' classes: in the hooks of a module or
+    callback up to the optimizer's step, and in what they call.
+    """
     methods = _methods_of_users(kind)
-    codes = [code for name in _called_by({"training_step", "forward"}, methods) for code in methods[name]]
+    codes = [code for name in _called_by(_HOOKS_OF_STEPS, methods) for code in methods[name]]
     is_set = {name for code in codes for name in attributes_set_by(code)}
     return frozenset(name for code in codes for name in code.co_names) - is_set
 

@@ -71,10 +71,15 @@ class UsersParts:
         self._epochs_before: int | None = None  # the first step of a resumed process
 
     def look(self) -> None:
-        """The first step is done: what was not there when training began, begins as it is now."""
+        """The first step is done: what was not there when training began, begins as it is now.
+
+        Warns:
+            InexactResumeWarning: see :meth:`warn_of_what_is_missing`.
+        """
         self._unsaved.set_up(self._values(), only_none=self._is_resumed)
         self.constants()
         self._epochs_before = self._epochs_processed() if self._is_resumed else None
+        self.warn_of_what_is_missing()
 
     def constants(self) -> dict[str, str]:
         """Numbers and tensors that have not changed since training began, or since they were first there; of texts, and
@@ -114,19 +119,31 @@ class UsersParts:
         """Say which values no checkpoint has.
 
         Warns:
-            InexactResumeWarning: names those that have changed and were not named before; and those that a
-                step of a resumed process reads, or an epoch with its validation sets, and that are not there again.
+            InexactResumeWarning: names those that have changed and were not named before; also see
+                :meth:`warn_of_what_is_missing`.
         """
         self._unsaved.warn_if_changed(self._values())
-        if self._epochs_before is not None and self._saved_constants.missing(()):
-            missing = self._saved_constants.missing({*self._shown_constants(), *self._set_by_now()})
-            is_within_epoch = self._epochs_processed() == self._epochs_before
-            if is_within_epoch:
-                read = names_read_in_steps(cast(Any, type(self._trainer.lightning_module)))
-                missing = {path for path in missing if _name(path) in read}
-            self._saved_constants.warn_of_missing(missing)
-            if not is_within_epoch:
-                self._saved_constants = SavedValues({})  # what comes again has come
+        self.warn_of_what_is_missing()
+
+    def warn_of_what_is_missing(self) -> None:
+        """Say which values were there at the save, and are not in the resumed process: those that its steps read, and
+        behind an epoch with its validation, which sets some, the others.
+
+        Warns:
+            InexactResumeWarning: names them.
+        """
+        if self._epochs_before is None or not self._saved_constants.missing(()):
+            return
+        missing = self._saved_constants.missing({*self._shown_constants(), *self._set_by_now()})
+        is_within_epoch = self._epochs_processed() == self._epochs_before
+        if is_within_epoch:
+            trainer = self._trainer
+            kinds = [type(trainer.lightning_module), *map(type, trainer.callbacks)]  # type: ignore[attr-defined]
+            read = frozenset[str]().union(*map(names_read_in_steps, cast(Any, kinds)))
+            missing = {path for path in missing if _name(path) in read}
+        self._saved_constants.warn_of_missing(missing)
+        if not is_within_epoch:
+            self._saved_constants = SavedValues({})  # what comes again has come
 
     def _epochs_processed(self) -> int:
         progress: Any = self._trainer.fit_loop.epoch_progress.current
@@ -167,8 +184,8 @@ class UsersParts:
         return {path: shown for path, shown in found.items() if shown != RESULT and path not in passed_over}
 
     def _set_by_now(self) -> set[str]:
-        """Which are numbers, texts that are no paths of files, or tensors."""
-        return {path for path, value in self._plain_values() if _is_single(value) and not is_a_time(_name(path), value)}
+        """Which are numbers, texts that are no paths of files, tensors, or modules."""
+        return {path for path, value in self._plain_values() if _is_state(value) and not is_a_time(_name(path), value)}
 
     def _plain_values(self) -> list[tuple[str, Any]]:
         """Attributes, also of the module, and variables of users' Python modules."""
@@ -238,11 +255,11 @@ def what_trains(trainer: Trainer) -> list[Any]:
     return [*trainer.lightning_module.modules(), *others]
 
 
-def _is_single(value: Any) -> bool:
+def _is_state(value: Any) -> bool:
     kind = type(value)  # isinstance() would ask proxies
     if value is None or (issubclass(kind, str) and "/" in value):
         return False
-    return is_single_value(value) or issubclass(kind, Tensor | np.ndarray)
+    return is_single_value(value) or issubclass(kind, Tensor | np.ndarray | nn.Module)
 
 
 def _name(path: str) -> str:

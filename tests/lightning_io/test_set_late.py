@@ -149,3 +149,66 @@ def test_labels_of_a_dataset_and_not_what_samples_need(tmp_path: Path, wrap: Any
     said = [str(warning.message) for warning in caught if warning.category is DataOrderWarning]
     assert len(said) == (callback is Labels)
     assert all("dataset.labels: training changes it, and no position has it" in text for text in said)
+
+
+class HasATeacher(ToyModule):
+    """The weights behind the first epoch are one from then on, which no step reads."""
+
+    teacher: torch.Tensor | None = None
+
+    def on_train_epoch_end(self) -> None:
+        if self.current_epoch == 0:
+            self.teacher = next(self.parameters()).detach().clone()
+
+
+class BornAgain(HasATeacher):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        return loss if self.teacher is None else loss + (next(self.parameters()) - self.teacher).square().sum()
+
+
+REFERENCE: Any = None  # a variable of a Python module
+
+
+class Anchored(Callback):
+    """What its hook around a step pulls to is a module in a variable."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if REFERENCE is not None:
+            next(pl_module.parameters()).grad.add_(REFERENCE.weight.detach().mean())  # type: ignore[union-attr]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        global REFERENCE
+        if trainer.current_epoch == 0:
+            REFERENCE = torch.nn.Linear(1, 1)
+
+
+def said_without_a_save(directory: Path, *parts: Any, steps: int) -> str:
+    """By a process that trains some steps behind the save of the first one, and saves nothing."""
+    global REFERENCE
+    kind, *callbacks = parts
+    saves = 2 * STEPS_OF_EPOCH - 3
+    fit(
+        *(c() for c in callbacks),
+        SeparatedCheckpoint(directory, every_n_train_steps=saves),
+        max_steps=saves,
+        module=kind(),
+    )
+    REFERENCE = None
+    again = SeparatedCheckpoint(directory, every_n_train_steps=100)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(*(c() for c in callbacks), again, ckpt_path="last", max_steps=saves + steps, module=kind())
+    return "\n".join(str(w.message) for w in caught if w.category is InexactResumeWarning)
+
+
+@pytest.mark.parametrize(
+    ("parts", "name"), [((BornAgain,), "teacher"), ((ToyModule, Anchored), f"{__name__}.REFERENCE")]
+)
+def test_what_steps_read_is_missed_in_the_first_one(tmp_path: Path, parts: Any, name: str) -> None:
+    assert f"{SAID}{name}." in said_without_a_save(tmp_path, *parts, steps=1)
+
+
+def test_what_others_read_is_missed_where_the_fit_ends_behind_an_epoch(tmp_path: Path) -> None:
+    assert SAID not in said_without_a_save(tmp_path / "within", HasATeacher, steps=1)
+    assert f"{SAID}teacher." in said_without_a_save(tmp_path / "behind", HasATeacher, steps=3)
