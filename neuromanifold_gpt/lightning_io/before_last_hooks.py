@@ -17,6 +17,7 @@ from torch import Tensor
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.checkpoint.user_warnings import warn_user
+from neuromanifold_gpt.lightning_io.latest_metrics import latest_metrics
 from neuromanifold_gpt.lightning_io.tensor_sums import others_than, persistent_buffers, sums_of
 from neuromanifold_gpt.state.modules import listed, module_modes, parameter_names
 
@@ -27,12 +28,12 @@ class BeforeLastHooks:
     """Taken where the state is whole and the loop is about to be left.
 
     Attributes:
-        callback_metrics: what callbacks monitor.
+        metrics: see :func:`latest_metrics`.
         modes: see :func:`module_modes`.
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        self.callback_metrics = dict(trainer.callback_metrics)
+        self.metrics = latest_metrics(trainer)
         self.modes = module_modes(trainer.lightning_module)
         self._callbacks = copy.deepcopy(_call_callbacks_state_dict(trainer))
         self._schedulers = copy.deepcopy([config.scheduler.state_dict() for config in trainer.lr_scheduler_configs])

@@ -17,6 +17,7 @@ from neuromanifold_gpt.lightning_io.content import RESUME_KEY
 from neuromanifold_gpt.lightning_io.data_position import DataPosition
 from neuromanifold_gpt.lightning_io.epoch_setup import set_up_epoch_again, warn_of_epoch_hooks
 from neuromanifold_gpt.lightning_io.frozen_parameters import FrozenParameters
+from neuromanifold_gpt.lightning_io.latest_metrics import latest_metrics, restore_latest_metrics, with_those_before
 from neuromanifold_gpt.lightning_io.loader_epochs import LoaderEpochs, with_numbers_that_change
 from neuromanifold_gpt.lightning_io.loader_warnings import warn_of_shared_loaders
 from neuromanifold_gpt.lightning_io.other_callbacks import (
@@ -179,7 +180,7 @@ class ExactResume(Callback):
         checkpoint["epoch"] = loop.epoch
         hooks = loop.before_last_hooks
         inexact = hooks.put_into(trainer, checkpoint) if hooks is not None else []
-        monitored = trainer.callback_metrics if hooks is None else hooks.callback_metrics
+        metrics = latest_metrics(trainer) if hooks is None else hooks.metrics
         names = parameter_names(pl_module)
         checkpoint["optimizer_states"] = [
             named_optimizer_state(optimizer, names, state)
@@ -202,8 +203,7 @@ class ExactResume(Callback):
         checkpoint[RESUME_KEY] = {
             "point": loop.point,
             **{key: [rank[key] for rank in ranks] for key in ranks[0]},
-            # Before the first step after a resume, the loaded ones are not in place yet.
-            "callback_metrics": dict(sorted({**(self._loaded or {}).get("callback_metrics", {}), **monitored}.items())),
+            **with_those_before(metrics, self._loaded or {}),
             "modes": {**self._frozen.modes(pl_module), **(hooks.modes if hooks is not None else {})},
             "pruned_weights": pruned_weights(pl_module),
             "inexact": inexact + self._tracker.inexact_here(trainer, loop),
@@ -272,7 +272,7 @@ class ExactResume(Callback):
         else:
             self._data.go_on_between_epochs(own_state(loaded["data"]))
         restore_gradients(trainer.lightning_module, own_state(loaded["gradients"]))
-        trainer._logger_connector._callback_metrics.update(loaded["callback_metrics"])
+        restore_latest_metrics(trainer, loaded)
         if "environment" in loaded:  # a unified file has none
             here = current_environment(trainer.strategy.root_device.type, trainer.world_size)
             warn_if_changed(loaded["environment"], here)
@@ -295,6 +295,6 @@ class ExactResume(Callback):
         warn_of_a_later_fit(trainer, is_in_epoch=loaded["point"] not in (BETWEEN_EPOCHS, EPOCH_END))
         self._loader_epochs.resumed()
         self._data.go_on_between_epochs(own_state(loaded["data"]))
-        trainer._logger_connector._callback_metrics.update(loaded["callback_metrics"])
+        restore_latest_metrics(trainer, loaded)
         self._tracker.restore_where_nothing_is_left(trainer, loaded)
         restore_own_rng_state(loaded["rng_states"])

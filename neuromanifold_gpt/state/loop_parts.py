@@ -61,10 +61,14 @@ class LoopParts:
         """As users give them.
 
         Raises:
-            TypeError: ``model`` is no module, or one of ``loaders`` or ``stateful`` has no state.
+            TypeError: ``model`` is no module; ``optimizers``, ``schedulers`` or ``loaders`` is a dict; or one of
+                ``loaders`` or ``stateful`` has no state.
         """
         if model is not None:
             require_module(model)
+        for kind, given in (("optimizers", optimizers), ("schedulers", schedulers), ("loaders", loaders)):
+            if isinstance(given, Mapping):
+                raise TypeError(f"{kind}: expected one object or a list, found a {type(given).__qualname__}.")
         generators = {key: value for key, value in (stateful or {}).items() if isinstance(value, Generator)}
         further = {key: value for key, value in (stateful or {}).items() if not isinstance(value, Generator)}
         _require_state("loaders", as_list(loaders))

@@ -30,6 +30,16 @@ def unwrap(module: nn.Module) -> nn.Module:
             return module
 
 
+def distributed_wrapper(module: nn.Module) -> nn.parallel.DistributedDataParallel | None:
+    """The ``DistributedDataParallel`` around a module, also inside ``torch.compile`` and Fabric's wrapper."""
+    while not isinstance(module, nn.parallel.DistributedDataParallel):
+        inner = getattr(module, "_orig_mod", None) or getattr(module, "_forward_module", None)
+        if not isinstance(inner, nn.Module):
+            return None
+        module = inner
+    return module
+
+
 def module_state(module: nn.Module) -> dict[str, Any]:
     """``module.state_dict()``, the names free of ``_orig_mod.`` and ``module.``. The tensors are the live ones."""
     return clean_state(unwrap(module).state_dict())

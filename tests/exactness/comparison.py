@@ -231,7 +231,8 @@ def component_of(path: list[str] | tuple[str, ...], buffers: set[str]) -> str:
     if path[0] in ("state_dict", "weights and buffers"):
         return "buffers" if path[1] in buffers else "weights"
     if path[0] == "exact_resume":
-        return {"rng_states": "random number generators", "callback_metrics": "metrics"}.get(path[1], "loop")
+        metrics = dict.fromkeys(("callback_metrics", "logged_metrics"), "metrics")
+        return {"rng_states": "random number generators", **metrics}.get(path[1], "loop")
     if path[:2] in (("stateful", "average"), ["stateful", "average"]):
         return "averages"
     if "combined_loader" in path:

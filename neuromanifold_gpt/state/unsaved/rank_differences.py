@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.checkpoint.user_warnings import warn_user
-from neuromanifold_gpt.state.modules import lasting_part, listed, parameter_names, unwrap
+from neuromanifold_gpt.state.modules import distributed_wrapper, lasting_part, listed, parameter_names, unwrap
 from neuromanifold_gpt.state.rng import rank_and_world_size
 from neuromanifold_gpt.state.unsaved.shown_values import shown_value
 
@@ -24,11 +24,14 @@ def shown_on_this_rank(
 ) -> dict[str, str | None]:
     """What is shown of that which has to be the same on every rank, by name; ``None`` of what does not show.
 
-    Buffers need not be, as ``DistributedDataParallel`` uses those of rank 0, nor objects that this rank leaves as they
-    are, such as an average that rank 0 alone keeps.
+    Buffers need not be where ``DistributedDataParallel`` gives all ranks those of rank 0, as it does unless it is told
+    otherwise; nor objects that this rank leaves as they are, such as an average that rank 0 alone keeps.
     """
     names = parameter_names(model)
     found = {"the model's parameters": _shown_tensors(unwrap(model).parameters())}
+    wrapper = distributed_wrapper(model)
+    if wrapper is not None and not wrapper.broadcast_buffers:
+        found["the model's buffers"] = _shown_tensors(unwrap(model).buffers())
     for number, optimizer in enumerate(optimizers):
         if type(optimizer).__module__.startswith("torch.optim."):  # others may have a part of the state on each rank
             state = {names.get(id(key), "?"): value for key, value in optimizer.state.items()}

@@ -20,6 +20,7 @@ from neuromanifold_gpt.state.in_steps import in_next_step
 from neuromanifold_gpt.state.inspection.drawing_caches import CACHE
 from neuromanifold_gpt.state.inspection.hooks import hooks_of
 from neuromanifold_gpt.state.inspection.kept_variables import attributes_carried
+from neuromanifold_gpt.state.inspection.plain_reading import all_attributes, name_of_function
 from neuromanifold_gpt.state.inspection.users_objects import (
     has_position,
     is_a_time,
@@ -29,7 +30,7 @@ from neuromanifold_gpt.state.inspection.users_objects import (
 from neuromanifold_gpt.state.inspection.users_variables import users_variables
 from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.module_values import is_kept_by_others, is_stored, non_persistent_buffers
-from neuromanifold_gpt.state.modules import has_batch_statistics, lasting_part, unwrap
+from neuromanifold_gpt.state.modules import distributed_wrapper, has_batch_statistics, lasting_part, unwrap
 from neuromanifold_gpt.state.unsaved.followed_values import FollowedValues, SavedValues
 from neuromanifold_gpt.state.unsaved.layers import layers_by_path, settings_of_layers
 from neuromanifold_gpt.state.unsaved.optimizer_values import (
@@ -101,6 +102,17 @@ def values_beside_state(
     return {path.lstrip("."): shown for path, shown in found.items() if shown is not None}
 
 
+def values_of_communication_hooks(module: nn.Module) -> dict[str, str]:
+    """What shows the states of those of ``DistributedDataParallel``, such as the errors that PowerSGD feeds back."""
+    wrapper = distributed_wrapper(module)
+    hooks = wrapper._comm_hooks if wrapper is not None else []
+    shown = {
+        f"the state of {name_of_function(hook)}": shown_value(all_attributes(state), is_carried=True)
+        for hook, state in hooks
+    }
+    return {name: value for name, value in shown.items() if value is not None}
+
+
 def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[str, str]:
     """For plain loops, at each save; gives what :func:`warn_of_other_values` takes.
 
@@ -114,8 +126,8 @@ def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[st
         InexactResumeWarning: values have changed since the first call for this module, or since it was restored; or
             variables since the first pass over the first of the loaders.
     """
-    module, key = unwrap(module), lasting_part(module)
-    now, unsaved = _with_variables(module, kept)
+    key, (now, unsaved) = lasting_part(module), _with_variables(module, kept)
+    module = unwrap(module)
     warn_of_loaders_left_out(unsaved)
     warn_of_passes_under_way(unsaved)
     warn_of_workers_that_stay(unsaved)
@@ -147,8 +159,8 @@ def warn_of_other_values(module: nn.Module, saved: Mapping[str, str], kept: Coll
     Warns:
         InexactResumeWarning: the module has other values than at the save.
     """
-    module, key = unwrap(module), lasting_part(module)
-    now = _with_variables(module, kept)[0]
+    key, now = lasting_part(module), _with_variables(module, kept)[0]
+    module = unwrap(module)
     _followed[key] = FollowedValues({path: shown for path, shown in now.items() if shown != NONE})  # to be set up
     orders = {path: shown for path, shown in saved.items() if is_shown_order(shown)}
     _compare_in_first_step(orders, kept)
@@ -187,14 +199,15 @@ def _compare_in_first_step(orders: Mapping[str, str], kept: Collection[Any]) -> 
 
 def _with_variables(module: nn.Module, kept: Collection[Any]) -> tuple[dict[str, str], dict[str, Any]]:
     """What is shown of the module, and of what is around it; also gives :func:`unsaved_objects`."""
-    others = with_what_they_read(kept)
+    hooks = values_of_communication_hooks(module)
+    module, others = unwrap(module), with_what_they_read(kept)
     things, all_kept = [*module.modules(), *others], {*kept_by(module), *map(id, others)}
     variables = variables_beside_state(things, all_kept)
     optimizers = [thing for thing in kept if isinstance(thing, torch.optim.Optimizer)]
     schedulers = [thing for thing in kept if isinstance(thing, torch.optim.lr_scheduler.LRScheduler)]
     note_saved([module, *kept])
     unsaved = _unsaved(kept, all_kept)
-    found = {**values_beside_state(module, kept=kept), **values_of_optimizers(optimizers), **variables}
+    found = {**values_beside_state(module, kept=kept), **values_of_optimizers(optimizers), **variables, **hooks}
     found.update(values_of_schedulers(schedulers, all_kept))
     return {**found, **values_of_objects(unsaved, all_kept)}, unsaved
 
