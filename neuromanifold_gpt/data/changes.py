@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import inspect
 import types
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.checkpoint.user_warnings import warn_user
+from neuromanifold_gpt.data.carried_generators import CarriedGenerators
 from neuromanifold_gpt.data.errors import DataOrderWarning
+from neuromanifold_gpt.data.function_identity import identity, is_same_function, name_of
 from neuromanifold_gpt.data.memos import MOST_OWNERS, Memos
 from neuromanifold_gpt.state.inspection.kept_variables import attributes_made_by, variables_at
 from neuromanifold_gpt.state.inspection.searched_parts import MAXIMUM_ITEMS
@@ -54,11 +55,13 @@ class ChangesBesidePosition:
         self._collate_fns: Mapping[str, Any] = {}
         self._said: set[str] = set()
         self._shared: dict[str, Any] = {}
+        self._generators = CarriedGenerators()
         self.saved: Collection[int] = ()  # identities of objects whose state the same checkpoint has
 
     def begin_pass(self, *, with_workers: bool) -> None:
         """Batches are made from here on, by workers perhaps, which fetch ahead."""
         self._shared = self._shared_numbers() if with_workers else {}
+        self._generators.begin_pass(self._looked_at())
 
     def batch_is_asked_for(self) -> None:
         """What appears from here on, until the batch is there, is what samples need, and make again."""
@@ -92,7 +95,10 @@ class ChangesBesidePosition:
         if self._before is None:
             return
         self._warn_of_other_functions(collate_fns)
-        if not is_at_end:
+        if is_at_end:
+            owners = dict(self._looked_at())
+            self._generators.warn_of_those_that_go_on(owners.items(), {*_made_by_passes(owners)})
+        else:
             self._warn_of_shared_numbers()
         self.batch_is_asked_for()
         now, before, late = self._shown(), self._before, self._set_between_batches
@@ -113,7 +119,9 @@ class ChangesBesidePosition:
 
     def _warn_of_other_functions(self, collate_fns: Mapping[str, Any]) -> None:
         before = self._collate_fns
-        others = {path for path in collate_fns.keys() & before.keys() if not _is_same(before[path], collate_fns[path])}
+        others = {
+            path for path in collate_fns.keys() & before.keys() if not is_same_function(before[path], collate_fns[path])
+        }
         if new := sorted(others - self._said):
             self._said.update(new)
             changed = [f"{path} was {name_of(before[path])} and is {name_of(collate_fns[path])}" for path in new]
@@ -153,6 +161,9 @@ class ChangesBesidePosition:
             for name, value in variables_at(owner).items()
             if not (value is None or (issubclass(type(value), dict) and not value))
         }
+
+    def _looked_at(self) -> Iterator[tuple[str, Any]]:
+        return (named for owned in self._owned for named in _looked_at(owned))
 
     def _shown(self) -> dict[str, str]:
         return {path: shown for owned in self._owned for path, shown in shown_attributes(owned).items()}
@@ -253,31 +264,10 @@ def _shown(value: Any) -> str | None:
     if _is_under_way(value):
         return shown_value(value)
     if callable(value):
-        return f"{_CALLED} {kind.__qualname__} {_identity(value)}"
+        return f"{_CALLED} {kind.__qualname__} {identity(value)}"
     if issubclass(kind, Dataset | Sampler):  # which of several
         return f"{_REFERS_TO} {kind.__qualname__} {id(value)}"
     return f"{_REFERS_TO} {kind.__qualname__}" if is_of_users_class(value) else None
-
-
-def _identity(value: Any) -> Any:
-    """Of a function or the like; methods and partial functions are made anew each time, of the same parts."""
-    if issubclass(type(value), types.MethodType):
-        return id(value.__func__), id(value.__self__)
-    if issubclass(type(value), functools.partial):
-        arguments = [*value.args, *value.keywords.values()]
-        return _identity(value.func), *value.keywords, *(shown_value(part) or id(part) for part in arguments)
-    return id(value)
-
-
-def _is_same(function: Any, other: Any) -> bool:
-    return function is other or bool(_identity(function) == _identity(other))
-
-
-def name_of(function: Any) -> str:
-    """Where a function is from; of another callable object its class."""
-    named = function.func if issubclass(type(function), functools.partial) else function
-    named = named if inspect.isroutine(named) or inspect.isclass(named) else type(named)
-    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _is_a_change(before: str, now: str, is_set_between_batches: bool) -> bool:

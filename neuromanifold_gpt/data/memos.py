@@ -54,7 +54,7 @@ class Memos:
         dicts = self._dicts()
         for path, value in dicts.items():
             now, before = _entries(value), self._entries.get(path, {})
-            if any(now.get(key) != before[key] for key in before):
+            if any(now.get(key) != before[key] for key in before) or _is_numbering(value):
                 self._others.add(path)
             self._entries[path] = now
         memos = set() if self._samples.draws or self._owned.changed_values() else self._grown - self._others
@@ -66,6 +66,16 @@ class Memos:
         if len(self._owned.owners()) > MOST_OWNERS:
             return {}
         return {path: value for path, value in self._owned.attributes() if type(value) is dict}
+
+
+def _is_numbering(value: dict[Any, Any]) -> bool:
+    """Whether it gives things numbers as they come, as a vocabulary does: others, where they come in another order."""
+    some = dict(islice(value.items(), _LOOKED_AT))
+    numbers = [*some.values()]
+    if len(some) < 2 or any(type(number) is not int for number in numbers):
+        return False
+    are_functions_of_keys = all(type(key) is int for key in some) and len({key - some[key] for key in some}) == 1
+    return numbers == [*range(numbers[0], numbers[0] + len(numbers))] and not are_functions_of_keys
 
 
 def _entries(value: dict[Any, Any]) -> dict[Any, Any]:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_re
 from torch.utils.data import DataLoader
 
 from neuromanifold_gpt.checkpoint.errors import StateMismatchError
-from neuromanifold_gpt.data.changes import name_of
+from neuromanifold_gpt.data.function_identity import name_of
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict
 from neuromanifold_gpt.state.inspection.users_objects import is_of_users_class

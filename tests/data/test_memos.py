@@ -48,6 +48,30 @@ def changes_what_is_there(dataset: Remembering) -> None:
     next(iter(dataset.cache.values()))[0] += 1
 
 
+class Numbering(Remembering):
+    """As a vocabulary that grows: a word's number is how many came before it."""
+
+    def __getitem__(self, i: int) -> float:
+        return float(self.cache.setdefault(self.key_of(i), len(self.cache)))
+
+    def key_of(self, i: int) -> Any:
+        return f"word {i}"
+
+
+class NumberingIndices(Numbering):
+    """By keys that are numbers, too, and come shuffled."""
+
+    def key_of(self, i: int) -> Any:
+        return i * 7 % 12
+
+
+class Counting(Remembering):
+    """What it remembers happens to be numbers in a row, by their keys."""
+
+    def made(self, i: int) -> int:
+        return i + 3
+
+
 class Forgetting(Remembering):
     """Remembers the last sample of each kind only."""
 
@@ -90,8 +114,9 @@ def said_of(dataset: Remembering, make: Any, between: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("make", [lambda dataset: ResumableDataLoader(dataset, 2), around])
-def test_is_not_said(make: Any) -> None:
-    assert said_of(Remembering(), make, nothing) == []
+@pytest.mark.parametrize("dataset", [Remembering, Counting])
+def test_is_not_said(dataset: Any, make: Any) -> None:
+    assert said_of(dataset(), make, nothing) == []
 
 
 @pytest.mark.parametrize(
@@ -102,6 +127,8 @@ def test_is_not_said(make: Any) -> None:
         pytest.param(Remembering, around, fills, id="the loop fills it too"),
         pytest.param(Remembering, around, raises_level, id="a number decides about later ones"),
         pytest.param(Mutable, around, changes_what_is_there, id="the loop changes some"),
+        pytest.param(Numbering, around, nothing, id="it gives numbers as they come"),
+        pytest.param(NumberingIndices, around, nothing, id="it gives numbers to numbers"),
         pytest.param(Forgetting, around, nothing, id="others take their place"),
     ],
 )
