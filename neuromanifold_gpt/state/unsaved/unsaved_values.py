@@ -43,6 +43,7 @@ from neuromanifold_gpt.state.unsaved.saved_things import note_saved, saved_param
 from neuromanifold_gpt.state.unsaved.shown_code import NONE, OF_CLASS, own_methods
 from neuromanifold_gpt.state.unsaved.shown_values import RESULT, holds_tensors, kept_by, plain_attributes, shown_value
 from neuromanifold_gpt.state.unsaved.stock_loaders import warn_of_passes_under_way, warn_of_workers_that_stay
+from neuromanifold_gpt.state.unsaved.under_way import places_on_the_way
 from neuromanifold_gpt.state.unsaved.unsaved_attributes import attributes_of_module
 from neuromanifold_gpt.state.unsaved.unsaved_objects import (
     names_of_carried_variables,
@@ -223,7 +224,10 @@ def _unsaved(kept: Collection[Any], all_kept: Collection[int]) -> dict[str, Any]
         for name, value in attributes_of_module(thing)
         if id(value) not in all_kept
     }
-    return {**unsaved_objects(all_kept), **parameters_of_no_module(optimizers, saved_parameters()), **left_out}
+    found = {**unsaved_objects(all_kept), **parameters_of_no_module(optimizers, saved_parameters()), **left_out}
+    if not any(map(has_position, kept)):  # else a loader gives the batches
+        found.update(places_on_the_way({id(value) for value in found.values()}, all_kept))
+    return found
 
 
 def with_what_they_read(kept: Collection[Any]) -> list[Any]:
