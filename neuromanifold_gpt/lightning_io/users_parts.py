@@ -32,6 +32,7 @@ from neuromanifold_gpt.state.unsaved.followed_values import FollowedValues, Save
 from neuromanifold_gpt.state.unsaved.layers import settings_of_layers
 from neuromanifold_gpt.state.unsaved.optimizer_values import (
     parameters_of_no_module,
+    values_of_communication_hooks,
     values_of_optimizers,
     values_of_schedulers,
 )
@@ -39,7 +40,6 @@ from neuromanifold_gpt.state.unsaved.shown_values import RESULT, holds_tensors, 
 from neuromanifold_gpt.state.unsaved.unsaved_values import (
     attributes_of_parts,
     values_beside_state,
-    values_of_communication_hooks,
     variables_beside_state,
     without_settings_in_dicts,
 )
@@ -207,7 +207,8 @@ class UsersParts:
             )
             others = parameters_of_no_module(trainer.optimizers, {id(parameter) for parameter in module.parameters()})
             found.update((path, shown_value(parameters) or "") for path, parameters in others.items())
-        found.update(values_of_communication_hooks(trainer.strategy.model or module))
+        if trainer.strategy.model is not None:
+            found.update(values_of_communication_hooks(trainer.strategy.model))
         found.update(values_of_optimizers(trainer.optimizers))
         found.update(values_of_schedulers(self._schedulers(), kept))
         found.update(variables_beside_state([*what_trains(trainer), *self._of_position()], kept, with_script=True))

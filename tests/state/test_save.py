@@ -227,6 +227,14 @@ def test_a_dict_of_models_is_refused_with_the_remedy(tmp_path):
         load_checkpoint(saved).restore(model=networks)
 
 
+@pytest.mark.parametrize("kind", ["optimizers", "schedulers", "loaders"])
+def test_of_several_a_list_is_expected(kind, tmp_path):
+    model = nn.Linear(2, 2)
+    given = {kind: {"first": torch.optim.SGD(model.parameters(), lr=0.1)}}
+    with pytest.raises(TypeError, match=f"{kind}: expected one object or a list, found a dict"):
+        save_checkpoint(tmp_path, step=1, model=model, **given)
+
+
 class TestLoadersWithoutAPosition:
     """Are refused by name, with the remedy, before anything is written."""
 

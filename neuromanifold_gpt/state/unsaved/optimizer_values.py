@@ -1,4 +1,5 @@
-"""What optimizers and schedulers have that is in no state dict: it is not stored, so it is said where it changes."""
+"""What optimizers, schedulers, and what sums gradients over the ranks, have that is in no state dict: it is not stored,
+so it is said where it changes."""
 
 from __future__ import annotations
 
@@ -7,8 +8,11 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
+from neuromanifold_gpt.state.inspection.plain_reading import all_attributes, name_of_function
 from neuromanifold_gpt.state.inspection.users_objects import is_a_time, is_of_users_class, is_users_module
+from neuromanifold_gpt.state.modules import distributed_wrapper
 from neuromanifold_gpt.state.rng import distributed
 from neuromanifold_gpt.state.unsaved.shown_values import shown_tensors, shown_value
 
@@ -74,3 +78,14 @@ def values_of_schedulers(schedulers: Iterable[Any], kept: Collection[int]) -> di
         if (shown := shown_value(functions, kept)) is not None:
             found[f"schedulers.{number}.lr_lambdas"] = shown
     return found
+
+
+def values_of_communication_hooks(module: nn.Module) -> dict[str, str]:
+    """What shows the states of those of ``DistributedDataParallel``, such as the errors that PowerSGD feeds back."""
+    wrapper = distributed_wrapper(module)
+    hooks = wrapper._comm_hooks if wrapper is not None else []
+    shown = {
+        f"the state of {name_of_function(hook)}": shown_value(all_attributes(state), is_carried=True)
+        for hook, state in hooks
+    }
+    return {name: value for name, value in shown.items() if value is not None}

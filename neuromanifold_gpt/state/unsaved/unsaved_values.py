@@ -20,7 +20,6 @@ from neuromanifold_gpt.state.in_steps import in_next_step
 from neuromanifold_gpt.state.inspection.drawing_caches import CACHE
 from neuromanifold_gpt.state.inspection.hooks import hooks_of
 from neuromanifold_gpt.state.inspection.kept_variables import attributes_carried
-from neuromanifold_gpt.state.inspection.plain_reading import all_attributes, name_of_function
 from neuromanifold_gpt.state.inspection.users_objects import (
     has_position,
     is_a_time,
@@ -30,11 +29,12 @@ from neuromanifold_gpt.state.inspection.users_objects import (
 from neuromanifold_gpt.state.inspection.users_variables import users_variables
 from neuromanifold_gpt.state.metrics import is_metric
 from neuromanifold_gpt.state.module_values import is_kept_by_others, is_stored, non_persistent_buffers
-from neuromanifold_gpt.state.modules import distributed_wrapper, has_batch_statistics, lasting_part, unwrap
+from neuromanifold_gpt.state.modules import has_batch_statistics, lasting_part, unwrap
 from neuromanifold_gpt.state.unsaved.followed_values import FollowedValues, SavedValues
 from neuromanifold_gpt.state.unsaved.layers import layers_by_path, settings_of_layers
 from neuromanifold_gpt.state.unsaved.optimizer_values import (
     parameters_of_no_module,
+    values_of_communication_hooks,
     values_of_optimizers,
     values_of_schedulers,
 )
@@ -101,17 +101,6 @@ def values_beside_state(
     if with_followed:
         found.update((path, shown_value(buffer)) for path, buffer in non_persistent_buffers(module.named_modules()))
     return {path.lstrip("."): shown for path, shown in found.items() if shown is not None}
-
-
-def values_of_communication_hooks(module: nn.Module) -> dict[str, str]:
-    """What shows the states of those of ``DistributedDataParallel``, such as the errors that PowerSGD feeds back."""
-    wrapper = distributed_wrapper(module)
-    hooks = wrapper._comm_hooks if wrapper is not None else []
-    shown = {
-        f"the state of {name_of_function(hook)}": shown_value(all_attributes(state), is_carried=True)
-        for hook, state in hooks
-    }
-    return {name: value for name, value in shown.items() if value is not None}
 
 
 def warn_of_values_left_out(module: nn.Module, kept: Collection[Any]) -> dict[str, str]:
