@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 
 from neuromanifold_gpt.state.inspection.kept_variables import attributes_set_by, codes_of, variables_of_users_classes
-from neuromanifold_gpt.state.inspection.plain_reading import (
-    remembered_of_class,
-)
+from neuromanifold_gpt.state.inspection.plain_reading import remembered_of_class
 
 _YOUNG_SEC = 1000  # on a machine that was started lately, an accuracy in percent could be a reading of its clock
 _CLOCKS = (time.time, *([time.perf_counter] if time.perf_counter() > _YOUNG_SEC else []))

@@ -7,6 +7,7 @@ import gc
 import io
 import itertools
 import types
+from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -32,11 +33,13 @@ def places_on_the_way(named: Collection[int], kept: Collection[int]) -> dict[str
     variables = [*variables_of_script(), *users_locals()]
     of_variables = {id(value) for _, value in variables} | {*named}
     found: dict[str, Any] = {}
+    names: Counter[str] = Counter()
     for generator, frame in _suspended():
         held = _held_by(generator, frame)
         if held and id(generator) not in of_variables and not any(id(value) in kept for value in held):
             name = f"the generator {frame.f_code.co_qualname.replace('.<locals>', '')}"
-            found[_new_name(name, found)] = generator
+            names[name] += 1
+            found[name if names[name] == 1 else f"{name}-{names[name]}"] = generator
     asks_itself = any("tell" in frame.f_code.co_names for frame in users_frames(functions_only=False))
     for path, value in variables if not asks_itself else ():
         if issubclass(type(value), _STREAMS) and (place := _place_in(value)) is not None:
@@ -55,10 +58,6 @@ def _held_by(generator: types.GeneratorType[Any, Any, Any], frame: types.FrameTy
     """But for numbers and texts; also what it goes through, which may be in none of its variables."""
     iterators = [thing for thing in gc.get_referents(generator) if is_iterator(thing)]
     return [value for value in (*variables_of_frame(frame).values(), *iterators) if type(value) not in _PLAIN]
-
-
-def _new_name(name: str, taken: Collection[str]) -> str:
-    return next(new for new in itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2))) if new not in taken)
 
 
 def _place_in(file: Any) -> str | None:
