@@ -8,6 +8,17 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
+from neuromanifold_gpt.state.unsaved.loop_numbers import LOOP_NUMBERS, LoopNumbers
+
+
+def as_in_a_new_process() -> None:
+    """While a loader of earlier training is alive, of another test too, a loop would go on with that training."""
+    vars(LOOP_NUMBERS).update(vars(LoopNumbers()))
+
+
+@pytest.fixture(autouse=True)
+def _each_test_trains_anew() -> None:
+    as_in_a_new_process()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What only one of two runs does, between a save or a restore and the next batch, is said."""
 
-import gc
 import itertools
 import random
 import warnings
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader
 from neuromanifold_gpt import ResumableDataLoader, latest_checkpoint, load_checkpoint, save_checkpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.state.rng import capture_rng_state, restore_rng_state
+from tests.state.conftest import as_in_a_new_process
 
 BATCHES = 4  # of an epoch
 
@@ -21,7 +21,6 @@ BATCHES = 4  # of an epoch
 @pytest.fixture(autouse=True)
 def own_generators():
     before = capture_rng_state()
-    gc.collect()  # a loader of another test is no sign that its training goes on
     yield
     restore_rng_state(before)
 
@@ -131,7 +130,7 @@ def of_two_runs(directory, stop, **options):
     """What an uninterrupted run says, what one that goes on behind ``stop`` says, and whether they are the same."""
     said, losses = [], []
     for steps, folder in ((3 * BATCHES, "whole"), (stop, "cut"), (3 * BATCHES, "cut")):
-        gc.collect()  # while the loader of the run before is alive, this one goes on with its training
+        as_in_a_new_process()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             losses.append(Loop(directory / folder, steps=steps, **options).run())

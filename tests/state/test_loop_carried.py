@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import random
 import sys
@@ -483,7 +482,6 @@ class TestWarnings:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             loop(tmp_path)
-        gc.collect()  # while a loader is alive, its training counts as under way
 
 
 class OfPython314(itertools.cycle):  # type: ignore[type-arg]
