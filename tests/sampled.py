@@ -1,4 +1,4 @@
-"""Sweeps over scenarios: a few of them run in the suite, all of them by ``make exactness``."""
+"""Sweeps over scenarios: a few of them run in the suite, all of them by ``make exactness`` or ``make faults``."""
 
 from __future__ import annotations
 
