@@ -308,6 +308,34 @@ def test_what_a_wrapped_optimizer_saves_itself_is_not_said(
     assert (text == "") is saves_slow
 
 
+class Counts(torch.optim.SGD):
+    """Counts its steps, in its state dict or not."""
+
+    saves_count = True
+
+    def __init__(self, parameters: Any, rate: float) -> None:
+        super().__init__(parameters, rate)
+        self._step = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self._step += 1
+        return super().step(closure)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), **({"step": self._step} if self.saves_count else {})}
+
+
+@pytest.mark.parametrize("saves_count", [True, False])
+def test_a_count_of_an_optimizer(saves_count: bool, training: Training, said: Callable[[], str]) -> None:
+    optimizer = Counts(training.model.parameters(), 0.1)
+    optimizer.saves_count = saves_count
+    training.optimizer = optimizer
+    for _ in range(2):
+        optimizer.step()
+        training.save()
+    assert ("no checkpoint has: optimizers.0._step. If" in said()) is not saves_count
+
+
 def test_attributes_of_parameters(training: Training, said: Callable[[], str]) -> None:
     training.model.weight.average = torch.zeros(2)
     training.save()

@@ -53,19 +53,22 @@ def values_of_optimizers(optimizers: Iterable[torch.optim.Optimizer]) -> dict[st
             if name in _OF_EVERY_OPTIMIZER or is_a_time(name, value):
                 continue
             shown = shown_value(value)
-            if shown is not None and not _is_in_state_of(optimizer, value):
+            if shown is not None and not _is_in_state_of(optimizer, name, value, shown):
                 found[f"optimizers.{number}.{name}"] = shown
     return found
 
 
-def _is_in_state_of(optimizer: torch.optim.Optimizer, value: Any) -> bool:
-    """Whether an attribute has tensors, and all of them, or of its state dict, are in that of the optimizer."""
+def _is_in_state_of(optimizer: torch.optim.Optimizer, name: str, value: Any, shown: str) -> bool:
+    """Whether the state dict has an attribute under its name, or all tensors that it, or its state dict, has."""
     if distributed():  # its state_dict may wait for that of every rank
         return False
     try:
+        state = optimizer.state_dict()
+        if any(key in state and shown_value(state[key]) == shown for key in (name, name.lstrip("_"))):
+            return True
         is_optimizer = issubclass(type(value), torch.optim.Optimizer)
         tensors = shown_tensors(value.state_dict() if is_optimizer else value)
-        return bool(tensors) and {*tensors} <= {*shown_tensors(optimizer.state_dict())}
+        return bool(tensors) and {*tensors} <= {*shown_tensors(state)}
     except Exception:  # noqa: BLE001 - of users' optimizers, which may not be ready to be asked
         return False
 
