@@ -131,6 +131,7 @@ import neuromanifold_gpt
 
 for name in sys.argv[2:]:
     globals()[name] = getattr(neuromanifold_gpt, name)
+assert "torch._dynamo" not in sys.modules  # torch imports its compiler when it is used, which takes a second
 import torch
 
 model = torch.nn.Linear(2, 2)

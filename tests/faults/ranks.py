@@ -26,8 +26,6 @@ from torch import nn
 from neuromanifold_gpt import (
     CheckpointError,
     ResumableDataLoader,
-    SeparatedCheckpoint,
-    StopOnSignal,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
@@ -102,6 +100,7 @@ def lightning(directory: Path, rank: int, options: dict[str, Any]) -> None:
     from lightning.pytorch import Callback
     from lightning.pytorch.strategies import DDPStrategy
 
+    from neuromanifold_gpt import SeparatedCheckpoint, StopOnSignal
     from neuromanifold_gpt.checkpoint.errors import SaveFailedWarning
     from tests.lightning_io.toy import fit
 

@@ -3,6 +3,7 @@ so it is said where it changes."""
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -16,7 +17,6 @@ from neuromanifold_gpt.state.modules import distributed_wrapper
 from neuromanifold_gpt.state.rng import distributed
 from neuromanifold_gpt.state.unsaved.shown_values import shown_tensors, shown_value
 
-_OF_EVERY_OPTIMIZER = frozenset({*vars(torch.optim.SGD([torch.zeros(1)], lr=0.1)), "_opt_called"})
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
@@ -50,12 +50,17 @@ def values_of_optimizers(optimizers: Iterable[torch.optim.Optimizer]) -> dict[st
             if of_users and (shown := shown_value(of_users)) is not None:
                 found[f"optimizers.{number}.{name}"] = shown
         for name, value in vars(optimizer).items() if is_of_users_class(optimizer) else ():
-            if name in _OF_EVERY_OPTIMIZER or is_a_time(name, value):
+            if name in _names_of_every_optimizer() or is_a_time(name, value):
                 continue
             shown = shown_value(value)
             if shown is not None and not _is_in_state_of(optimizer, name, value, shown):
                 found[f"optimizers.{number}.{name}"] = shown
     return found
+
+
+@functools.cache  # not at import: torch's compiler is imported with the first optimizer, which takes a second
+def _names_of_every_optimizer() -> frozenset[str]:
+    return frozenset({*vars(torch.optim.SGD([torch.zeros(1)], lr=0.1)), "_opt_called"})
 
 
 def _is_in_state_of(optimizer: torch.optim.Optimizer, name: str, value: Any, shown: str) -> bool:
