@@ -165,9 +165,9 @@ print(json.dumps([batch.tolist() for _ in range(2) for batch in loader]))
         iter(loader)
         assert loader.state_dict() == state
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=25, deadline=None)
     @given(
-        size=st.integers(1, 60),
+        size=st.integers(1, 40),
         batch_size=st.integers(1, 12),
         other_batch_size=st.integers(1, 12),
         seed=st.integers(-5, 5),

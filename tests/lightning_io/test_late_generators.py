@@ -145,7 +145,7 @@ def on(train: Callable[[], Any], validation: Callable[[], Any] | None = None) ->
 def test_go_on_in_training(kind: str, tmp_path: Path) -> None:
     run(tmp_path / "a", on(LOADERS[kind]))
     saved = by_step(tmp_path / "a")
-    for step in (1, 4, BATCHES_OF_EPOCH, 10, 2 * BATCHES_OF_EPOCH):
+    for step in (1, BATCHES_OF_EPOCH, 10):
         run(tmp_path / f"b{step}", on(LOADERS[kind]), saved[step].model_path)
         assert contents(by_step(tmp_path / f"b{step}")[16]) == contents(saved[16]), f"from step {step}"
 
@@ -157,7 +157,7 @@ def test_go_on_in_validation(kind: str, tmp_path: Path) -> None:
 
     run(tmp_path / "a", module(), limit_val_batches=2)
     saved = by_step(tmp_path / "a")
-    for step in (4, BATCHES_OF_EPOCH, 10):
+    for step in (BATCHES_OF_EPOCH, 10):
         run(tmp_path / f"b{step}", module(), saved[step].model_path, limit_val_batches=2)
         assert contents(by_step(tmp_path / f"b{step}")[16]) == contents(saved[16]), f"from step {step}"
 
