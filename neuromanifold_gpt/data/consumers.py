@@ -5,7 +5,6 @@ Neither is part of a position, and neither can be asked, so the interpreter is.
 
 from __future__ import annotations
 
-import dis
 import gc
 import inspect
 import itertools
@@ -19,6 +18,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.data.errors import DataOrderWarning
+from neuromanifold_gpt.state.inspection.instructions import instructions_of
 from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict
 from neuromanifold_gpt.state.inspection.script_functions import code_of_script, names_read_by
 from neuromanifold_gpt.state.inspection.users_objects import loader_of_pass, variables_of_generator
@@ -106,7 +106,7 @@ def _reads_number(asking: types.FrameType | None) -> bool:
     if asking is None:
         return True
     code = asking.f_code
-    steps = list(dis.get_instructions(code))
+    steps = instructions_of(code)
     place = next((place for place, step in enumerate(steps) if step.offset == asking.f_lasti), 0)
     if [step.opname for step in steps[place : place + 2]] != ["FOR_ITER", "UNPACK_SEQUENCE"]:
         return True

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dis
 import functools
 import types
 
+from neuromanifold_gpt.state.inspection.instructions import instructions_of
 from neuromanifold_gpt.state.inspection.users_locals import users_frames
 
 
@@ -18,4 +18,4 @@ def may_count_epochs() -> bool:
 
 @functools.lru_cache(maxsize=100)
 def _for_loops(code: types.CodeType) -> int:
-    return sum(step.opname == "FOR_ITER" for step in dis.get_instructions(code))
+    return sum(step.opname == "FOR_ITER" for step in instructions_of(code))

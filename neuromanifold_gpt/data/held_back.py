@@ -6,7 +6,6 @@ The generator that a ``for`` goes through is in no variable, so the interpreter 
 
 from __future__ import annotations
 
-import dis
 import gc
 import inspect
 import operator
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.data.consumers import generators_at
 from neuromanifold_gpt.data.errors import DataOrderWarning
+from neuromanifold_gpt.state.inspection.instructions import instructions_of
 from neuromanifold_gpt.state.inspection.loop_carried import carried_by_loops, held_back_by, read_for_more
 from neuromanifold_gpt.state.inspection.plain_reading import values_in
 from neuromanifold_gpt.state.inspection.users_modules import is_users_code
@@ -161,7 +161,7 @@ class HeldBack:
 
 def _exit_of_loop(asking: _Asking) -> int | None:
     """The instruction behind a ``for`` or ``yield from`` that has asked."""
-    steps = (step for step in dis.get_instructions(asking.code) if step.offset == asking.offset)
+    steps = (step for step in instructions_of(asking.code) if step.offset == asking.offset)
     return next((step.argval for step in steps if step.opname in ("FOR_ITER", "SEND")), None)
 
 

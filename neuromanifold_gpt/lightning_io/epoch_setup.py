@@ -15,6 +15,7 @@ from torch import nn
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.checkpoint.user_warnings import warn_user
+from neuromanifold_gpt.state.inspection.instructions import instructions_of
 from neuromanifold_gpt.state.inspection.plain_reading import all_attributes, bases_of, variables_of_class
 from neuromanifold_gpt.state.inspection.users_objects import is_a_time
 from neuromanifold_gpt.state.module_values import is_stored
@@ -79,7 +80,7 @@ def _is_harmless(hook: Any, user: Any) -> bool:
         return False
     own, attributes = hook.__code__.co_varnames[0], all_attributes(user)
     before, opened = None, None
-    steps = [*dis.get_instructions(hook)]
+    steps = instructions_of(hook)
     for step, then in pairwise([*steps, steps[-1]]):
         if step.opname == "COPY":  # in ``self.name += 1``, of ``self``, which is read and set
             opened = then.argval if before == own else None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import dis
+import inspect
 import itertools
 import random
 import sys
@@ -70,6 +73,15 @@ class TestNames:
                 assert carried_here() == {"order"}
             assert carried_here() == set()
         assert item
+
+    def test_what_goes_around_an_inner_loop(self) -> None:
+        mean = 0.0
+        for _ in range(2):
+            total = 0
+            for number in range(2):
+                total += number
+            mean = (mean + total) / 2
+            assert carried_here() == {"mean"}
 
     def test_of_while_with_continue_and_with_and_else(self) -> None:
         fetched, step = 0, 0
@@ -143,6 +155,25 @@ for number in range(3):
         exec(script, {"found": found, "carried": lambda: carried_by_loops(sys._getframe(1))})
         some = {"average", "count", "number", "name", "other"}
         assert [names & some for names in found] == [{"average", "count"}] * 3
+
+
+class Longer(ast.NodeTransformer):
+    """Puts so much into the bodies of loops that jumps over them need a second instruction (``EXTENDED_ARG``)."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        if isinstance(node, ast.For | ast.While):
+            node.body[:0] = ast.parse("filler = 0\n" * 150).body
+        return super().generic_visit(node)
+
+
+def test_of_long_loops_as_of_short_ones() -> None:
+    (names,) = ast.parse(inspect.getsource(TestNames)).body
+    made: dict[str, Any] = {}
+    exec(compile(ast.fix_missing_locations(Longer().visit(ast.Module([names], []))), __file__, "exec"), globals(), made)
+    tests = {name: test for name, test in vars(made["TestNames"]).items() if name.startswith("test_")}
+    assert sum(step.opname == "EXTENDED_ARG" for test in tests.values() for step in dis.get_instructions(test)) > 9
+    for test in tests.values():
+        test(made["TestNames"]())
 
 
 def saving(directory: Path) -> Iterator[tuple[Callable[..., None], Tensor]]:

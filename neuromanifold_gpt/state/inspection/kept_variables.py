@@ -6,12 +6,12 @@ that processes share.
 
 from __future__ import annotations
 
-import dis
 import functools
 import types
 from collections.abc import Iterator
 from typing import Any
 
+from neuromanifold_gpt.state.inspection.instructions import instructions_of
 from neuromanifold_gpt.state.inspection.plain_reading import (
     attribute_dict,
     bases_of,
@@ -93,7 +93,7 @@ def _cells_set_by(function: types.FunctionType) -> Iterator[tuple[str, types.Cel
 def names_set_by(code: types.CodeType) -> frozenset[str]:
     """Variables of the functions around that a function, or one within it, sets."""
     within = [part for part in code.co_consts if isinstance(part, types.CodeType)]
-    own = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_DEREF"}
+    own = {step.argval for step in instructions_of(code) if step.opname == "STORE_DEREF"}
     return frozenset(own.union(*map(names_set_by, within))) & {*code.co_freevars}
 
 
@@ -128,14 +128,14 @@ def variables_of_users_classes(kind: type) -> Iterator[tuple[str, Any]]:
 
 
 def _uses_of_attributes(method: types.CodeType) -> list[tuple[str, str]]:
-    steps = dis.get_instructions(method)
+    steps = instructions_of(method)
     return [(step.opname, step.argval) for step in steps if step.opname.endswith("_ATTR")]
 
 
 def attributes_set_by(value: Any) -> Iterator[str]:
     """Names of attributes, to which a function, a method or the setter of a property assigns."""
     for code in codes_of(value.fset if isinstance(value, property) else value):
-        yield from (step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR")
+        yield from (step.argval for step in instructions_of(code) if step.opname == "STORE_ATTR")
 
 
 def codes_of(value: Any) -> Iterator[types.CodeType]:

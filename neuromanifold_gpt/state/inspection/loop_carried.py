@@ -14,6 +14,8 @@ import re
 import types
 from collections.abc import Container, Iterator
 
+from neuromanifold_gpt.state.inspection.instructions import instructions_of
+
 _ACCESS = re.compile(r"(LOAD|STORE|DELETE)_(?:FAST|NAME|DEREF|CLOSURE|CLASSDEREF|GLOBAL)(?!_AND_CLEAR)")
 _JUMPS = {*dis.hasjrel, *dis.hasjabs}
 _NEVER_GO_ON = re.compile(
@@ -117,24 +119,27 @@ def read_for_more(code: types.CodeType, offset: int) -> frozenset[str]:
 
 class _Function:
     def __init__(self, code: types.CodeType) -> None:
-        bytecode = dis.Bytecode(code)
-        self.instructions = list(bytecode)
-        number_at = {instruction.offset: number for number, instruction in enumerate(self.instructions)}
+        self.instructions = instructions_of(code)
+        self._offsets = [instruction.offset for instruction in self.instructions]
         self._next = [
             [
-                *([number_at[instruction.argval]] if instruction.opcode in _JUMPS else []),
+                *([self._number_from(instruction.argval)] if instruction.opcode in _JUMPS else []),
                 *([] if _NEVER_GO_ON.match(instruction.opname) else [number + 1]),
             ]
             for number, instruction in enumerate(self.instructions)
         ]
         self._handlers: dict[int, set[int]] = {}  # where an instruction's errors are handled
-        for entry in bytecode.exception_entries:  # type: ignore[attr-defined]
-            for number in range(self.number_at(entry.start), self.number_at(entry.end - 1) + 1):
-                self._handlers.setdefault(number, set()).add(number_at[entry.target])
+        for entry in dis.Bytecode(code).exception_entries:  # type: ignore[attr-defined]
+            for number in range(self._number_from(entry.start), self.number_at(entry.end - 1) + 1):
+                self._handlers.setdefault(number, set()).add(self._number_from(entry.target))
 
     def number_at(self, offset: int) -> int:
         """Of the instruction at an offset, or with its cache there."""
-        return bisect.bisect_right([instruction.offset for instruction in self.instructions], offset) - 1
+        return bisect.bisect_right(self._offsets, offset) - 1
+
+    def _number_from(self, offset: int) -> int:
+        """Of the first instruction from an offset on, to which a jump leads."""
+        return bisect.bisect_left(self._offsets, offset)
 
     def all_loops(self) -> Iterator[range]:
         """From the instruction that a loop begins with to the last one that goes back to it.
@@ -280,7 +285,7 @@ class _Function:
 @functools.lru_cache(maxsize=1000)
 def globals_read_by(code: types.CodeType) -> frozenset[str]:
     """By a function, and those that are made in it."""
-    read = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    read = {step.argval for step in instructions_of(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     return frozenset(read).union(*(globals_read_by(part) for part in code.co_consts if type(part) is types.CodeType))
 
 

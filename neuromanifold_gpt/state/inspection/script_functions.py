@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import functools
 import itertools
 import signal
@@ -11,6 +10,7 @@ import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from neuromanifold_gpt.state.inspection.instructions import instructions_of
 from neuromanifold_gpt.state.inspection.loop_carried import added_and_read, globals_read_by
 from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict, module_name_of, variables_of_class
 from neuromanifold_gpt.state.inspection.users_modules import is_users_code
@@ -59,14 +59,14 @@ def _names_asked_for_in(whole: types.CodeType) -> frozenset[str]:
         if used & _ASK_BY_NAME:
             found.update(value for value in code.co_consts if type(value) is str)
         if used & _ERRORS_OF_NAMES:
-            found.update(step.argval for step in dis.get_instructions(code) if step.opname in _SETTING)
+            found.update(step.argval for step in instructions_of(code) if step.opname in _SETTING)
     return frozenset(found)
 
 
 @functools.lru_cache(maxsize=1000)
 def globals_set_by(code: types.CodeType) -> frozenset[str]:
     """Variables of the script that a function of it sets."""
-    return frozenset(step.argval for step in dis.get_instructions(code) if step.opname == "STORE_GLOBAL")
+    return frozenset(step.argval for step in instructions_of(code) if step.opname == "STORE_GLOBAL")
 
 
 def names_read_by(functions: Iterable[types.CodeType]) -> frozenset[str]:
@@ -111,7 +111,7 @@ def _attributes_added_to_and_read_in(whole: types.CodeType) -> frozenset[str]:
     added: set[str] = set()
     read: set[str] = set()
     for code in _with_inner(whole):
-        steps = list(dis.get_instructions(code))
+        steps = instructions_of(code)
         if any(step.opname.startswith("JUMP_BACKWARD") for step in steps):
             continue
         for step, following in itertools.pairwise(steps):
@@ -134,7 +134,7 @@ def names_set_by_signals() -> frozenset[str]:
 def _names_set_in(code: types.CodeType) -> frozenset[str]:
     """Also those of what it changes, and its keys (``stop["now"] = True``)."""
     changed, _ = added_and_read(code, in_loops_only=False)
-    instructions = list(dis.get_instructions(code))
+    instructions = instructions_of(code)
     is_set = {step.argval for step in instructions if step.opname in _SETTING}
     keys = {key.argval for key, step in itertools.pairwise(instructions) if step.opname == "STORE_SUBSCR"}
     return changed | is_set | {key for key in keys if type(key) is str}

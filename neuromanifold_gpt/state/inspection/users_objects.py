@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import dis
 import functools
 import gc
 import io
@@ -25,6 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from neuromanifold_gpt.state.inspection.instructions import instructions_of
 from neuromanifold_gpt.state.inspection.loop_carried import read_for_more
 from neuromanifold_gpt.state.inspection.plain_reading import (
     FUNCTIONS,
@@ -218,7 +218,7 @@ def _calls_without_arguments(code: types.CodeType) -> bool:
     """``locals()`` or ``vars()``; ``vars(arguments)`` is another matter."""
     return any(
         load.opname == "LOAD_GLOBAL" and load.argval in ("locals", "vars") and "CALL" in call.opname and call.arg == 0
-        for load, call in itertools.pairwise(dis.get_instructions(code))
+        for load, call in itertools.pairwise(instructions_of(code))
     )
 
 
