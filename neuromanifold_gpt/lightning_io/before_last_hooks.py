@@ -11,13 +11,14 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.call import _call_callbacks_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.lightning_io.latest_metrics import latest_metrics
+from neuromanifold_gpt.lightning_io.save_hooks import shown_of_save_hooks
 from neuromanifold_gpt.lightning_io.tensor_sums import others_than, persistent_buffers, sums_of
 from neuromanifold_gpt.state.modules import listed, module_modes, parameter_names
 
@@ -36,6 +37,9 @@ class BeforeLastHooks:
         self.metrics = latest_metrics(trainer)
         self.modes = module_modes(trainer.lightning_module)
         self._callbacks = copy.deepcopy(_call_callbacks_state_dict(trainer))
+        self._data_module = copy.deepcopy(_state_of_data_module(trainer))
+        self._extra_states = {key: copy.deepcopy(part.get_extra_state()) for key, part in _with_extra_state(trainer)}
+        self._by_save_hooks = shown_of_save_hooks(trainer)
         self._schedulers = copy.deepcopy([config.scheduler.state_dict() for config in trainer.lr_scheduler_configs])
         self._groups = [list(map(_settings, optimizer.param_groups)) for optimizer in trainer.optimizers]
         self._sums = sums_of(_parts(trainer))
@@ -49,7 +53,7 @@ class BeforeLastHooks:
     def put_into(self, trainer: Trainer, checkpoint: dict[str, Any]) -> list[str]:
         """Let a checkpoint of now have what was there.
 
-        Buffers stay if weights have changed as well: they may belong to these.
+        Buffers and extra states stay if weights have changed as well: they may belong to these.
 
         Returns:
             why a resume from it is not exact.
@@ -61,17 +65,19 @@ class BeforeLastHooks:
         savers = {callback.state_key for callback in trainer.checkpoint_callbacks}
         for key in checkpoint["callbacks"].keys() - savers:
             checkpoint["callbacks"][key] = self._callbacks.get(key, checkpoint["callbacks"][key])
+        checkpoint.update(self._data_module)
         if len(self._schedulers) == len(checkpoint["lr_schedulers"]):
             checkpoint["lr_schedulers"] = self._schedulers
         for state, groups in zip(checkpoint["optimizer_states"], self._groups, strict=True):
             for group, settings in zip(state.get("param_groups", ()), groups, strict=False):
                 group.update(settings)
         changed = others_than(self._sums, sums_of(_parts(trainer)))
-        if not {*changed} <= self._buffers.keys():
-            return [_said(changed)]
-        for name in changed:
-            if name in checkpoint["state_dict"]:
-                checkpoint["state_dict"][name] = self._buffers[name]
+        by_hooks = others_than(self._by_save_hooks, shown_of_save_hooks(trainer))
+        if by_hooks or not {*changed} <= self._buffers.keys():
+            return [_said([*changed, *by_hooks])]
+        there = {**{name: self._buffers[name] for name in changed}, **self._extra_states}
+        state = checkpoint["state_dict"]
+        state.update((key, value) for key, value in there.items() if key in state)
         return []
 
 
@@ -86,6 +92,18 @@ def _said(changed: list[str]) -> str:
         InexactResumeWarning,
     )
     return reason
+
+
+def _state_of_data_module(trainer: Trainer) -> dict[str, Any]:
+    """As a checkpoint has it."""
+    data: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
+    return {type(data).__qualname__: state} if data is not None and (state := data.state_dict()) else {}
+
+
+def _with_extra_state(trainer: Trainer) -> Iterator[tuple[str, nn.Module]]:
+    for name, part in trainer.lightning_module.named_modules():
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            yield f"{name}._extra_state".lstrip("."), part
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:

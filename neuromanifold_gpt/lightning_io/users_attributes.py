@@ -105,6 +105,14 @@ def names_read_in_steps(kind: type) -> frozenset[str]:
     return frozenset(name for code in codes for name in code.co_names) - is_set
 
 
+@functools.cache
+def functions_of_save_hook(kind: type) -> list[types.FunctionType]:
+    """``on_save_checkpoint`` of users' classes, and the methods that it may call."""
+    names = _called_by({"on_save_checkpoint"}, _methods_of_users(kind))
+    found = (value for name, value in variables_of_users_classes(kind) if name in names)
+    return [value for value in found if isinstance(value, types.FunctionType)]
+
+
 def _names_beside(word: str, things: Iterable[Any]) -> set[str]:
     """All names, and texts, in those methods of users' classes that use ``word`` while training goes on."""
     found: set[str] = set()

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import WeightAveraging
+from torch import nn
 
-from neuromanifold_gpt import SeparatedCheckpoint
+from neuromanifold_gpt import ResumableDataLoader, SeparatedCheckpoint
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 
-from .toy import ToyModule, by_step, contents, fit
+from .toy import NoisySamples, ToyModule, by_step, contents, fit
 
 
 class ChangesAtEpochEnd(ToyModule):
@@ -120,6 +121,103 @@ def test_hooks_that_put_back_what_they_change_are_not_said(tmp_path: Path) -> No
         warnings.simplefilter("error", InexactResumeWarning)
         module = changed_by(evaluate_with_other_weights)
         fit(SeparatedCheckpoint(tmp_path / "a"), module=module, max_steps=10)
+
+
+class Losses(nn.Module):
+    """Of an epoch, in the extra state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[float] = []
+
+    def get_extra_state(self) -> list[float]:
+        return self.values[:]
+
+    def set_extra_state(self, state: list[float]) -> None:
+        self.values = state[:]
+
+
+class Collects(ToyModule):
+    """The losses of an epoch, by which it weighs the next ones."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.values().append(loss.item())
+        return loss * (1 + 0.1 * len(self.values()))
+
+    def on_train_epoch_end(self) -> None:
+        self.values().clear()
+
+    def values(self) -> list[float]:
+        raise NotImplementedError
+
+
+class InExtraState(Collects):
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses = Losses()
+
+    def values(self) -> list[float]:
+        return self.losses.values
+
+
+class InDataModule(Collects):
+    def values(self) -> list[float]:
+        return self.trainer.datamodule.values  # type: ignore[attr-defined, no-any-return]
+
+
+class BySaveHook(Collects):
+    def __init__(self) -> None:
+        super().__init__()
+        self.collected: list[float] = []
+
+    def values(self) -> list[float]:
+        return self.collected
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["collected"] = self.values()[:]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.collected = checkpoint["collected"]
+
+
+class OfLosses(LightningDataModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[float] = []
+
+    def train_dataloader(self) -> ResumableDataLoader:
+        return ResumableDataLoader(NoisySamples(), batch_size=4, shuffle=True, seed=5)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": self.values[:]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.values = state["values"][:]
+
+
+def collect(kind: type[Collects], saver: SeparatedCheckpoint, max_steps: int, path: Path | None = None) -> None:
+    seed_everything(1 if path is None else 7, verbose=False)
+    options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", callbacks=[saver], max_steps=max_steps, **options)
+    trainer.fit(kind(), datamodule=OfLosses(), ckpt_path=path)
+
+
+@pytest.mark.parametrize("kind", [InExtraState, InDataModule])
+def test_states_are_saved_as_they_were_before(kind: type[Collects], tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InexactResumeWarning)
+        collect(kind, every_step(tmp_path / "a"), 16)
+        collect(kind, SeparatedCheckpoint(tmp_path / "b"), 10)
+        collect(kind, every_step(tmp_path / "c"), 16, by_step(tmp_path / "b")[10].model_path)
+    assert contents(by_step(tmp_path / "c")[16]) == contents(by_step(tmp_path / "a")[16])
+
+
+def test_what_a_save_hook_saves_is_said_if_they_change_it(tmp_path: Path) -> None:
+    with pytest.warns(InexactResumeWarning, match="changed: self.collected in on_save_checkpoint of BySaveHook. Save"):
+        collect(BySaveHook, SeparatedCheckpoint(tmp_path), 10)
+    with pytest.warns(InexactResumeWarning, match="this resume is not exact: .* self.collected in on_save_checkpoint"):
+        collect(BySaveHook, every_step(tmp_path / "b"), 12, by_step(tmp_path)[10].model_path)
 
 
 class StopsBehindBatch(Callback):
