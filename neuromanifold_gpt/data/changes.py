@@ -6,7 +6,7 @@ import enum
 import functools
 import types
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from neuromanifold_gpt.data.carried_generators import CarriedGenerators
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.data.function_identity import identity, is_same_function, name_of
 from neuromanifold_gpt.data.memos import MOST_OWNERS, Memos
+from neuromanifold_gpt.data.saved_elsewhere import SavedWith
 from neuromanifold_gpt.state.inspection.kept_variables import attributes_made_by, variables_at
 from neuromanifold_gpt.state.inspection.searched_parts import MAXIMUM_ITEMS
 from neuromanifold_gpt.state.inspection.shared_values import array_in
@@ -56,7 +57,11 @@ class ChangesBesidePosition:
         self._said: set[str] = set()
         self._shared: dict[str, Any] = {}
         self._generators = CarriedGenerators()
-        self.saved: Collection[int] = ()  # identities of objects whose state the same checkpoint has
+        self._saved_with = SavedWith()
+
+    def saved_with(self, things: Iterable[Any]) -> None:
+        """The next checkpoints have the state of these."""
+        self._saved_with.note(things)
 
     def begin_pass(self, *, with_workers: bool) -> None:
         """Batches are made from here on, by workers perhaps, which fetch ahead."""
@@ -105,9 +110,10 @@ class ChangesBesidePosition:
         changed = sorted(
             path for path in now.keys() - self._said if _is_a_change(before.get(path, _NONE), now[path], path in late)
         )
-        if changed and self.saved:
-            owners = {path: owner for owned in self._owned for path, owner in owned.owners()}
-            changed = [path for path in changed if id(owners.get(path.rpartition(".")[0])) not in self.saved]
+        if changed:
+            owners = dict(named for owned in self._owned for named in owned.owners())
+            values = dict(named for owned in self._owned for named in looked_at_attributes(owned))
+            changed = self._saved_with.left_out(changed, owners, values)
         if changed := self._memos.left_out(changed):
             self._said.update(changed)
             warn_user(

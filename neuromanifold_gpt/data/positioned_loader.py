@@ -234,8 +234,8 @@ class PositionedLoader(DataLoader[Any]):
         self._restored_with = WeakSet(others)
 
     def saved_with(self, things: Iterable[Any]) -> None:
-        """The next checkpoint has the state of these."""
-        self._beside.saved = {*map(id, things)}
+        """The next checkpoints have the state of these."""
+        self._beside.saved_with(things)
 
     def follow_up_to_batch(self, gap: Gap) -> None:
         """There was a save or a restore of this loader."""

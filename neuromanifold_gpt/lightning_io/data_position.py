@@ -30,6 +30,7 @@ from neuromanifold_gpt.lightning_io.loader_parts import (
     generators_in,
     is_order,
     load_states,
+    positioned,
     settings_of,
     states_of,
 )
@@ -42,7 +43,7 @@ from neuromanifold_gpt.lightning_io.loader_warnings import (
     warn_of_reading_again,
 )
 from neuromanifold_gpt.lightning_io.streams_read_again import StreamsReadAgain
-from neuromanifold_gpt.lightning_io.users_parts import what_trains
+from neuromanifold_gpt.lightning_io.users_parts import that_save_state, what_trains
 from neuromanifold_gpt.state.inspection.flat_values import equal
 from neuromanifold_gpt.state.own_generators import warn_of_missing_generators, what_is_drawn_from
 from neuromanifold_gpt.state.owned_state import OwnedState
@@ -75,6 +76,9 @@ class DataPosition:
         self._samplers_on_the_way = SamplersOnTheWay(self._combined.flattened)
         in_workers = [owned for name, owned in self._owned.parts.items() if not is_order(name)]
         self._beside = ChangesBesidePosition([*self._owned.parts.values()], shared=in_workers)
+        following: list[ChangesBesidePosition | PositionedLoader] = [self._beside, *positioned(self._combined)]
+        for part in following:
+            part.saved_with(that_save_state(self._fit_loop.trainer))
         self._streams = StreamsReadAgain(self._combined.flattened)
         self.iterator_is_made()
         warn_of_inexact_loaders(self._combined.flattened)
@@ -119,21 +123,19 @@ class DataPosition:
 
     def warn_of_what_is_left_out(self) -> None:
         """See :meth:`ChangesBesidePosition.warn_of_changes`."""
-        loaders = self._combined.flattened if self._fit_loop._combined_loader is not None else []
-        fetcher = self._fit_loop._data_fetcher
-        self._beside.warn_of_changes(collate_fns_of(loaders), is_at_end=fetcher is None or fetcher.done)
-        for loader in loaders:
-            if isinstance(loader, PositionedLoader):
-                loader.warn_of_what_is_left_out()
+        combined, fetcher = self._fit_loop._combined_loader, self._fit_loop._data_fetcher
+        collate_fns = collate_fns_of(combined.flattened if combined is not None else [])
+        self._beside.warn_of_changes(collate_fns, is_at_end=fetcher is None or fetcher.done)
+        for loader in positioned(self._fit_loop._combined_loader):
+            loader.warn_of_what_is_left_out()
 
     def current(self) -> dict[str, Any]:
         """The position behind the batch that was trained on last, as plain values and tensors."""
         if self._fit_loop._combined_loader is None:
             return {}
         if self._all_stateful:
-            ahead = bool(getattr(self._fetcher, "batches", ()))
             before = self._before_fetch if self._batches_taken else self._at_iterator
-            return before if ahead else self._position_of_stateful()
+            return before if getattr(self._fetcher, "batches", ()) else self._position_of_stateful()
         if self._fit_loop.epoch_loop.batch_idx <= 0 or self._fetcher.done:  # hooks and first samples make some
             self._owned.look_for_generators()
         return {
@@ -184,9 +186,8 @@ class DataPosition:
             load_states(self._combined.flattened, states)
         if "states" in saved and not others_come:  # else they are put to a pass's beginning
             finish_passes(self._combined.flattened, states)
-        for loader in self._combined.flattened:
-            if isinstance(loader, PositionedLoader):
-                loader.leave_pass()
+        for loader in positioned(self._fit_loop._combined_loader):
+            loader.leave_pass()
 
     def _read_again(self, saved: dict[str, Any]) -> None:
         batches, self._at_iterator = saved["batches"], saved["at_iterator"]
@@ -240,8 +241,8 @@ class DataPosition:
         """Whether it would end the next time it is asked, rather than give a batch."""
         if isinstance(loader, PositionedLoader) and loader.is_at_end:
             return True
-        has_ended = number in self._ended_before_resume or (sized_len(loader) or math.inf) <= self._fetcher.fetched
-        return has_ended and self._combined._mode == "max_size"
+        is_over = number in self._ended_before_resume or (sized_len(loader) or math.inf) <= self._fetcher.fetched
+        return is_over and self._combined._mode == "max_size"
 
     def _new_iterator(self, saved: dict[str, Any]) -> None:
         """As ``iter(fetcher)``; but loaders that had come to an end do so again, before anything is fetched."""
@@ -271,9 +272,8 @@ class DataPosition:
         """Whose changes go with the position."""
         for owned in self._owned.parts.values():
             yield from owned.objects()
-        for loader in self._combined.flattened if self._fit_loop._combined_loader is not None else ():
-            if isinstance(loader, PositionedLoader):
-                yield from loader.objects_of_position()
+        for loader in positioned(self._fit_loop._combined_loader):
+            yield from loader.objects_of_position()
 
     @property
     def _combined(self) -> CombinedLoader:

@@ -19,6 +19,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 
 from neuromanifold_gpt.data.shown_data import ShownData
 from neuromanifold_gpt.lightning_io.loader_parts import DATA_PREFIX, data_of
+from neuromanifold_gpt.lightning_io.users_parts import that_save_state
 from neuromanifold_gpt.state.inspection.flat_values import equal
 from neuromanifold_gpt.state.inspection.stored_values import stored
 from neuromanifold_gpt.state.module_values import ModuleValues
@@ -52,9 +53,17 @@ class LoaderEpochs:
         }
 
     def shown_data(self) -> dict[str, str]:
-        """What shows the training data, for the manifest; nothing where it is made anew by epochs."""
+        """What shows the training data, for the manifest; nothing where it is made anew by epochs, nor of what has
+        changed where users save state: they may put it back.
+        """
         data = self._data.get("training")
-        return {} if data is None or "training" in self._asked else data.under(DATA_PREFIX)
+        if data is None or "training" in self._asked:
+            return {}
+        found, combined = data.under(DATA_PREFIX), self._fit_loop._combined_loader
+        if combined is None or not that_save_state(self._trainer):
+            return found
+        now = ShownData(data_of(combined.flattened, [])).under(DATA_PREFIX)
+        return {path: text for path, text in found.items() if now.get(path) == text}
 
     def compare_data(self, constants: Mapping[str, str]) -> None:
         """Compare with :meth:`shown_data` of the save, which is among other values there.

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.fabric.utilities.data import sized_len
 from lightning.fabric.utilities.types import _Stateful
-from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
+from lightning.pytorch.utilities.combined_loader import CombinedLoader, _shutdown_workers_and_reset_iterator
 from torch.utils.data import DataLoader
 
 from neuromanifold_gpt.checkpoint.errors import StateMismatchError
@@ -97,6 +97,12 @@ class OwnedByLoaders:
 def generators_in(saved: dict[str, Any]) -> dict[str, Any]:
     """The states of generators in :meth:`OwnedByLoaders.state`."""
     return {name: state["generators"] for name, state in saved.items()}
+
+
+def positioned(combined: CombinedLoader | None) -> list[PositionedLoader]:
+    """The loaders of this package among some."""
+    loaders = combined.flattened if combined is not None else []
+    return [loader for loader in loaders if isinstance(loader, PositionedLoader)]
 
 
 def states_of(loaders: list[Any]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -23,7 +23,7 @@ from neuromanifold_gpt.lightning_io.users_attributes import (
     names_read_in_steps,
 )
 from neuromanifold_gpt.state.inspection.stored_values import is_single_value
-from neuromanifold_gpt.state.inspection.users_objects import is_a_time
+from neuromanifold_gpt.state.inspection.users_objects import is_a_time, is_of_users_class
 from neuromanifold_gpt.state.inspection.users_variables import users_variables
 from neuromanifold_gpt.state.metrics import metrics_of
 from neuromanifold_gpt.state.own_generators import by_number, generators_around
@@ -256,6 +256,14 @@ def what_trains(trainer: Trainer) -> list[Any]:
     """The parts of the module, the optimizers, the callbacks and the data module."""
     others = (*trainer.optimizers, *trainer.callbacks, trainer.datamodule)  # type: ignore[attr-defined]
     return [*trainer.lightning_module.modules(), *others]
+
+
+def that_save_state(trainer: Trainer) -> list[Any]:
+    """Of users' data module and callbacks those with a ``state_dict`` of theirs."""
+    data, callbacks = trainer.datamodule, trainer.callbacks  # type: ignore[attr-defined]
+    found = [data] if data is not None and type(data).state_dict is not LightningDataModule.state_dict else []
+    found += [callback for callback in callbacks if type(callback).state_dict is not Callback.state_dict]
+    return [thing for thing in found if is_of_users_class(thing)]
 
 
 def _is_state(value: Any) -> bool:

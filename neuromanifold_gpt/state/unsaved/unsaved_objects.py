@@ -121,7 +121,7 @@ def saved_by_others(changed: Mapping[str, Any], saved: Sequence[Any]) -> list[st
         saved = [thing for thing in saved if isinstance(thing, LRScheduler)]
     if not changed:
         return []
-    states = [_state_of(thing) for thing in saved]
+    states = [state_of(thing) for thing in saved]
     by_thing = list(zip(saved, states, strict=True))
     in_others = shown_tensors([state for thing, state in by_thing if not _has_weights(thing)])
     # A part of a module is known as such; one that equals it, such as a target network just after an update, is none.
@@ -129,7 +129,7 @@ def saved_by_others(changed: Mapping[str, Any], saved: Sequence[Any]) -> list[st
     in_optimizers = shown_tensors([state for thing, state in by_thing if is_optimizer(thing)])
     within = {}
     for name, thing in changed.items():
-        state, optimizes = _state_of(thing), is_optimizer(thing)
+        state, optimizes = state_of(thing), is_optimizer(thing)
         shown, there = shown_tensors(state if optimizes else thing), in_optimizers if optimizes else in_others
         has_order = issubclass(type(thing), list | tuple | deque)
         has_tensors_of_others = _come_in_turn(shown, there) if has_order else {*shown} <= {*there}
@@ -168,7 +168,8 @@ def _owner_of(value: Any) -> Any:
     return value.__self__ if type(value) is types.MethodType else value
 
 
-def _state_of(thing: Any) -> Any:
+def state_of(thing: Any) -> Any:
+    """Its ``state_dict()``; ``None`` of what has none, or has a position."""
     try:
         return None if issubclass(type(thing), _DATA) else _to_be_asked(thing).state_dict()
     except Exception:  # noqa: BLE001 - of an object that nobody may want to save
