@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dis
 import math
+import re
 import sys
 import types
 from itertools import pairwise
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, GradientAccumulationScheduler, StochasticWeightAveraging
 from torch import nn
@@ -24,6 +26,7 @@ _STOCK = (LightningModule.on_train_epoch_start, Callback.on_train_epoch_start)
 _COMPUTES = {"math", *vars(math), "min", "max", "abs", "round", "float", "int", "len", "time", "perf_counter"}
 _HARMLESS = frozenset(_COMPUTES | {"print", "log", "log_dict", "info", "debug", "super", "on_train_epoch_start"})
 _FLAGGED = ("LOAD_GLOBAL", *(("LOAD_ATTR", "LOAD_SUPER_ATTR") if sys.version_info >= (3, 12) else ()))
+_SETTING = re.compile(r"^(set|use)_|seed")
 _SWAPPED = object()
 _CHANGING = ("STORE_SUBSCR", "STORE_SLICE", "STORE_GLOBAL", "STORE_DEREF", "DELETE_", "CALL_FUNCTION_EX")
 
@@ -70,7 +73,9 @@ def warn_of_epoch_hooks(trainer: Trainer) -> None:
 
 
 def _sets_only_what_is_stored(user: Any) -> bool:
-    """Whether its hooks only compute, tell, and set numbers of the module which a checkpoint has, or times."""
+    """Whether its hooks only compute, draw, tell, and set or fill what a checkpoint has of the module, its numbers and
+    persistent buffers, or times.
+    """
     hooks = (variables_of_class(base).get("on_train_epoch_start") for base in bases_of(type(user)))
     return all(hook in (None, *_STOCK) or _is_harmless(hook, user) for hook in hooks)
 
@@ -78,15 +83,16 @@ def _sets_only_what_is_stored(user: Any) -> bool:
 def _is_harmless(hook: Any, user: Any) -> bool:
     if not isinstance(hook, types.FunctionType) or hasattr(hook, "__wrapped__"):
         return False
-    own, attributes = hook.__code__.co_varnames[0], all_attributes(user)
+    own, attributes, buffers = hook.__code__.co_varnames[0], all_attributes(user), _persistent_buffers(user)
     before, opened = None, None
+    chain: tuple[Any, ...] = ()  # ``("self", "points")``, where that was loaded just now
     steps = instructions_of(hook)
     for step, then in pairwise([*steps, steps[-1]]):
         if step.opname == "COPY":  # in ``self.name += 1``, of ``self``, which is read and set
             opened = then.argval if before == own else None
         if step.opname == "STORE_ATTR":
             name, value = step.argval, attributes.get(step.argval)
-            is_kept = isinstance(user, nn.Module) and is_stored(user, name, value)
+            is_kept = isinstance(user, nn.Module) and (name in buffers or is_stored(user, name, value))
             is_own = before == own or (before == _SWAPPED and opened == name)
             if not is_own or not (is_kept or is_a_time(name, value)):
                 return False
@@ -95,12 +101,29 @@ def _is_harmless(hook: Any, user: Any) -> bool:
         elif step.opname == "BINARY_OP" and step.argrepr.endswith("=") and then.opname != "SWAP":
             return False  # of no number of the module: ``+=`` may change a tensor, or a list
         called = before if step.opname == "PUSH_NULL" else step.argval  # from Python 3.13 on, behind what is called
-        if _is_called(step) and called not in _HARMLESS:
-            return False
+        fills = step.opname != "PUSH_NULL" and len(chain) == 2 and chain[0] == own and chain[1] in buffers
         # From Python 3.13 on, one instruction may load two variables.
         before = step.argval[-1] if isinstance(step.argval, tuple) else step.argval
+        chain = _with_loaded(chain, step, before)
+        of_torch = len(chain) > 0 and hook.__globals__.get(chain[0]) is torch
+        if of_torch and _SETTING.search(str(chain[-1])):  # such as a seed
+            return False
+        if _is_called(step) and not (called in _HARMLESS or fills or of_torch):
+            return False
         before = _SWAPPED if step.opname == "SWAP" else before
     return True
+
+
+def _persistent_buffers(user: Any) -> set[str]:
+    return {*user._buffers} - user._non_persistent_buffers_set if isinstance(user, nn.Module) else set()
+
+
+def _with_loaded(chain: tuple[Any, ...], step: dis.Instruction, loaded: Any) -> tuple[Any, ...]:
+    if step.opname.startswith(("LOAD_FAST", "LOAD_GLOBAL")):
+        return (loaded,)
+    if step.opname == "PUSH_NULL":
+        return chain
+    return (*chain, loaded) if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and chain else ()
 
 
 def _is_called(step: dis.Instruction) -> bool:

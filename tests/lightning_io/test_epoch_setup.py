@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
@@ -49,6 +50,39 @@ class Tells(Callback):
 class SetsATime(Learns):
     def on_train_epoch_start(self) -> None:
         self.began_time = time.time()
+
+
+class WithPoints(Learns):
+    is_persistent = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("points", torch.zeros(4), persistent=self.is_persistent)
+
+
+class SetsABuffer(WithPoints):
+    def on_train_epoch_start(self) -> None:
+        self.points = 6.28 * torch.rand(4)
+
+
+class FillsABuffer(WithPoints):
+    def on_train_epoch_start(self) -> None:
+        self.points.uniform_(0, 6.28)
+        self.points += torch.nn.functional.relu(torch.randn(4))
+
+
+class FillsATemporaryBuffer(FillsABuffer):
+    is_persistent = False
+
+
+class FillsALayer(Learns):
+    def on_train_epoch_start(self) -> None:
+        self.layer.requires_grad_(True)
+
+
+class SeedsTorch(WithPoints):
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(self.current_epoch)
 
 
 class SetsAList(SetsNumbers):
@@ -120,8 +154,19 @@ def said_in_the_middle(directory: Path, *kinds: type) -> str:
     return "\n".join(text for text in texts if text.startswith("on_train_epoch_start"))
 
 
-@pytest.mark.parametrize("kinds", [(SetsNumbers,), (SetsNumbersToo,), (CountsEpochs,), (SetsATime,), (Learns, Tells)])
-def test_numbers_of_the_module_are_restored(kinds: tuple[type, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        (SetsNumbers,),
+        (SetsNumbersToo,),
+        (CountsEpochs,),
+        (SetsATime,),
+        (SetsABuffer,),
+        (FillsABuffer,),
+        (Learns, Tells),
+    ],
+)
+def test_numbers_and_buffers_of_the_module_are_restored(kinds: tuple[type, ...], tmp_path: Path) -> None:
     assert said_in_the_middle(tmp_path, *kinds) == ""
 
 
@@ -135,6 +180,9 @@ def test_numbers_of_the_module_are_restored(kinds: tuple[type, ...], tmp_path: P
         (ChangesInPlace,),
         (CountsInALayer,),
         (AddsToAList,),
+        (FillsATemporaryBuffer,),
+        (FillsALayer,),
+        (SeedsTorch,),
         (Calls,),
         (Learns, CountsInCallback),
     ],
