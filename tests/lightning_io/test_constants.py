@@ -126,6 +126,19 @@ class Anneals(Learns):
         return super().training_step(batch, batch_idx) * self.hparams["temperature"]
 
 
+class OfClasses(Learns):
+    """By weights of classes, if some are given; and by a table that the first batch makes."""
+
+    def __init__(self, weights: Tensor | None = None) -> None:
+        super().__init__()
+        self.weights, self.table = weights, None
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.table = torch.ones(1) if self.table is None else self.table
+        loss = super().training_step(batch, batch_idx)
+        return loss if self.weights is None else loss * self.weights[0]
+
+
 def fit(directory: Path, module: LightningModule, *callbacks: Callback, max_steps: int = 4) -> LightningModule:
     fit_or_go_on(directory, module, *callbacks, max_steps=max_steps)
     return module
@@ -157,10 +170,17 @@ def test_what_is_another_thing_after_a_resume_is_said_once(parts: Any, name: str
 
 
 @pytest.mark.parametrize(
-    "parts", [(Learns,), (SetsAScale,), (BuildsTables,), (Learns, StopsAt), (Learns, NotesWhereItBegan)]
+    "parts", [(Learns,), (OfClasses,), (SetsAScale,), (BuildsTables,), (Learns, StopsAt), (Learns, NotesWhereItBegan)]
 )
 def test_what_is_the_same_is_not(parts: Any, tmp_path: Path) -> None:
     assert resumed(tmp_path, *parts) == ""
+
+
+@pytest.mark.parametrize(("before", "now"), [(None, torch.ones(2)), (torch.ones(2), torch.zeros(2))])
+def test_weights_that_are_others_on_the_resume_are_said(before: Tensor | None, now: Tensor, tmp_path: Path) -> None:
+    fit(tmp_path, OfClasses(before), max_steps=2)
+    with pytest.warns(InexactResumeWarning, match=f"{OTHERS}weights. "):
+        fit(tmp_path, OfClasses(now), max_steps=4)
 
 
 def test_settings_of_layers(tmp_path: Path) -> None:

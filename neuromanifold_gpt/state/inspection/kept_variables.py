@@ -138,6 +138,16 @@ def attributes_set_by(value: Any) -> Iterator[str]:
         yield from (step.argval for step in instructions_of(code) if step.opname == "STORE_ATTR")
 
 
+@remembered_of_class
+def attributes_of_init_only(kind: type) -> frozenset[str]:
+    """Attributes that users' classes set when they are made, and in no other method."""
+    by_init: set[str] = set()
+    by_others: set[str] = set()
+    for name, value in variables_of_users_classes(kind):
+        (by_init if name == "__init__" else by_others).update(attributes_set_by(value))
+    return frozenset(by_init - by_others)
+
+
 def codes_of(value: Any) -> Iterator[types.CodeType]:
     """Of a function, and of those within it."""
     if isinstance(value, types.CodeType):

@@ -19,7 +19,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from neuromanifold_gpt.state.in_steps import in_next_step
 from neuromanifold_gpt.state.inspection.drawing_caches import CACHE
 from neuromanifold_gpt.state.inspection.hooks import hooks_of
-from neuromanifold_gpt.state.inspection.kept_variables import attributes_carried
+from neuromanifold_gpt.state.inspection.kept_variables import attributes_carried, attributes_of_init_only
 from neuromanifold_gpt.state.inspection.users_objects import (
     has_position,
     is_a_time,
@@ -91,6 +91,7 @@ def values_beside_state(
             )
     if as_settings:
         found.update(settings_of_layers(module))
+        found.update((path, NONE) for path in _left_out_of_settings(module, ignored))
     else:
         for path, hooks in hooks_of(module):
             of_users = [hook for hook in hooks if is_users_module(getattr(hook, "__module__", None))]
@@ -268,6 +269,14 @@ def attributes_of_parts(
         return
     for name, parameter in module.named_parameters():
         yield from ((f"{name}.{attribute}", value, False) for attribute, value in vars(parameter).items())
+
+
+def _left_out_of_settings(module: nn.Module, ignored: Collection[str]) -> Iterator[str]:
+    """Paths of what a user's part is made without, such as weights of classes, and no method of it sets later."""
+    for path, value, _ in attributes_of_parts(module, ignored):
+        owner, _, name = path.rpartition(".")
+        if value is None and name in attributes_of_init_only(type(module.get_submodule(owner))):
+            yield path
 
 
 def without_settings_in_dicts(saved: Mapping[str, str], module: nn.Module) -> dict[str, str]:
