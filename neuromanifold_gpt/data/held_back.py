@@ -161,8 +161,10 @@ class HeldBack:
 
 def _exit_of_loop(asking: _Asking) -> int | None:
     """The instruction behind a ``for`` or ``yield from`` that has asked."""
-    steps = (step for step in instructions_of(asking.code) if step.offset == asking.offset)
-    return next((step.argval for step in steps if step.opname in ("FOR_ITER", "SEND")), None)
+    steps = instructions_of(asking.code)
+    asked = (step for step in steps if step.offset == asking.offset)
+    behind = next((step.argval for step in asked if step.opname in ("FOR_ITER", "SEND")), None)
+    return None if behind is None else next(step.offset for step in steps if step.offset >= behind)
 
 
 def _innermost(generator: types.GeneratorType[Any, Any, Any], number: int) -> list[Any]:
