@@ -209,7 +209,7 @@ class ExactResume(Callback):
             "inexact": inexact + self._tracker.inexact_here(trainer, loop),
             "scheduler_classes": [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs],
             "settings": self._settings.current(),
-            "constants": {**self._tracker.constants(), **self._loader_epochs.shown_data()},
+            "constants": dict(sorted({**self._tracker.constants(), **self._loader_epochs.shown_data()}.items())),
         }
         if trainer.is_global_zero and writes_separated(trainer):
             checkpoint[RESUME_KEY]["steps"] = note_steps(trainer.optimizers)  # now: a thread may write later
