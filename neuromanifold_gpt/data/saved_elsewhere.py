@@ -29,7 +29,7 @@ class SavedWith:
 
     def left_out(self, paths: list[str], owners: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
         """Which of some attributes, by path, belong to none of them, and are not in the state of one: all tensors and
-        arrays that are there, or an equal list or dict.
+        arrays that are there, or an equal list or dict, be its tuples lists there.
 
         With several ranks no state is looked at: a ``state_dict`` may wait for that of each.
         """
@@ -46,7 +46,13 @@ class SavedWith:
 def _is_among(value: Any, tensors: set[str], parts: list[Any]) -> bool:
     if own := shown_tensors(value):
         return {*own} <= tensors
-    return any(equal(value, part) for part in parts)
+    as_lists = _as_lists(value)
+    return any(equal(as_lists, _as_lists(part)) for part in parts)
+
+
+def _as_lists(value: Any) -> Any:
+    """Tuples as lists, since a state may have them as such."""
+    return [*map(_as_lists, value)] if type(value) in (list, tuple) else value
 
 
 def _parts(value: Any, depth: int) -> Iterator[Any]:

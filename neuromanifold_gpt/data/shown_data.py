@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections import deque
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from neuromanifold_gpt.checkpoint.user_warnings import warn_user
 from neuromanifold_gpt.data.errors import DataOrderWarning
+from neuromanifold_gpt.data.function_identity import name_of
 from neuromanifold_gpt.state.modules import listed
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.unsaved.shown_values import shown_value
@@ -38,21 +40,30 @@ class ShownData:
         elsewhere = tuple(f"{path}." for path, owner in owned.owners() if _is_of_another_process(owner))
         self.texts = {path: text for path, text in shown.items() if not path.startswith(elsewhere)}
 
-    def under(self, prefix: str) -> dict[str, str]:
-        """``texts`` with something in front of the paths, to be stored among others."""
-        return {prefix + path: text for path, text in self.texts.items()}
+    def under(self, prefix: str, collate_fns: Mapping[str, Any] = MappingProxyType({})) -> dict[str, str]:
+        """``texts`` with something in front of the paths, to be stored among others.
 
-    def warn_of_others(self, saved: Mapping[str, str], prefix: str = "") -> None:
+        Args:
+            prefix: it.
+            collate_fns: the functions that collate now, by path, to be shown by name.
+        """
+        names = {path: name_of(function) for path, function in collate_fns.items()}
+        return {prefix + path: text for path, text in {**self.texts, **names}.items()}
+
+    def warn_of_others(
+        self, saved: Mapping[str, str], prefix: str = "", collate_fns: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         """Compare with those of a save; what only one of them has was made on the way.
 
         Args:
             saved: with what :meth:`under` gave then, and others.
-            prefix: as then.
+            prefix, collate_fns: as for that.
 
         Warns:
             DataOrderWarning: names what differs.
         """
-        others = sorted(path for path, text in self.texts.items() if saved.get(prefix + path, text) != text)
+        now = self.under(prefix, collate_fns)
+        others = sorted(path.removeprefix(prefix) for path, text in now.items() if saved.get(path, text) != text)
         if others:
             warn_user(
                 f"the data is other than at the save, so other samples follow: {listed(others)}. Make it as it was "

@@ -17,6 +17,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
 
+from neuromanifold_gpt.data.positioned_loader import PositionedLoader
 from neuromanifold_gpt.data.shown_data import ShownData
 from neuromanifold_gpt.lightning_io.loader_parts import DATA_PREFIX, data_of
 from neuromanifold_gpt.lightning_io.users_parts import that_save_state
@@ -59,10 +60,10 @@ class LoaderEpochs:
         data = self._data.get("training")
         if data is None or "training" in self._asked:
             return {}
-        found, combined = data.under(DATA_PREFIX), self._fit_loop._combined_loader
+        found, combined = data.under(DATA_PREFIX, self._collate_fns()), self._fit_loop._combined_loader
         if combined is None or not that_save_state(self._trainer):
             return found
-        now = ShownData(data_of(combined.flattened, [])).under(DATA_PREFIX)
+        now = ShownData(data_of(combined.flattened, [])).under(DATA_PREFIX, self._collate_fns())
         return {path: text for path, text in found.items() if now.get(path) == text}
 
     def compare_data(self, constants: Mapping[str, str]) -> None:
@@ -72,7 +73,13 @@ class LoaderEpochs:
             DataOrderWarning: it is other data.
         """
         if (data := self._data.get("training")) is not None and "training" not in self._asked:
-            data.warn_of_others(constants, DATA_PREFIX)
+            data.warn_of_others(constants, DATA_PREFIX, self._collate_fns())
+
+    def _collate_fns(self) -> dict[str, Any]:
+        """Of the loaders of this package; others are followed elsewhere."""
+        combined = self._fit_loop._combined_loader
+        named = enumerate(combined.flattened if combined is not None else [])
+        return {f"{n}.collate_fn": loader.collate_fn for n, loader in named if isinstance(loader, PositionedLoader)}
 
     def loaded(self, saved: Mapping[str, dict[str, Any]], module_values: dict[str, Any]) -> None:
         """A checkpoint has these :meth:`current`: until it is resumed from, loaders are asked for as they were then.

@@ -126,9 +126,15 @@ def _names_beside(word: str, things: Iterable[Any]) -> set[str]:
 
 @functools.cache
 def _names_set_beside_trainer(kind: type) -> frozenset[str]:
-    """Attributes, of whatever, that those methods of users' classes set which use a trainer."""
-    codes = (code for method in _methods_of_users(kind).values() for code in method)
-    using = (code for code in codes if "trainer" in (*code.co_names, *code.co_varnames))
+    """Attributes, of whatever, that those methods of users' classes set which use a trainer, or are given one."""
+    given = {name for name in vars(Callback) if issubclass(kind, Callback)}
+    methods = _methods_of_users(kind).items()
+    using = (
+        code
+        for name, codes in methods
+        for code in codes
+        if name in given or "trainer" in (*code.co_names, *code.co_varnames)
+    )
     return frozenset(name for code in using for name in attributes_set_by(code))
 
 

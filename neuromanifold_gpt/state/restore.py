@@ -138,7 +138,8 @@ def _load_state_dicts(parts: LoopParts, loaded: LoadedCheckpoint) -> None:
 def _warn_of_what_is_other(parts: LoopParts, loaded: LoadedCheckpoint) -> None:
     """Data, settings and environment than at the save; and of what the checkpoint has and nobody takes."""
     for number, own_loader in parts.own_loaders.items():
-        own_loader.shown_data.warn_of_others(_details(loaded, DATA_KEY), f"{number}.")
+        data, collate_fns = _details(loaded, DATA_KEY), {"collate_fn": own_loader.collate_fn}
+        own_loader.shown_data.warn_of_others(data, f"{number}.", collate_fns)
     if parts.optimizers:
         warn_of_ignored_settings(parts.optimizers, loaded.optimizer_states or [])
         _warn_of_what_nobody_takes(parts, loaded)

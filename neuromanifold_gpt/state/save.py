@@ -187,7 +187,9 @@ def _to_be_compared(left_out: dict[str, str], parts: LoopParts) -> dict[str, dic
     """For the manifest: what a resumed run is compared with, beside the state."""
     own = parts.own_loaders
     data = {
-        path: shown for number, loader in own.items() for path, shown in loader.shown_data.under(f"{number}.").items()
+        path: shown
+        for number, loader in own.items()
+        for path, shown in loader.shown_data.under(f"{number}.", {"collate_fn": loader.collate_fn}).items()
     }
     around = [carried for loader in own.values() for carried in loader.carried_around()]
     numbers = LOOP_NUMBERS.at_save(around)

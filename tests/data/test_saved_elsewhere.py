@@ -21,7 +21,7 @@ class Negatives(Dataset[list[int]]):
     """Pairs that each epoch draws anew, as recommenders do."""
 
     def __init__(self) -> None:
-        self.pairs = [[i, 0] for i in range(8)]
+        self.pairs = [(i, 0) for i in range(8)]
         self.losses = torch.zeros(8)
         self.counts = np.zeros(8)
 
@@ -29,18 +29,19 @@ class Negatives(Dataset[list[int]]):
         return 8
 
     def __getitem__(self, i: int) -> list[int]:
-        return self.pairs[i]
+        return [*self.pairs[i]]
 
 
 class Saves:
-    """Some attributes of a dataset, arrays as tensors."""
+    """Some attributes of a dataset, arrays as tensors, tuples as lists."""
 
     def __init__(self, dataset: Negatives, names: list[str]) -> None:
         self.dataset, self.names = dataset, names
 
     def state_dict(self) -> dict[str, Any]:
         state = {name: getattr(self.dataset, name) for name in self.names}
-        return {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in state.items()}
+        state = {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in state.items()}
+        return {name: [[*pair] for pair in x] if name == "pairs" else x for name, x in state.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         raise NotImplementedError
@@ -48,7 +49,7 @@ class Saves:
 
 def changed(dataset: Negatives, loader: Any) -> Iterator[int]:
     for step, _ in enumerate(loader):
-        dataset.pairs[step] = [step, step + 1]
+        dataset.pairs[step] = (step, step + 1)
         dataset.losses[step] = step + 1
         dataset.counts[step] += 1
         yield step

@@ -123,6 +123,30 @@ def test_data_may_move(tmp_path: Path) -> None:
     assert restore(tmp_path, ResumableDataLoader(Files(0, "/other/place"), 2)) == []
 
 
+def first(batch: list[int]) -> int:
+    return batch[0]
+
+
+def last(batch: list[int]) -> int:
+    return batch[-1]
+
+
+@pytest.mark.parametrize("wrap", [True, False])
+@pytest.mark.parametrize("now", [first, last])
+def test_another_function_that_collates_is_said(wrap: bool, now: Callable[[list[int]], int], tmp_path: Path) -> None:
+    def made(collate_fn: Callable[[list[int]], int]) -> Any:
+        if wrap:
+            return resumable(DataLoader(range(SIZE), 2, collate_fn=collate_fn), seed=0)  # type: ignore[arg-type]
+        return ResumableDataLoader(range(SIZE), 2, collate_fn=collate_fn)  # type: ignore[arg-type]
+
+    loader = made(last)
+    loader.collate_fn = first  # as it is at the save counts
+    save(tmp_path, loader)
+    said = restore(tmp_path, made(now))
+    assert len(said) == (now is last)
+    assert all("other than at the save, so other samples follow: collate_fn. " in text for text in said)
+
+
 class FillsACache(Dataset[int]):
     def __init__(self) -> None:
         self.cache: list[int | None] = [None] * SIZE

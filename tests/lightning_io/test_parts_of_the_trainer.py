@@ -137,9 +137,9 @@ class Asks(Callback):
 class Weighs(Callback):
     """Sets a number on the trainer; what Lightning sets there, too, is its own affair."""
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        trainer.auxiliary_weight = 0.9 * getattr(trainer, "auxiliary_weight", 1.0)  # type: ignore[attr-defined]
-        trainer.limit_val_batches = trainer.global_step
+    def on_train_batch_end(self, tr: Trainer, *_: Any) -> None:  # type: ignore[override]
+        tr.auxiliary_weight = 0.9 * getattr(tr, "auxiliary_weight", 1.0)  # type: ignore[attr-defined]
+        tr.limit_val_batches = tr.global_step
 
 
 class Plain(Trainer):

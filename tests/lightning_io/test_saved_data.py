@@ -1,4 +1,5 @@
-"""What training changes in its data, and the data module saves, as the docs advise: exact, and nothing to say."""
+"""What training changes in its data, and the data module saves, as the docs advise: exact, and nothing to say; and how
+samples become batches, where that is other on the resume."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
-from neuromanifold_gpt import SeparatedCheckpoint, resumable
+from neuromanifold_gpt import ResumableDataLoader, SeparatedCheckpoint, resumable
 from neuromanifold_gpt.checkpoint.errors import CheckpointWarning
 from neuromanifold_gpt.data.errors import DataOrderWarning
 
@@ -80,3 +81,18 @@ def test_is_exact_and_nothing_to_say(wrap: Callable[[DataLoader], Any], tmp_path
 def test_is_said_where_nobody_saves_it(wrap: Callable[[DataLoader], Any], tmp_path: Path) -> None:
     with pytest.warns(DataOrderWarning, match=r"dataset\.weights: training changes it, and no position has it"):
         run(tmp_path, Data(wrap), 4)
+
+
+def reversed_labels(samples: list[Any]) -> Any:
+    x, y, number = default_collate(samples)
+    return x, -y, number
+
+
+def test_another_function_that_collates_is_said_on_the_resume(tmp_path: Path) -> None:
+    def wrapped(collate_fn: Any) -> Callable[[DataLoader], Any]:
+        return lambda loader: ResumableDataLoader(loader.dataset, 4, collate_fn=collate_fn)
+
+    run(tmp_path, SavesWeights(wrapped(None)), 3)
+    path = by_step(tmp_path)[3].model_path
+    with pytest.warns(DataOrderWarning, match=r"other samples follow: 0\.collate_fn\. "):
+        run(tmp_path, SavesWeights(wrapped(reversed_labels)), 4, path)
