@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from neuromanifold_gpt.checkpoint.errors import StateMismatchError
 from neuromanifold_gpt.data.function_identity import name_of
 from neuromanifold_gpt.data.positioned_loader import PositionedLoader
-from neuromanifold_gpt.state.inspection.plain_reading import attribute_dict
+from neuromanifold_gpt.state.inspection.plain_reading import CONTAINERS, attribute_dict, values_in
 from neuromanifold_gpt.state.inspection.users_objects import is_of_users_class
 from neuromanifold_gpt.state.owned_state import OwnedState
 from neuromanifold_gpt.state.unsaved.stock_loaders import parts_of_stock_loader
@@ -38,12 +38,18 @@ class OwnedByLoaders:
     def __init__(self, loaders: list[Any], kinds: Collection[str] = (*DATA, *ORDER)) -> None:
         self._loaders = loaders
         self.parts = {
-            name: OwnedState({name: part}, ignored, thorough=name.endswith("sampler"))
+            name: OwnedState(
+                {name: part},
+                ignored,
+                thorough=name.endswith("sampler"),
+                with_trainers=name.endswith(".iterable"),  # it may go through loaders, and does not train
+            )
             for number, loader in enumerate(loaders)
             if not isinstance(loader, _Stateful)
             for name, part, ignored in _parts_with_state(number, loader)
             if name.partition(".")[2] in kinds
         }
+        self._inner = {name: _positioned_within(owned) for name, owned in self.parts.items()}
 
     def look_for_generators(self) -> None:
         """Find those that hooks and samples have made meanwhile."""
@@ -77,9 +83,13 @@ class OwnedByLoaders:
                 _shutdown_workers_and_reset_iterator(loader)
 
     def state(self) -> dict[str, Any]:
-        """Generators and changed values, by name of the part."""
+        """Generators, changed values, and epochs of loaders within, by name of the part."""
         return {
-            name: {"generators": owned.generator_states(), "values": owned.changed_values()}
+            name: {
+                "generators": owned.generator_states(),
+                "values": owned.changed_values(),
+                "inner": [loader.position() for loader in self._inner[name]],
+            }
             for name, owned in self.parts.items()
         }
 
@@ -87,11 +97,25 @@ class OwnedByLoaders:
         """Put back :meth:`state`; gives what :meth:`restore_generators` gives."""
         for name, owned in self.of(saved):
             owned.restore_values(saved[name]["values"])
+            for loader, state in zip(self._inner[name], saved[name]["inner"], strict=False):
+                loader.load_state_dict(state)
+                loader.leave_pass()
         return self.restore_generators(generators_in(saved))
 
     def of(self, saved: dict[str, Any]) -> list[tuple[str, OwnedState]]:
         """The parts of :meth:`state` that are here, in its order."""
         return [(name, self.parts[name]) for name in saved if name in self.parts]
+
+
+def _positioned_within(owned: OwnedState) -> list[PositionedLoader]:
+    """Loaders of this package that a user's iterable goes through, such as a prefetcher: it is read again from the
+    beginning of the epoch in which they were.
+    """
+    found: dict[int, PositionedLoader] = {}
+    for _, value in owned.attributes():
+        parts = values_in(value) if issubclass(type(value), CONTAINERS) else [value]
+        found.update((id(part), part) for part in parts if isinstance(part, PositionedLoader))
+    return [*found.values()]
 
 
 def generators_in(saved: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from neuromanifold_gpt import SeparatedCheckpoint
+from neuromanifold_gpt import ResumableDataLoader, SeparatedCheckpoint, resumable
 from neuromanifold_gpt.checkpoint.errors import CheckpointWarning
 from neuromanifold_gpt.data.errors import DataOrderWarning
 from neuromanifold_gpt.lightning_io.loader_parts import OwnedByLoaders
@@ -76,6 +76,28 @@ class KeepsItsIterator(DataLoader):
         return islice(self.iterator, 7)
 
 
+class Around:
+    """No loader itself, but around one of this package; it counts what it gives."""
+
+    def __init__(self, dataset: Any, batch_size: int, **options: Any) -> None:
+        self.loaders = {"main": ResumableDataLoader(dataset, batch_size, shuffle=True, seed=2, **options)}
+        self.given = 0
+
+    def __len__(self) -> int:
+        return len(self.loaders["main"])
+
+    def __iter__(self) -> Any:
+        for x, y, ids in self.loaders["main"]:
+            self.given += 1
+            yield x, y + 0.01 * self.given, ids
+
+
+class AroundWrapped(Around):
+    def __init__(self, dataset: Any, batch_size: int, **options: Any) -> None:
+        super().__init__(dataset, batch_size)
+        self.loaders["main"] = resumable(DataLoader(dataset, batch_size, shuffle=True, **options), seed=2)
+
+
 class Endless(torch.utils.data.Sampler[int]):
     def __iter__(self) -> Any:
         return cycle(range(26))
@@ -101,7 +123,7 @@ def run(directory: Path, kind: Any, path: Path | None = None, **options: Any) ->
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("kind", [Counts, Masks])
+@pytest.mark.parametrize("kind", [Counts, Masks, Around, AroundWrapped])
 def test_goes_on_where_it_was(kind: Any, workers: int, tmp_path: Path) -> None:
     whole = run(tmp_path / "a", kind, num_workers=workers)
     saved = by_step(tmp_path / "a")
