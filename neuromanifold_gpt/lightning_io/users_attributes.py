@@ -127,14 +127,9 @@ def _names_beside(word: str, things: Iterable[Any]) -> set[str]:
 @functools.cache
 def _names_set_beside_trainer(kind: type) -> frozenset[str]:
     """Attributes, of whatever, that those methods of users' classes set which use a trainer, or are given one."""
-    given = {name for name in vars(Callback) if issubclass(kind, Callback)}
-    methods = _methods_of_users(kind).items()
-    using = (
-        code
-        for name, codes in methods
-        for code in codes
-        if name in given or "trainer" in (*code.co_names, *code.co_varnames)
-    )
+    given = vars(Callback) if issubclass(kind, Callback) else ()  # hooks, whatever they call it
+    named = ((name, code) for name, codes in _methods_of_users(kind).items() for code in codes)
+    using = (code for name, code in named if name in given or "trainer" in (*code.co_names, *code.co_varnames))
     return frozenset(name for code in using for name in attributes_set_by(code))
 
 
