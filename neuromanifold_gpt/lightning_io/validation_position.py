@@ -68,6 +68,7 @@ class ValidationPosition:
             "workers_are_running": self._workers.are_running(),
             "generators": generators_in(data),
             "values": {name: state["values"] for name, state in data.items()},
+            "inner": {name: state["inner"] for name, state in data.items()},
         }
 
     def has_moved(self) -> None:
@@ -100,8 +101,10 @@ class ValidationPosition:
                 with contextlib.suppress(DatasetError):  # another kind of loader now: it validates in its own order
                     loader.load_state_dict(position)
                     loader.leave_pass()
-        values = saved["values"]
-        data = {name: {"generators": states, "values": values[name]} for name, states in saved["generators"].items()}
+        data = {
+            name: {"generators": states, "values": saved["values"][name], "inner": saved["inner"][name]}
+            for name, states in saved["generators"].items()
+        }
         self._samplers.make_generators(generators_in(saved["samplers"]))
         self._data.make_generators(saved["generators"])
         self._workers.start(saved["workers_are_running"])
