@@ -110,7 +110,7 @@ class ChangesBesidePosition:
         changed = sorted(
             path for path in now.keys() - self._said if _is_a_change(before.get(path, _NONE), now[path], path in late)
         )
-        if changed:
+        if changed and self._saved_with.are_there():
             owners = dict(named for owned in self._owned for named in owned.owners())
             values = dict(named for owned in self._owned for named in looked_at_attributes(owned))
             changed = self._saved_with.left_out(changed, owners, values)

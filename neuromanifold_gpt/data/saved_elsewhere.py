@@ -27,6 +27,10 @@ class SavedWith:
         """These are they from now on."""
         self._things = [weakref.ref(thing) for thing in things if type(thing).__weakrefoffset__]
 
+    def are_there(self) -> bool:
+        """Whether there are some: else attributes need not be gathered for :meth:`left_out`."""
+        return any(reference() is not None for reference in self._things)
+
     def left_out(self, paths: list[str], owners: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
         """Which of some attributes, by path, belong to none of them, and are not in the state of one: all tensors and
         arrays that are there, or an equal list or dict, be its tuples lists there.
@@ -36,7 +40,7 @@ class SavedWith:
         things = [thing for reference in self._things if (thing := reference()) is not None]
         kept = {*map(id, things)}
         left = [path for path in paths if id(owners.get(path.rpartition(".")[0])) not in kept]
-        if not things or not left or distributed():
+        if not left or distributed():
             return left
         states = [state_of(thing) for thing in things]
         tensors, parts = {*shown_tensors(states)}, [*_parts(states, 0)]

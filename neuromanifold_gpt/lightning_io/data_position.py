@@ -126,7 +126,7 @@ class DataPosition:
         combined, fetcher = self._fit_loop._combined_loader, self._fit_loop._data_fetcher
         collate_fns = collate_fns_of(combined.flattened if combined is not None else [])
         self._beside.warn_of_changes(collate_fns, is_at_end=fetcher is None or fetcher.done)
-        for loader in positioned(self._fit_loop._combined_loader):
+        for loader in positioned(combined):
             loader.warn_of_what_is_left_out()
 
     def current(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class DataPosition:
             load_states(self._combined.flattened, states)
         if "states" in saved and not others_come:  # else they are put to a pass's beginning
             finish_passes(self._combined.flattened, states)
-        for loader in positioned(self._fit_loop._combined_loader):
+        for loader in positioned(self._combined):
             loader.leave_pass()
 
     def _read_again(self, saved: dict[str, Any]) -> None:
@@ -241,8 +241,8 @@ class DataPosition:
         """Whether it would end the next time it is asked, rather than give a batch."""
         if isinstance(loader, PositionedLoader) and loader.is_at_end:
             return True
-        is_over = number in self._ended_before_resume or (sized_len(loader) or math.inf) <= self._fetcher.fetched
-        return is_over and self._combined._mode == "max_size"
+        has_ended = number in self._ended_before_resume or (sized_len(loader) or math.inf) <= self._fetcher.fetched
+        return has_ended and self._combined._mode == "max_size"
 
     def _new_iterator(self, saved: dict[str, Any]) -> None:
         """As ``iter(fetcher)``; but loaders that had come to an end do so again, before anything is fetched."""

@@ -17,6 +17,7 @@ from torch import nn
 
 from neuromanifold_gpt.checkpoint.errors import InexactResumeWarning
 from neuromanifold_gpt.checkpoint.user_warnings import warn_user
+from neuromanifold_gpt.lightning_io.tensor_sums import persistent_buffers
 from neuromanifold_gpt.state.inspection.instructions import instructions_of
 from neuromanifold_gpt.state.inspection.plain_reading import all_attributes, bases_of, variables_of_class
 from neuromanifold_gpt.state.inspection.users_objects import is_a_time
@@ -83,7 +84,8 @@ def _sets_only_what_is_stored(user: Any) -> bool:
 def _is_harmless(hook: Any, user: Any) -> bool:
     if not isinstance(hook, types.FunctionType) or hasattr(hook, "__wrapped__"):
         return False
-    own, attributes, buffers = hook.__code__.co_varnames[0], all_attributes(user), _persistent_buffers(user)
+    own, attributes = hook.__code__.co_varnames[0], all_attributes(user)
+    buffers = {name for name, _ in persistent_buffers(user)} if isinstance(user, LightningModule) else set()
     before, opened = None, None
     chain: tuple[Any, ...] = ()  # ``("self", "points")``, where that was loaded just now
     steps = instructions_of(hook)
@@ -112,10 +114,6 @@ def _is_harmless(hook: Any, user: Any) -> bool:
             return False
         before = _SWAPPED if step.opname == "SWAP" else before
     return True
-
-
-def _persistent_buffers(user: Any) -> set[str]:
-    return {*user._buffers} - user._non_persistent_buffers_set if isinstance(user, nn.Module) else set()
 
 
 def _with_loaded(chain: tuple[Any, ...], step: dis.Instruction, loaded: Any) -> tuple[Any, ...]:

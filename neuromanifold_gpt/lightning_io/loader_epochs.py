@@ -60,10 +60,11 @@ class LoaderEpochs:
         data = self._data.get("training")
         if data is None or "training" in self._asked:
             return {}
-        found, combined = data.under(DATA_PREFIX, self._collate_fns()), self._fit_loop._combined_loader
+        combined, collate_fns = self._fit_loop._combined_loader, self._collate_fns()
+        found = data.under(DATA_PREFIX, collate_fns)
         if combined is None or not that_save_state(self._trainer):
             return found
-        now = ShownData(data_of(combined.flattened, [])).under(DATA_PREFIX, self._collate_fns())
+        now = ShownData(data_of(combined.flattened, [])).under(DATA_PREFIX, collate_fns)
         return {path: text for path, text in found.items() if now.get(path) == text}
 
     def compare_data(self, constants: Mapping[str, str]) -> None:

@@ -62,14 +62,7 @@ class ValidationPosition:
                 ],
                 "samplers": self._samplers.state(),
             }
-        data = self._data.state()
-        return {
-            **self._moved,
-            "workers_are_running": self._workers.are_running(),
-            "generators": generators_in(data),
-            "values": {name: state["values"] for name, state in data.items()},
-            "inner": {name: state["inner"] for name, state in data.items()},
-        }
+        return {**self._moved, "workers_are_running": self._workers.are_running(), "data": self._data.state()}
 
     def has_moved(self) -> None:
         """A validation is over.
@@ -101,17 +94,13 @@ class ValidationPosition:
                 with contextlib.suppress(DatasetError):  # another kind of loader now: it validates in its own order
                     loader.load_state_dict(position)
                     loader.leave_pass()
-        data = {
-            name: {"generators": states, "values": saved["values"][name], "inner": saved["inner"][name]}
-            for name, states in saved["generators"].items()
-        }
         self._samplers.make_generators(generators_in(saved["samplers"]))
-        self._data.make_generators(saved["generators"])
+        self._data.make_generators(generators_in(saved["data"]))
         self._workers.start(saved["workers_are_running"])
         missing = self._samplers.restore(saved["samplers"])
         self._moved = None
         self.current()  # before others draw from what a sampler draws from
-        warn_of_missing_generators([*missing, *self._data.restore(data)])
+        warn_of_missing_generators([*missing, *self._data.restore(saved["data"])])
 
     def _look_at_loaders(self) -> None:
         self._moved = None

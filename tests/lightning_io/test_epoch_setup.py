@@ -75,7 +75,7 @@ class FillsATemporaryBuffer(FillsABuffer):
     is_persistent = False
 
 
-class FillsALayer(Learns):
+class UnfreezesALayer(Learns):
     def on_train_epoch_start(self) -> None:
         self.layer.requires_grad_(True)
 
@@ -181,7 +181,7 @@ def test_numbers_and_buffers_of_the_module_are_restored(kinds: tuple[type, ...],
         (CountsInALayer,),
         (AddsToAList,),
         (FillsATemporaryBuffer,),
-        (FillsALayer,),
+        (UnfreezesALayer,),
         (SeedsTorch,),
         (Calls,),
         (Learns, CountsInCallback),
